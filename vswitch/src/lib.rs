@@ -1,0 +1,29 @@
+//! The switch: frames in, frames out.
+//!
+//! The way of a frame, and where to read on:
+//!
+//! ```text
+//!  pod ── tap ──► Source ─► Batch ─► Switch::forward ─► Egress::Port ─► Sink ──► tap ── pod
+//!                                        │  ▲
+//!                                        │  └───────── Source ◄─ tunnel (other node)
+//!                                        └──────────── Egress::Node ─► Uplink ─► tunnel
+//! ```
+//!
+//! 1. [`worker`] polls the sources and takes a batch of [`frame::Frame`]s, with the [`tables::Tables`]
+//!    that are in force borrowed for its length.
+//! 2. [`switch`] decides every frame's [`verdict::Verdict`]; it is the only control flow of a frame.
+//!    It uses [`wire`] to parse, [`neighbor`] to answer ARP and ND, [`tables`] to route and
+//!    [`icmp_error`] to refuse politely.
+//! 3. [`offload`] cuts super-frames and coalesces packets into them.
+//! 4. [`tap`] and [`veth`] are the real ports; `sim` has in-memory ones.
+//!
+//! Everything but `tap`, `veth`, `worker` and `engine` is free of I/O and takes the time as an argument.
+
+pub mod config;
+pub mod counters;
+pub mod frame;
+pub mod mac;
+pub mod port;
+pub mod tables;
+pub mod verdict;
+pub mod wire;

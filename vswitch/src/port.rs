@@ -1,0 +1,81 @@
+//! Where frames come in and go out.
+//!
+//! A port has two halves. Its [`Source`] is owned by one worker, so a flow's frames are read by one
+//! thread and keep their order. Its [`Sink`] exists once per worker, so no worker waits for another.
+//! The tunnel is the same, with an [`Uplink`] in place of the sink: its frames go to a node.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::counters::WorkerCounters;
+use crate::frame::{Batch, Frame, Pool};
+use crate::tables::Tables;
+
+/// Index of a local port in [`Tables`]. Stays with the port for its life and is reused afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortIx(pub u16);
+
+impl PortIx {
+    /// The host's own port, `weft0`.
+    pub const HOST: Self = Self(0);
+
+    /// The index as a `usize`.
+    pub fn ix(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// Index of another node in [`Tables`]. Valid only together with the tables that it was read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeIx(pub u16);
+
+impl NodeIx {
+    /// The index as a `usize`.
+    pub fn ix(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// What a source or a sink works with, borrowed for the length of one batch.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The tables in force for this batch.
+    pub tables: &'a Tables,
+    /// The worker's buffers. Frames that end here go back to it.
+    pub pool: &'a mut Pool,
+    /// The worker's counters.
+    pub counters: &'a WorkerCounters,
+}
+
+/// The receiving half of a port, or of the tunnel.
+pub trait Source: Send + std::fmt::Debug {
+    /// Readable when frames wait; the worker polls it.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Appends what waits to `batch`, until it holds [`crate::frame::BATCH_MAX`] frames, nothing
+    /// waits, or the pool is empty. Counts what it received, and what it dropped itself.
+    ///
+    /// # Errors
+    /// When the device is gone for good. The worker then stops polling the source.
+    fn receive(&mut self, context: &mut Context<'_>, batch: &mut Batch) -> io::Result<()>;
+}
+
+/// The sending half of a local port, one per worker.
+pub trait Sink: Send + std::fmt::Debug {
+    /// Sends one frame or queues it until [`Sink::flush`]. Counts it as delivered or dropped and puts
+    /// its buffer back.
+    fn send(&mut self, context: &mut Context<'_>, frame: Frame);
+
+    /// Sends what is queued.
+    fn flush(&mut self, context: &mut Context<'_>);
+}
+
+/// The sending half of the tunnel, one per worker.
+pub trait Uplink: Send + std::fmt::Debug {
+    /// Sends one frame to a node, or queues it until [`Uplink::flush`]. Counts it as delivered or
+    /// dropped and puts its buffer back.
+    fn send(&mut self, context: &mut Context<'_>, node: NodeIx, frame: Frame);
+
+    /// Sends what is queued.
+    fn flush(&mut self, context: &mut Context<'_>);
+}
