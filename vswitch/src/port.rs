@@ -10,6 +10,7 @@ use std::os::fd::BorrowedFd;
 use crate::counters::WorkerCounters;
 use crate::frame::{Batch, Frame, Pool};
 use crate::tables::Tables;
+use crate::verdict::Reason;
 
 /// Index of a local port in [`Tables`]. Stays with the port for its life and is reused afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +46,41 @@ pub struct Context<'a> {
     pub pool: &'a mut Pool,
     /// The worker's counters.
     pub counters: &'a WorkerCounters,
+}
+
+impl Context<'_> {
+    /// Counts a frame that came in through local `port`.
+    pub fn count_received(&self, port: PortIx, frame: &Frame) {
+        let (packets, bytes) = (frame.packets(), frame.len() as u64);
+        self.counters.received.add(packets);
+        self.counters.received_bytes.add(bytes);
+        if let Some(port) = self.counters.port(port) {
+            port.received.add(packets);
+            port.received_bytes.add(bytes);
+        }
+    }
+
+    /// Counts a frame that local `port` has taken, and puts its buffer back.
+    pub fn finish_delivered(&mut self, port: PortIx, frame: Frame) {
+        let (packets, bytes) = (frame.packets(), frame.len() as u64);
+        self.counters.delivered.add(packets);
+        self.counters.delivered_bytes.add(bytes);
+        if let Some(port) = self.counters.port(port) {
+            port.delivered.add(packets);
+            port.delivered_bytes.add(bytes);
+        }
+        self.pool.put(frame);
+    }
+
+    /// Counts a frame that ends at local `port`, and puts its buffer back.
+    pub fn finish_dropped(&mut self, port: PortIx, reason: Reason, frame: Frame) {
+        let packets = frame.packets();
+        self.counters.count_drop(reason, packets);
+        if let Some(port) = self.counters.port(port) {
+            port.dropped.add(packets);
+        }
+        self.pool.put(frame);
+    }
 }
 
 /// The receiving half of a port, or of the tunnel.
