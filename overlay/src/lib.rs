@@ -1,1 +1,4 @@
 //! placeholder
+
+pub mod udp;
+pub mod vxlan;

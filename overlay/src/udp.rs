@@ -1,0 +1,588 @@
+//! The underlay's UDP sockets, with the kernel's offloads where they exist.
+//!
+//! One unconnected [`ReceiveSocket`] takes VXLAN from everybody (a kernel VTEP's source port is a flow
+//! hash, so connecting would lock it out). [`SendSocket`]s are several, because a UDP socket has one source
+//! port, and the source port is what spreads flows over links and queues (RFC 7348 §5).
+//!
+//! **Fragmentation.** Don't Fragment is always set (`IP_PMTUDISC_DO`). VTEPs must not fragment (RFC 7348
+//! §4.3), and pods' MTUs are chosen so that nothing needs to be. `DO` rather than `PROBE`, because the
+//! kernel then heeds "fragmentation needed" from the path, and refuses what would be lost on it: the loss
+//! becomes an error here, with a counter, instead of silence.
+//!
+//! **Checksums.** The outer UDP checksum is real. Without one the other side's `UDP_GRO` does nothing, and
+//! `UDP_SEGMENT` refuses to send. Zero is accepted on receipt, as RFC 7348 §5 demands (RFC 6935 for IPv6).
+//!
+//! **Type of service.** The outer one is always 0; the inner one's ECN bits are not copied (RFC 6040).
+
+// `recvmmsg`, `sendmmsg` and control messages: neither the standard library nor rustix has them all.
+#![allow(unsafe_code)]
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use libc::{c_int, c_void};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+/// The longest UDP payload over IPv4 (RFC 768, RFC 791: 65 535 − 20 − 8).
+pub const PAYLOAD_MAX: usize = 65_507;
+
+/// Source ports are taken from here on, to 65 535 (RFC 7348 §5).
+pub const SOURCE_PORT_MIN: u16 = 49_152;
+
+/// `UDP_MAX_SEGMENTS` of kernels before 6.9, and of later ones (`linux/udp.h`).
+const SEGMENTS_MAX: [usize; 2] = [64, 128];
+
+/// Datagrams, each perhaps an aggregate of many, taken by one system call.
+const RECEIVE_MESSAGES: libc::c_uint = 8;
+const RECEIVE_BATCH: usize = RECEIVE_MESSAGES as usize;
+
+/// The kernel merges up to 64 KiB of datagrams.
+const RECEIVE_LEN: usize = 65_536;
+
+/// Datagrams sent by one system call where `UDP_SEGMENT` does not work.
+const SEND_BATCH: usize = 32;
+
+/// Kernel memory for received datagrams, 8 MiB: 5 ms at 10 Gbit/s, longer than a batch takes.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// Kernel memory for datagrams on their way out: as much as a batch can hold.
+const SEND_BUFFER: usize = 8 << 20;
+
+/// `UDP_NO_CHECK6_RX` (`linux/udp.h`): accept zero checksums over IPv6.
+const UDP_NO_CHECK6_RX: c_int = 102;
+
+/// What the kernel offers. Probed when the sockets are opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Received datagrams come merged (`UDP_GRO`, Linux 5.0); else one by one, at a multiple of the cost.
+    pub receive_offload: Result<(), String>,
+    /// Many datagrams are sent as one (`UDP_SEGMENT`, Linux 4.18); else one by one.
+    pub send_offload: Result<(), String>,
+    /// Most datagrams in one send.
+    pub segments_max: usize,
+    /// Bytes of the receive buffer that the kernel granted.
+    pub receive_buffer: usize,
+    /// Bytes of each send buffer that the kernel granted.
+    pub send_buffer: usize,
+}
+
+/// Probes what the kernel offers to sockets on `address`.
+///
+/// # Errors
+/// When no socket can be opened on `address` at all.
+pub fn probe(address: IpAddr) -> io::Result<Capabilities> {
+    let socket = open(address)?;
+    socket.bind(&SockAddr::from(SocketAddr::new(address, 0)))?;
+    let receive_offload =
+        set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).map_err(|error| error.to_string());
+    let send_offload =
+        set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1).map_err(|error| error.to_string());
+    let segments_max = if send_offload.is_ok() { probe_segments(&socket)? } else { 1 };
+    Ok(Capabilities {
+        receive_offload,
+        send_offload,
+        segments_max,
+        receive_buffer: grow_receive_buffer(&socket)?,
+        send_buffer: grow_send_buffer(&socket)?,
+    })
+}
+
+/// Sends the socket, which is the only one that hears it, more one-byte segments than old kernels take.
+/// Those refuse. If anything else is in the way, what old kernels take is right everywhere.
+fn probe_segments(socket: &Socket) -> io::Result<usize> {
+    let [old, new] = SEGMENTS_MAX;
+    let bytes = [0; SEGMENTS_MAX[1]];
+    match send_message(socket, &socket.local_addr()?, &bytes, Some(1)) {
+        Ok(()) => Ok(new),
+        Err(_) => Ok(old),
+    }
+}
+
+/// The socket on which VXLAN arrives.
+#[derive(Debug)]
+pub struct ReceiveSocket {
+    socket: Socket,
+    buffers: Box<[u8]>,
+}
+
+impl ReceiveSocket {
+    /// Opens a socket on `address`, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// `AddrInUse` when something else has the port; whatever else the kernel says.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = open(address.ip())?;
+        grow_receive_buffer(&socket)?;
+        if address.is_ipv6() {
+            set_option(&socket, libc::SOL_UDP, UDP_NO_CHECK6_RX, 1)?;
+        }
+        // Where the option does not exist, datagrams come one by one; `probe` has told.
+        let _told_by_probe = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1);
+        socket.bind(&SockAddr::from(address))?;
+        Ok(Self { socket, buffers: vec![0; RECEIVE_BATCH * RECEIVE_LEN].into_boxed_slice() })
+    }
+
+    /// Readable when datagrams wait.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Takes up to eight datagrams, and hands each to `take` with its sender, and with the length that
+    /// all datagrams merged in it have, but for the last, which may be shorter. Returns how many there
+    /// were: fewer than eight mean that nothing more waits.
+    ///
+    /// # Errors
+    /// What the kernel says, except that nothing waits: that is `Ok(0)`.
+    pub fn receive(&mut self, mut take: impl FnMut(SocketAddr, usize, &[u8])) -> io::Result<usize> {
+        let mut names = [const { MaybeUninit::<libc::sockaddr_storage>::zeroed() }; RECEIVE_BATCH];
+        let mut controls = [[0_u64; CONTROL_WORDS]; RECEIVE_BATCH];
+        let mut vectors = [EMPTY_VECTOR; RECEIVE_BATCH];
+        // SAFETY: `mmsghdr` is plain integers and pointers, for which all zeroes are valid.
+        let mut messages: [libc::mmsghdr; RECEIVE_BATCH] = unsafe { mem::zeroed() };
+        for (ix, buffer) in self.buffers.chunks_exact_mut(RECEIVE_LEN).enumerate() {
+            vectors[ix] =
+                libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            let header = &mut messages[ix].msg_hdr;
+            header.msg_name = names[ix].as_mut_ptr().cast();
+            header.msg_namelen = NAME_LEN;
+            header.msg_iov = &raw mut vectors[ix];
+            header.msg_iovlen = 1;
+            header.msg_control = controls[ix].as_mut_ptr().cast();
+            header.msg_controllen = size_of_val(&controls[ix]);
+        }
+        // SAFETY: each of the RECEIVE_BATCH headers points to its own name, control and payload buffer
+        // with their true lengths; all of them outlive the call, and no reference to them is in use.
+        let received = unsafe {
+            libc::recvmmsg(
+                self.socket.as_raw_fd(),
+                messages.as_mut_ptr(),
+                RECEIVE_MESSAGES,
+                libc::MSG_DONTWAIT,
+                ptr::null_mut(),
+            )
+        };
+        let Ok(received) = usize::try_from(received) else {
+            let error = io::Error::last_os_error();
+            return match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINTR) => Ok(0),
+                _ => Err(error),
+            };
+        };
+        let buffers = self.buffers.chunks_exact(RECEIVE_LEN);
+        for ((message, name), buffer) in messages.iter().zip(&names).zip(buffers).take(received) {
+            let bytes = &buffer[..usize::try_from(message.msg_len).unwrap_or(0).min(RECEIVE_LEN)];
+            // SAFETY: it was zeroed, and `sockaddr_storage` is valid for all bytes.
+            let Some(from) = socket_address(unsafe { name.assume_init_ref() }) else {
+                continue;
+            };
+            take(from, gro_size(&message.msg_hdr).unwrap_or(bytes.len()), bytes);
+        }
+        Ok(received)
+    }
+}
+
+/// A socket that sends VXLAN, with a source port of its own.
+#[derive(Debug)]
+pub struct SendSocket {
+    socket: Socket,
+    source_port: u16,
+    offload: Arc<SendOffload>,
+}
+
+/// Whether sending with `UDP_SEGMENT` works; shared by sockets, so that each need not learn it anew.
+#[derive(Debug)]
+pub struct SendOffload {
+    /// The error that showed that it does not; 0 while it does.
+    lost_to: AtomicI32,
+}
+
+/// What became of the datagrams of one send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sent {
+    /// The kernel has taken them.
+    pub taken: u64,
+    /// The send buffer was full.
+    pub full: u64,
+    /// The kernel refused them: too long for the path, no route, forbidden.
+    pub refused: u64,
+}
+
+impl SendOffload {
+    /// Starts as `capabilities` say.
+    pub fn new(capabilities: &Capabilities) -> Self {
+        let lost_to = if capabilities.send_offload.is_ok() { 0 } else { libc::ENOPROTOOPT };
+        Self { lost_to: AtomicI32::new(lost_to) }
+    }
+
+    /// Whether it works.
+    ///
+    /// # Errors
+    /// The error that showed that it does not.
+    pub fn check(&self) -> io::Result<()> {
+        match self.lost_to.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    fn lose(&self, error: &io::Error) {
+        self.lost_to.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
+    }
+}
+
+impl SendSocket {
+    /// Opens a socket on `address` with a free source port from 49152–65535, in the network namespace
+    /// of the calling thread.
+    ///
+    /// # Errors
+    /// `AddrInUse` when all those ports are taken; whatever else the kernel says.
+    pub fn bind(address: IpAddr, offload: Arc<SendOffload>) -> io::Result<Self> {
+        let socket = open(address)?;
+        grow_send_buffer(&socket)?;
+        // A random start, so that a restarted node does not meet its own old flows' state on the way.
+        let start = RandomState::new().hash_one(address);
+        let ports = u64::from(u16::MAX - SOURCE_PORT_MIN) + 1;
+        for offset in 0..ports {
+            let port =
+                SOURCE_PORT_MIN + u16::try_from(start.wrapping_add(offset) % ports).unwrap_or(0);
+            match socket.bind(&SockAddr::from(SocketAddr::new(address, port))) {
+                Ok(()) => return Ok(Self { socket, source_port: port, offload }),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::AddrInUse.into())
+    }
+
+    /// The source port.
+    pub fn source_port(&self) -> u16 {
+        self.source_port
+    }
+
+    /// Sends `bytes` as datagrams of `segment_len` bytes, the last of which may be shorter.
+    ///
+    /// `bytes` must not be empty, and hold at most [`PAYLOAD_MAX`] bytes and
+    /// [`Capabilities::segments_max`] datagrams.
+    pub fn send(&self, to: SocketAddr, segment_len: usize, bytes: &[u8]) -> Sent {
+        let to = SockAddr::from(to);
+        let datagrams = bytes.len().div_ceil(segment_len) as u64;
+        if datagrams == 1 {
+            return match send_message(&self.socket, &to, bytes, None) {
+                Ok(()) => Sent { taken: 1, ..Sent::default() },
+                Err(error) => Sent::failed(&error, 1),
+            };
+        }
+        let (Ok(()), Ok(segment)) = (self.offload.check(), u16::try_from(segment_len)) else {
+            return self.send_singly(&to, segment_len, bytes);
+        };
+        match send_message(&self.socket, &to, bytes, Some(segment)) {
+            Ok(()) => Sent { taken: datagrams, ..Sent::default() },
+            // EIO: the route's device cannot do it. EINVAL: some kernels say so when a segment is too
+            // long for the path, too. Which it is shows when the same datagrams go singly.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => {
+                let sent = self.send_singly(&to, segment_len, bytes);
+                if sent.taken > 0 {
+                    self.offload.lose(&error);
+                }
+                sent
+            }
+            Err(error) => Sent::failed(&error, datagrams),
+        }
+    }
+
+    fn send_singly(&self, to: &SockAddr, segment_len: usize, bytes: &[u8]) -> Sent {
+        let mut sent = Sent::default();
+        for chunk in bytes.chunks(segment_len * SEND_BATCH) {
+            let part = self.send_chunk(to, segment_len, chunk);
+            sent.taken += part.taken;
+            sent.full += part.full;
+            sent.refused += part.refused;
+        }
+        sent
+    }
+
+    /// Sends up to [`SEND_BATCH`] datagrams by one call. Those behind one that fails share its fate.
+    fn send_chunk(&self, to: &SockAddr, segment_len: usize, bytes: &[u8]) -> Sent {
+        let mut vectors = [EMPTY_VECTOR; SEND_BATCH];
+        // SAFETY: `mmsghdr` is plain integers and pointers, for which all zeroes are valid.
+        let mut messages: [libc::mmsghdr; SEND_BATCH] = unsafe { mem::zeroed() };
+        let mut datagrams = 0;
+        for (ix, segment) in bytes.chunks(segment_len).enumerate() {
+            // The kernel only reads what it sends.
+            vectors[ix] = libc::iovec {
+                iov_base: segment.as_ptr().cast_mut().cast(),
+                iov_len: segment.len(),
+            };
+            let header = &mut messages[ix].msg_hdr;
+            header.msg_name = to.as_ptr().cast_mut().cast();
+            header.msg_namelen = to.len();
+            header.msg_iov = &raw mut vectors[ix];
+            header.msg_iovlen = 1;
+            datagrams += 1;
+        }
+        let mut taken: u32 = 0;
+        while taken < datagrams {
+            let rest = &mut messages[taken as usize..datagrams as usize];
+            // SAFETY: each header points to the address and to its own vector, which points into `bytes`;
+            // all of them outlive the call.
+            let result = unsafe {
+                libc::sendmmsg(
+                    self.socket.as_raw_fd(),
+                    rest.as_mut_ptr(),
+                    datagrams - taken,
+                    libc::MSG_DONTWAIT,
+                )
+            };
+            match u32::try_from(result) {
+                Ok(count) => taken += count,
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if !is_transient(&error) {
+                        let failed = Sent::failed(&error, u64::from(datagrams - taken));
+                        return Sent { taken: u64::from(taken), ..failed };
+                    }
+                }
+            }
+        }
+        Sent { taken: u64::from(taken), ..Sent::default() }
+    }
+}
+
+impl Sent {
+    fn failed(error: &io::Error, datagrams: u64) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
+                Self { full: datagrams, ..Self::default() }
+            }
+            _ => Self { refused: datagrams, ..Self::default() },
+        }
+    }
+}
+
+/// Sends one message, cut by the kernel every `segment` bytes if that is given.
+fn send_message(
+    socket: &Socket,
+    to: &SockAddr,
+    bytes: &[u8],
+    segment: Option<u16>,
+) -> io::Result<()> {
+    let mut vector =
+        libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut control = [0_u64; CONTROL_WORDS];
+    // SAFETY: `msghdr` is plain integers and pointers, for which all zeroes are valid.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_name = to.as_ptr().cast_mut().cast();
+    message.msg_namelen = to.len();
+    message.msg_iov = &raw mut vector;
+    message.msg_iovlen = 1;
+    if let Some(segment) = segment {
+        message.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: `control` is aligned for `cmsghdr` and has the space for one header and an `int`, so
+        // for one with a `u16`, too; so the first header exists and its data fits.
+        unsafe {
+            message.msg_controllen = libc::CMSG_SPACE(SEGMENT_LEN) as usize;
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_UDP;
+            (*header).cmsg_type = libc::UDP_SEGMENT;
+            (*header).cmsg_len = libc::CMSG_LEN(SEGMENT_LEN) as usize;
+            libc::CMSG_DATA(header).cast::<u16>().write_unaligned(segment);
+        }
+    }
+    loop {
+        // SAFETY: the message points to the address, the vector and the control buffer, all of which
+        // outlive the call; the vector points to `bytes`, which the kernel only reads.
+        let sent =
+            unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT) };
+        if sent >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if !is_transient(&error) {
+            return Err(error);
+        }
+    }
+}
+
+/// Whether the call is to be made again: a signal came, or the answer to an earlier datagram is reported,
+/// which the call consumes.
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::ECONNREFUSED))
+}
+
+/// Finds the length of the datagrams that were merged (`UDP_GRO`, `linux/udp.h`).
+fn gro_size(header: &libc::msghdr) -> Option<usize> {
+    // SAFETY: the kernel has filled `msg_control` with well-formed messages up to `msg_controllen`, and
+    // both still describe the buffer that the header was set up with.
+    unsafe {
+        let mut control = libc::CMSG_FIRSTHDR(header);
+        while let Some(message) = control.as_ref() {
+            if message.cmsg_level == libc::SOL_UDP && message.cmsg_type == libc::UDP_GRO {
+                let size = libc::CMSG_DATA(control).cast::<c_int>().read_unaligned();
+                return usize::try_from(size).ok().filter(|size| *size > 0);
+            }
+            control = libc::CMSG_NXTHDR(header, control);
+        }
+    }
+    None
+}
+
+fn socket_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    match c_int::from(storage.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says what the storage holds; it is large and aligned enough for every
+            // family, and all bytes are valid for `sockaddr_in`.
+            let v4 = unsafe { &*ptr::from_ref(storage).cast::<libc::sockaddr_in>() };
+            let address = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+            Some(SocketAddrV4::new(address, u16::from_be(v4.sin_port)).into())
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above, for `sockaddr_in6`.
+            let v6 = unsafe { &*ptr::from_ref(storage).cast::<libc::sockaddr_in6>() };
+            let address = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            Some(SocketAddrV6::new(address, u16::from_be(v6.sin6_port), 0, v6.sin6_scope_id).into())
+        }
+        _ => None,
+    }
+}
+
+/// Opens a socket that never fragments and never blocks.
+fn open(address: IpAddr) -> io::Result<Socket> {
+    let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    if address.is_ipv4() {
+        let discover = libc::IP_PMTUDISC_DO;
+        set_option(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover)?;
+    } else {
+        socket.set_only_v6(true)?;
+        let discover = libc::IPV6_PMTUDISC_DO;
+        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)?;
+    }
+    Ok(socket)
+}
+
+/// Asks for the whole buffer as root may, else for what the system allows. Returns what was granted.
+fn grow_receive_buffer(socket: &Socket) -> io::Result<usize> {
+    let size = c_int::try_from(RECEIVE_BUFFER).unwrap_or(c_int::MAX);
+    if set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, size).is_err() {
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    }
+    socket.recv_buffer_size()
+}
+
+fn grow_send_buffer(socket: &Socket) -> io::Result<usize> {
+    let size = c_int::try_from(SEND_BUFFER).unwrap_or(c_int::MAX);
+    if set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, size).is_err() {
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+    }
+    socket.send_buffer_size()
+}
+
+fn set_option(socket: &Socket, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+    let value_ptr = (&raw const value).cast::<c_void>();
+    // SAFETY: the value is a live `c_int` whose length is given; the kernel only reads it.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value_ptr, INT_LEN) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `u64`s that hold one control message with an `int`, aligned as `cmsghdr` must be.
+const CONTROL_WORDS: usize = {
+    // SAFETY: plain arithmetic; the function is unsafe only because all of libc's are.
+    let space = unsafe { libc::CMSG_SPACE(INT_LEN) as usize };
+    space.div_ceil(size_of::<u64>())
+};
+
+const EMPTY_VECTOR: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+
+// Lengths as the kernel's `socklen_t`.
+const INT_LEN: libc::socklen_t = 4;
+const SEGMENT_LEN: libc::socklen_t = 2;
+const NAME_LEN: libc::socklen_t = 128;
+const _: () = assert!(size_of::<c_int>() == INT_LEN as usize);
+const _: () = assert!(size_of::<u16>() == SEGMENT_LEN as usize);
+const _: () = assert!(size_of::<libc::sockaddr_storage>() == NAME_LEN as usize);
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn receive_all(socket: &mut ReceiveSocket, bytes: usize) -> (Vec<u8>, Vec<usize>) {
+        let (mut data, mut lens) = (Vec::new(), Vec::new());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while data.len() < bytes {
+            assert!(Instant::now() < deadline, "only {} of {bytes} bytes came", data.len());
+            let received = socket.receive(|from, stride, bytes| {
+                assert_eq!(from.ip(), LOOPBACK);
+                data.extend_from_slice(bytes);
+                lens.extend(bytes.chunks(stride).map(<[u8]>::len));
+            });
+            received.unwrap();
+            std::thread::yield_now();
+        }
+        (data, lens)
+    }
+
+    fn sockets(offload: Arc<SendOffload>) -> (ReceiveSocket, SocketAddr, SendSocket) {
+        let receiver = ReceiveSocket::bind(SocketAddr::new(LOOPBACK, 0)).unwrap();
+        let to = receiver.socket.local_addr().unwrap().as_socket().unwrap();
+        (receiver, to, SendSocket::bind(LOOPBACK, offload).unwrap())
+    }
+
+    fn payload(len: usize) -> Vec<u8> {
+        (0..=250).cycle().take(len).collect()
+    }
+
+    #[test]
+    fn segments_arrive_as_datagrams_with_and_without_the_offload() {
+        let capabilities = probe(LOOPBACK).unwrap();
+        for lost_to in [0, libc::EIO] {
+            let offload = Arc::new(SendOffload::new(&capabilities));
+            if lost_to != 0 {
+                offload.lose(&io::Error::from_raw_os_error(lost_to));
+            }
+            let (mut receiver, to, sender) = sockets(offload);
+            assert!(sender.source_port() >= SOURCE_PORT_MIN);
+            let bytes = payload(40 * 1400 + 77);
+            let sent = sender.send(to, 1400, &bytes);
+            assert_eq!(sent, Sent { taken: 41, ..Sent::default() });
+            let (data, lens) = receive_all(&mut receiver, bytes.len());
+            assert_eq!(data, bytes);
+            assert_eq!(lens, [&[1400; 40][..], &[77]].concat());
+        }
+    }
+
+    #[test]
+    fn the_longest_payload_goes_as_one() {
+        let offload = Arc::new(SendOffload::new(&probe(LOOPBACK).unwrap()));
+        let (mut receiver, to, sender) = sockets(offload);
+        let bytes = payload(PAYLOAD_MAX);
+        assert_eq!(sender.send(to, PAYLOAD_MAX, &bytes).taken, 1);
+        assert_eq!(receive_all(&mut receiver, PAYLOAD_MAX), (bytes, vec![PAYLOAD_MAX]));
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_told() {
+        let offload = Arc::new(SendOffload::new(&probe(LOOPBACK).unwrap()));
+        let sender = SendSocket::bind(LOOPBACK, Arc::clone(&offload)).unwrap();
+        let to = SocketAddr::new(LOOPBACK, 9);
+        assert_eq!(sender.send(to, PAYLOAD_MAX + 1, &payload(PAYLOAD_MAX + 1)).refused, 1);
+        assert!(offload.check().is_ok(), "too long a datagram says nothing about the offload");
+    }
+
+    #[test]
+    fn a_port_in_use_is_an_error() {
+        let first = ReceiveSocket::bind(SocketAddr::new(LOOPBACK, 0)).unwrap();
+        let address = first.socket.local_addr().unwrap().as_socket().unwrap();
+        let second = ReceiveSocket::bind(address).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+    }
+}
