@@ -1,0 +1,170 @@
+//! A node's daemon: its file, its process, its log.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use super::config::{Family, Plan};
+use super::namespace::Namespace;
+use super::state::{LabState, NodeState};
+
+/// How much of a log is shown when its daemon fails.
+const TAIL_LINES: usize = 25;
+
+/// Starts the daemon of `node`. One of a lab that is not kept ends with the calling thread.
+pub(super) fn launch(
+    lab: &Path,
+    state: &LabState,
+    node: &NodeState,
+    namespace: &Namespace,
+) -> Result<Child> {
+    let dir = dir(lab, &node.name);
+    for name in ["run", "state", "bin", "cni"] {
+        fs::create_dir_all(dir.join(name))?;
+    }
+    let file = dir.join("weft.toml");
+    fs::write(&file, config_text(lab, state, node))
+        .with_context(|| format!("writing {}", file.display()))?;
+    let log = File::options().create(true).append(true).open(dir.join("weftd.log"))?;
+    let mut command = Command::new(lab.join("bin/weftd"));
+    command
+        .arg("--config")
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .env_remove("NOTIFY_SOCKET")
+        // Ctrl-C in the terminal is for the command that made the lab, which then stops the daemons.
+        .process_group(0);
+    namespace.start_inside(&mut command, !state.config.keep)?;
+    Ok(command.spawn()?)
+}
+
+/// The directory of a node.
+pub(super) fn dir(lab: &Path, node: &str) -> PathBuf {
+    lab.join("nodes").join(node)
+}
+
+/// The admin socket of a node.
+pub fn socket(lab: &Path, node: &str) -> PathBuf {
+    dir(lab, node).join("run/weftd.sock")
+}
+
+/// The last lines of a log, indented.
+pub(super) fn log_tail(path: &Path) -> String {
+    let text = match fs::read(path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => format!("(cannot be read: {error})"),
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    if tail.is_empty() { "    (nothing)".to_owned() } else { format!("    {}", tail.join("\n    ")) }
+}
+
+/// The node's `weft.toml`.
+fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
+    let config = &state.config;
+    let dir = dir(lab, &node.name);
+    let seeds: Vec<String> = seeds(state, node).into_iter().map(|seed| quote(&seed)).collect();
+    let ranges: &[&str] =
+        if config.ipv6 { &["10.244.0.0/16", "fd00:10:244::/56"] } else { &["10.244.0.0/16"] };
+    let ranges: Vec<String> = ranges.iter().map(|range| quote(range)).collect();
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = write!(
+        text,
+        "network = {}\nname = {}\nseeds = [{}]\n\n\
+         [underlay]\naddress = {}\n\n\
+         [lease]\nranges = [{}]\n\n\
+         [paths]\nstate = {}\nrun = {}\ncni_bin = {}\ncni_conf = {}\n\n\
+         [metrics]\nlisten = \"127.0.0.1:9144\"\n\n\
+         [log]\nlevel = {}\n\n",
+        quote(&format!("lab-{}", config.name)),
+        quote(&node.name),
+        seeds.join(", "),
+        quote(&node.underlay.to_string()),
+        ranges.join(", "),
+        quote_path(&dir.join("state")),
+        quote_path(&dir.join("run")),
+        quote_path(&dir.join("bin")),
+        quote_path(&dir.join("cni")),
+        quote(&config.log),
+    );
+    text.push_str(&config.extra);
+    text.push('\n');
+    text.push_str(config.extra_of_node.get(&node.name).map_or("", String::as_str));
+    text
+}
+
+/// The two oldest other nodes. The first node of several is pointed to the second before that exists, so
+/// that it finds back after a restart.
+fn seeds(state: &LabState, node: &NodeState) -> Vec<String> {
+    let others = state.nodes.iter().filter(|other| other.name != node.name);
+    let mut seeds: Vec<String> = others.take(2).map(|other| other.underlay.to_string()).collect();
+    if seeds.is_empty() && state.config.nodes > 1 {
+        let family = if node.underlay.is_ipv4() { Family::V4 } else { Family::V6 };
+        seeds.push(Plan::node(family, node.number + 1).ip().to_string());
+    }
+    seeds
+}
+
+/// A TOML basic string: what a JSON string is, TOML reads alike.
+fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn quote_path(path: &Path) -> String {
+    quote(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::config::LabConfig;
+
+    #[test]
+    fn nodes_are_seeded_with_each_other_and_never_with_themselves() {
+        let node = |number: u8| NodeState {
+            name: format!("n{number}"),
+            number,
+            underlay: Plan::node(Family::V4, number).ip(),
+            mtu: 1500,
+            cut: false,
+            daemon: None,
+            next_pod: 1,
+            pods: Vec::new(),
+        };
+        let mut state = LabState {
+            config: LabConfig::new("a"),
+            owner: None,
+            holder: None,
+            next_number: 4,
+            nodes: vec![node(1)],
+        };
+        assert_eq!(seeds(&state, &node(1)), ["192.168.77.2"]);
+        state.nodes.extend([node(2), node(3)]);
+        assert_eq!(seeds(&state, &node(1)), ["192.168.77.2", "192.168.77.3"]);
+        assert_eq!(seeds(&state, &node(3)), ["192.168.77.1", "192.168.77.2"]);
+
+        let text = config_text(Path::new("/run/weft-lab/a"), &state, &node(2));
+        assert!(text.contains("run = \"/run/weft-lab/a/nodes/n2/run\""), "{text}");
+        assert!(text.contains("address = \"192.168.77.2\""), "{text}");
+    }
+
+    #[test]
+    fn a_tail_is_the_end() {
+        let path = std::env::temp_dir().join(format!("weft-tail-{}", std::process::id()));
+        assert!(log_tail(&path).contains("nothing"));
+        let lines: Vec<String> = (0..100).map(|ix| format!("line {ix}")).collect();
+        fs::write(&path, lines.join("\n")).unwrap();
+        let tail = log_tail(&path);
+        assert!(tail.ends_with("line 99") && tail.contains("line 75") && !tail.contains("line 74"));
+        fs::remove_file(path).unwrap();
+    }
+}
