@@ -4,12 +4,94 @@
 //! stages need. It takes any bytes: what contradicts itself is refused, and nothing panics. After it,
 //! the offsets in [`Headers`] are known to lie inside the frame.
 
+pub mod arp;
+pub mod checksum;
+pub mod ethernet;
+pub mod flow;
+pub mod icmp;
+pub mod ipv4;
+pub mod ipv6;
+pub mod tcp;
+pub mod udp;
+
 use std::net::IpAddr;
 
 use crate::mac::Mac;
+use crate::verdict::Reason;
+
+pub use ethernet::set_macs;
 
 /// Length of an Ethernet header without tag.
 pub const ETHERNET_LEN: usize = 14;
+
+/// Finds out what a frame says. `frame` begins with its Ethernet header; padding may follow the packet.
+///
+/// # Errors
+/// [`Reason::Malformed`] when the frame contradicts itself, [`Reason::EtherType`] and
+/// [`Reason::VlanTagged`] when it is of a kind that is not carried.
+pub fn parse(frame: &[u8]) -> Result<Headers, Reason> {
+    let (header, rest) = ethernet::read(frame)?;
+    let network = match header.ethertype.get() {
+        ethernet::IPV4 => Network::Ip(ipv4::read(rest)?),
+        ethernet::IPV6 => Network::Ip(ipv6::read(rest)?),
+        ethernet::ARP => arp::read(rest).map(|_| Network::Arp)?,
+        _ => return Err(Reason::EtherType),
+    };
+    Ok(Headers { destination: Mac(header.destination), source: Mac(header.source), network })
+}
+
+/// Reads the layer 4 header at the start of `payload`. Also returns whether it is cut short, which only
+/// a first fragment's may be.
+fn read_transport(
+    protocol: u8,
+    fragment: Fragment,
+    payload: &[u8],
+    is_ipv4: bool,
+) -> Result<(Transport, bool), Reason> {
+    if fragment == Fragment::Later {
+        return Ok((Transport::Other, false));
+    }
+    let transport = match protocol {
+        tcp::PROTOCOL => tcp::read(payload).map(|header| Transport::Tcp {
+            source: header.source.get(),
+            destination: header.destination.get(),
+            header_len: header.len(),
+        }),
+        udp::PROTOCOL => udp::read(payload)
+            .filter(|header| {
+                fragment == Fragment::First || usize::from(header.length.get()) <= payload.len()
+            })
+            .map(|header| Transport::Udp {
+                source: header.source.get(),
+                destination: header.destination.get(),
+            }),
+        icmp::PROTOCOL_V4 if is_ipv4 => read_icmp(payload),
+        icmp::PROTOCOL_V6 if !is_ipv4 => read_icmp(payload),
+        _ => Some(Transport::Other),
+    };
+    match (transport, fragment) {
+        (Some(transport), _) => Ok((transport, false)),
+        (None, Fragment::First) => Ok((Transport::Other, true)),
+        (None, Fragment::Whole | Fragment::Later) => Err(Reason::Malformed),
+    }
+}
+
+fn read_icmp(payload: &[u8]) -> Option<Transport> {
+    icmp::read(payload).map(|header| Transport::Icmp { kind: header.kind, code: header.code })
+}
+
+/// Takes one from the TTL or hop limit of the IP packet in `frame`; zero stays.
+///
+/// # Panics
+/// If [`parse`] did not find an IP packet in `frame`.
+pub fn decrement_ttl(frame: &mut [u8]) {
+    let packet = &mut frame[ETHERNET_LEN..];
+    if packet[0] >> 4 == 4 {
+        ipv4::decrement_ttl(packet);
+    } else {
+        ipv6::decrement_hop_limit(packet);
+    }
+}
 
 /// What a frame says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
