@@ -15,9 +15,10 @@
 //! let attachment = Attachment { container_id: "c0ffee".into(), ifname: "eth0".into() };
 //! let record = Record {
 //!     network: "weft".into(),
-//!     netns: Netns { path: "/run/netns/c0ffee".into(), device: 4, inode: 4026532177 },
 //!     pod: None,
-//!     port: PortKind::Tap,
+//!     port: PortKind::Tap {
+//!         netns: Netns { path: "/run/netns/c0ffee".into(), device: 4, inode: 4026532177 },
+//!     },
 //!     created_unix_s: 1_800_000_000,
 //!     boot_id: "2f1c".into(),
 //! };
@@ -295,7 +296,7 @@ impl State {
             attachment: attachment.clone(),
             v4,
             v6,
-            mac: Mac::for_addresses(v4, v6),
+            mac: record.port.mac().unwrap_or_else(|| Mac::for_addresses(v4, v6)),
             outside_lease: false,
             record,
         };
@@ -391,12 +392,15 @@ mod tests {
         Attachment { container_id: format!("c{id}"), ifname: "eth0".into() }
     }
 
+    fn netns(inode: u64) -> Netns {
+        Netns { path: "/run/netns/a".into(), device: 4, inode }
+    }
+
     fn record(boot_id: &str) -> Record {
         Record {
             network: "weft".into(),
-            netns: Netns { path: "/run/netns/a".into(), device: 4, inode: 40 },
             pod: Some(Pod { namespace: "default".into(), name: "web-0".into(), uid: None }),
-            port: PortKind::Tap,
+            port: PortKind::Tap { netns: netns(40) },
             created_unix_s: 1_800_000_000,
             boot_id: boot_id.into(),
         }
@@ -435,11 +439,11 @@ mod tests {
         let mut ipam = dual_stack(&directory);
         let first = ipam.allocate(&attachment(1), record("b")).unwrap();
         let mut again = record("b");
-        again.netns.inode = 41;
+        again.port = PortKind::Tap { netns: netns(41) };
         again.created_unix_s += 9;
         let second = ipam.allocate(&attachment(1), again).unwrap();
         assert_eq!((first.v4, first.v6, first.mac), (second.v4, second.v6, second.mac));
-        assert_eq!(second.record.netns.inode, 41);
+        assert_eq!(second.record.port.netns(), Some(&netns(41)));
         assert_eq!(second.record.created_unix_s, first.record.created_unix_s);
         assert_eq!(ipam.get(&attachment(1)), Some(&second));
     }

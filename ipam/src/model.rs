@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use crate::store::{Crash, Step};
-use crate::{Allocation, Attachment, Error, Ipam, Netns, PortKind, Record};
+use crate::{Allocation, Attachment, Error, Ipam, Mac, PortKind, Record};
 
 /// One step of a history.
 #[derive(Debug, Clone)]
@@ -59,9 +59,8 @@ fn attachment(id: u8) -> Attachment {
 fn record(boot: u32) -> Record {
     Record {
         network: "weft".into(),
-        netns: Netns { path: "/run/netns/a".into(), device: 4, inode: 40 },
         pod: None,
-        port: PortKind::AfPacket { device: "vnet3".into() },
+        port: PortKind::AfPacket { device: "vnet3".into(), mac: Mac([2, 0, 0, 0, 0, 9]) },
         created_unix_s: 1,
         boot_id: format!("boot-{boot}"),
     }

@@ -51,12 +51,35 @@ pub struct Pod {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum PortKind {
     /// A TAP inside the pod's namespace, whose other end the daemon holds.
-    Tap,
+    Tap {
+        /// The pod's namespace.
+        netns: Netns,
+    },
     /// An existing device on the host, such as a VM's tap or one end of a veth pair.
     AfPacket {
         /// The host's device.
         device: String,
+        /// The Ethernet address of the interface behind it, which is not ours to choose.
+        mac: Mac,
     },
+}
+
+impl PortKind {
+    /// The Ethernet address that the other end already has, if it is not ours to choose.
+    pub fn mac(&self) -> Option<Mac> {
+        match self {
+            Self::Tap { .. } => None,
+            Self::AfPacket { mac, .. } => Some(*mac),
+        }
+    }
+
+    /// The pod's namespace; a device of the host has none.
+    pub fn netns(&self) -> Option<&Netns> {
+        match self {
+            Self::Tap { netns } => Some(netns),
+            Self::AfPacket { .. } => None,
+        }
+    }
 }
 
 /// A request for an attachment's addresses: everything that the caller knows.
@@ -65,8 +88,6 @@ pub enum PortKind {
 pub struct Record {
     /// The name of the network, from the CNI configuration.
     pub network: String,
-    /// The pod's namespace.
-    pub netns: Netns,
     /// The pod, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
