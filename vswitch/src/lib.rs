@@ -23,6 +23,7 @@ pub mod config;
 pub mod counters;
 pub mod frame;
 pub mod mac;
+pub mod offload;
 pub mod port;
 pub mod tables;
 pub mod verdict;

@@ -25,7 +25,7 @@ impl Sum {
 
     /// Adds `bytes`. Only the last bytes that are added may be odd in number.
     #[must_use]
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn add_bytes(self, bytes: &[u8]) -> Self {
         Self(self.0 + sum_native(bytes))
     }
 
@@ -67,8 +67,8 @@ pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, len: usi
 impl Sum {
     fn add_address(self, address: IpAddr) -> Self {
         match address {
-            IpAddr::V4(address) => self.add(&address.octets()),
-            IpAddr::V6(address) => self.add(&address.octets()),
+            IpAddr::V4(address) => self.add_bytes(&address.octets()),
+            IpAddr::V6(address) => self.add_bytes(&address.octets()),
         }
     }
 }
@@ -82,14 +82,14 @@ pub fn internet(bytes: &[u8]) -> u16 {
 /// The checksum of a TCP segment, UDP datagram or ICMPv6 message whose checksum field is zero. Never
 /// zero for UDP.
 pub fn transport(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> u16 {
-    let sum = pseudo_header(source, destination, protocol, segment.len()).add(segment);
+    let sum = pseudo_header(source, destination, protocol, segment.len()).add_bytes(segment);
     never_zero_for_udp(protocol, sum.checksum())
 }
 
 /// Whether the checksum in a TCP segment, UDP datagram or ICMPv6 message is right. UDP's zero, "none",
 /// is not looked for.
 pub fn is_right(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> bool {
-    let sum = pseudo_header(source, destination, protocol, segment.len()).add(segment);
+    let sum = pseudo_header(source, destination, protocol, segment.len()).add_bytes(segment);
     sum.checksum() == 0
 }
 
@@ -152,7 +152,7 @@ pub fn verify(frame: &[u8], ip: &Ip) -> Verification {
     } else {
         pseudo_header(ip.source, ip.destination, ip.protocol, segment.len())
     };
-    if pseudo.add(segment).checksum() == 0 {
+    if pseudo.add_bytes(segment).checksum() == 0 {
         return Verification::Right;
     }
     let has_pseudo_header = ip.protocol != icmp::PROTOCOL_V4;
@@ -285,7 +285,7 @@ mod tests {
         let address = IpAddr::from([10, 0, 0, 1]);
         // Chosen so that everything adds up to 0xffff.
         let mut datagram = [0, 1, 0, 2, 0, 10, 0, 0, 0, 0];
-        let sum = pseudo_header(address, address, udp::PROTOCOL, 10).add(&datagram).fold();
+        let sum = pseudo_header(address, address, udp::PROTOCOL, 10).add_bytes(&datagram).fold();
         datagram[8..].copy_from_slice(&(!sum).to_be_bytes());
         assert_eq!(transport(address, address, udp::PROTOCOL, &datagram), 0xffff);
         assert_eq!(transport(address, address, tcp::PROTOCOL, &datagram) & 1, 1, "another sum");
@@ -301,7 +301,7 @@ mod tests {
         fn parts_add_up(bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0usize..100) {
             let at = (at * 2).min(bytes.len() & !1);
             let (first, second) = bytes.split_at(at);
-            prop_assert_eq!(Sum::of(first).add(second).fold(), Sum::of(&bytes).fold());
+            prop_assert_eq!(Sum::of(first).add_bytes(second).fold(), Sum::of(&bytes).fold());
         }
 
         #[test]

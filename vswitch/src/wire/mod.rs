@@ -55,7 +55,7 @@ fn read_transport(
         tcp::PROTOCOL => tcp::read(payload).map(|header| Transport::Tcp {
             source: header.source.get(),
             destination: header.destination.get(),
-            header_len: header.len(),
+            header_len: header.header_len(),
         }),
         udp::PROTOCOL => udp::read(payload)
             .filter(|header| {

@@ -60,7 +60,7 @@ pub struct Header {
 
 impl Header {
     /// Length of the header with options, in bytes.
-    pub fn len(&self) -> usize {
+    pub fn header_len(&self) -> usize {
         usize::from(self.data_offset >> 4) * 4
     }
 }
@@ -68,7 +68,7 @@ impl Header {
 /// Reads a header with room for all of its options in `bytes`; `None` if there is none.
 pub fn read(bytes: &[u8]) -> Option<&Header> {
     let (header, _) = Header::ref_from_prefix(bytes).ok()?;
-    (header.len() >= HEADER_LEN && header.len() <= bytes.len()).then_some(header)
+    (header.header_len() >= HEADER_LEN && header.header_len() <= bytes.len()).then_some(header)
 }
 
 #[cfg(test)]
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(header.source.get(), 40_000);
         assert_eq!(header.destination.get(), 80);
         assert_eq!(header.sequence.get(), 0x0102_0304);
-        assert_eq!(header.len(), 24);
+        assert_eq!(header.header_len(), 24);
         assert_eq!(header.flags, flag::SYN);
         assert_eq!(header.window.get(), 64_240);
         assert_eq!(SYN[FLAGS_OFFSET], flag::SYN);
