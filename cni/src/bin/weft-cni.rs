@@ -1,1 +1,5 @@
-fn main() {}
+//! The CNI plugin `weft-cni`: a thin client of the daemon.
+
+fn main() -> std::process::ExitCode {
+    cni::plugin::main()
+}

@@ -1,0 +1,430 @@
+//! What a CNI request means, and what to answer (pure).
+//!
+//! The shim interprets a request before it calls the daemon, so that what is wrong is refused even when
+//! the daemon is down; the daemon interprets it again, because it trusts nobody.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnetwork::IpNetwork;
+
+use crate::args::{Command, Environment};
+use crate::config::{NetConf, Strictness};
+use crate::error::{CniError, Code};
+use crate::result::{CniResult, Interface, Ip, Route, Version};
+use crate::rpc::CniRequest;
+
+/// A request that was understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verb {
+    /// Attach a container.
+    Add(Attach),
+    /// Detach a container. Repeating it is not an error, and neither is a namespace that is gone.
+    Del(Detach),
+    /// Compare an attachment with what was promised.
+    Check(Check),
+    /// Say whether ADD would work.
+    Status,
+}
+
+/// What ADD asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attach {
+    /// The container's id.
+    pub container_id: String,
+    /// The interface's name inside the container.
+    pub ifname: String,
+    /// The path of the container's namespace.
+    pub netns: PathBuf,
+    /// The pod, if the runtime named it.
+    pub pod: Option<PodIdentity>,
+    /// The configuration.
+    pub conf: NetConf,
+}
+
+/// What DEL asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Detach {
+    /// The container's id.
+    pub container_id: String,
+    /// The interface's name inside the container.
+    pub ifname: String,
+    /// The path of the container's namespace, if there still is one.
+    pub netns: Option<PathBuf>,
+    /// The name of the network.
+    pub network: String,
+}
+
+/// What CHECK asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// The attachment, as at ADD.
+    pub attach: Attach,
+    /// What ADD had promised, other plugins' parts included.
+    pub promised: CniResult,
+}
+
+/// A pod, as the runtime names it in `CNI_ARGS`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodIdentity {
+    /// `K8S_POD_NAMESPACE`.
+    pub namespace: String,
+    /// `K8S_POD_NAME`.
+    pub name: String,
+    /// `K8S_POD_UID`, which older runtimes do not give.
+    pub uid: Option<String>,
+}
+
+/// What an attachment was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    /// The interface's Ethernet address.
+    pub mac: [u8; 6],
+    /// The interface's MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses, at most one per family.
+    pub addresses: Vec<IpAddr>,
+    /// The gateways, at most one per family.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// Interprets a request.
+///
+/// # Errors
+/// With the code that the specification has for it. VERSION is refused: the shim answers it alone.
+pub fn interpret(request: &CniRequest) -> Result<Verb, CniError> {
+    let CniRequest { environment, config } = request;
+    environment.validate()?;
+    let strictness = match environment.command {
+        Command::Del => Strictness::Lenient,
+        Command::Add | Command::Check | Command::Status | Command::Version => Strictness::Strict,
+    };
+    let conf = NetConf::read(config, strictness)?;
+    match environment.command {
+        Command::Add => Ok(Verb::Add(attach(environment, conf)?)),
+        Command::Del => Ok(Verb::Del(Detach {
+            container_id: environment.container_id.clone(),
+            ifname: environment.ifname.clone(),
+            netns: Some(&environment.netns).filter(|path| !path.is_empty()).map(PathBuf::from),
+            network: conf.name,
+        })),
+        Command::Check => {
+            since(Version::V0_4_0, conf.version, Command::Check)?;
+            let promised = conf.previous.clone().ok_or_else(|| {
+                CniError::new(Code::INVALID_CONFIG, "invalid network configuration")
+                    .with_details("`prevResult` is missing, and CHECK compares with it")
+            })?;
+            Ok(Verb::Check(Check { attach: attach(environment, conf)?, promised }))
+        }
+        Command::Status => {
+            since(Version::V1_1_0, conf.version, Command::Status)?;
+            Ok(Verb::Status)
+        }
+        Command::Version => Err(CniError::new(
+            Code::INVALID_ENVIRONMENT,
+            "VERSION is answered by the plugin, not by the daemon",
+        )),
+    }
+}
+
+/// The result of an ADD: what the plugins before us did, then our part.
+pub fn add_result(attach: &Attach, assigned: &Assigned) -> CniResult {
+    let gateway_for = |address: &IpAddr| {
+        assigned.gateways.iter().copied().find(|gateway| gateway.is_ipv4() == address.is_ipv4())
+    };
+    let ours = CniResult {
+        interfaces: vec![Interface {
+            name: attach.ifname.clone(),
+            mac: mac_text(assigned.mac),
+            mtu: Some(assigned.mtu),
+            sandbox: attach.netns.display().to_string(),
+            ..Interface::default()
+        }],
+        ips: assigned
+            .addresses
+            .iter()
+            .map(|address| Ip {
+                address: IpNetwork::from(*address),
+                gateway: gateway_for(address),
+                interface: Some(0),
+            })
+            .collect(),
+        routes: assigned.gateways.iter().map(|gw| Route::via(default_for(*gw), *gw)).collect(),
+        ..CniResult::default()
+    };
+    let mut result = attach.conf.previous.clone().unwrap_or_default();
+    result.append(ours);
+    result
+}
+
+/// Names what was promised at ADD and is not what we remember having given. What other plugins of the
+/// chain added is their business. The list is empty when all is as promised.
+pub fn broken_promises(check: &Check, assigned: &Assigned) -> Vec<String> {
+    let Check { attach, promised } = check;
+    let ours =
+        |interface: &Interface| interface.name == attach.ifname && !interface.sandbox.is_empty();
+    let Some(ix) = promised.interfaces.iter().position(ours) else {
+        return vec![format!("the result of ADD has no interface {}", attach.ifname)];
+    };
+    let mut broken = Vec::new();
+    let mac = mac_text(assigned.mac);
+    let promised_mac = &promised.interfaces[ix].mac;
+    if !promised_mac.is_empty() && !promised_mac.eq_ignore_ascii_case(&mac) {
+        broken.push(format!("MAC: promised {promised_mac:.64}, assigned {mac}"));
+    }
+    let given: Vec<IpAddr> = promised
+        .ips
+        .iter()
+        .filter(|ip| ip.interface == Some(ix))
+        .map(|ip| ip.address.ip())
+        .collect();
+    for address in given.iter().filter(|address| !assigned.addresses.contains(address)) {
+        broken.push(format!("address {address}: promised, but not assigned"));
+    }
+    for address in assigned.addresses.iter().filter(|address| !given.contains(address)) {
+        broken.push(format!("address {address}: assigned, but not promised"));
+    }
+    broken
+}
+
+fn attach(environment: &Environment, conf: NetConf) -> Result<Attach, CniError> {
+    Ok(Attach {
+        container_id: environment.container_id.clone(),
+        ifname: environment.ifname.clone(),
+        netns: environment.netns.clone().into(),
+        pod: pod_identity(environment)?,
+        conf,
+    })
+}
+
+/// Reads `CNI_ARGS`. A key that we do not know is an error unless the runtime says `IgnoreUnknown`,
+/// which is the convention (CONVENTIONS.md of the specification, "CNI_ARGS").
+fn pod_identity(environment: &Environment) -> Result<Option<PodIdentity>, CniError> {
+    let (mut namespace, mut name, mut uid) = (None, None, None);
+    let (mut ignore_unknown, mut unknown) = (false, None);
+    for (key, value) in environment.pairs()? {
+        match key {
+            "K8S_POD_NAMESPACE" => namespace = Some(value),
+            "K8S_POD_NAME" => name = Some(value),
+            "K8S_POD_UID" => uid = Some(value).filter(|uid| !uid.is_empty()),
+            "K8S_POD_INFRA_CONTAINER_ID" => {}
+            "IgnoreUnknown" => {
+                ignore_unknown = matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True");
+            }
+            _ => unknown = unknown.or(Some((key, value))),
+        }
+    }
+    if let (Some((key, value)), false) = (unknown, ignore_unknown) {
+        return Err(CniError::new(Code::UNSUPPORTED_FIELD, "unsupported key in CNI_ARGS")
+            .with_details(format!(
+                "`{key:.64}` is {value:.64?}: remove it, or add IgnoreUnknown=1"
+            )));
+    }
+    match (namespace, name) {
+        (Some(namespace), Some(name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok(Some(PodIdentity {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                uid: uid.map(str::to_owned),
+            }))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn since(first: Version, version: Version, command: Command) -> Result<(), CniError> {
+    if version >= first {
+        return Ok(());
+    }
+    Err(CniError::new(
+        Code::INCOMPATIBLE_VERSION,
+        format!("the configuration does not allow {command}"),
+    )
+    .with_details(format!(
+        "{command} exists since {}, and cniVersion is {}",
+        first.as_str(),
+        version.as_str()
+    )))
+}
+
+fn default_for(gateway: IpAddr) -> IpNetwork {
+    let any: IpAddr = match gateway {
+        IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    IpNetwork::new(any, 0).expect("0 is a prefix length of either family")
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn request(command: Command, config: Value) -> CniRequest {
+        CniRequest {
+            environment: Environment {
+                command,
+                container_id: "c0ffee".into(),
+                netns: "/run/netns/blue".into(),
+                ifname: "eth0".into(),
+                args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;IP=1".into(),
+            },
+            config,
+        }
+    }
+
+    fn config(version: &str) -> Value {
+        json!({ "cniVersion": version, "name": "weft", "type": "weft-cni" })
+    }
+
+    fn assigned() -> Assigned {
+        Assigned {
+            mac: [0x0a, 0x58, 0x0a, 0xf4, 0x01, 0x05],
+            mtu: 1450,
+            addresses: vec!["10.244.1.5".parse().unwrap(), "fd00:10:244:1::5".parse().unwrap()],
+            gateways: vec!["10.244.1.1".parse().unwrap(), "fd00:10:244:1::1".parse().unwrap()],
+        }
+    }
+
+    fn attach_of(request: &CniRequest) -> Attach {
+        let Verb::Add(attach) = interpret(request).unwrap() else { panic!("not ADD") };
+        attach
+    }
+
+    #[test]
+    fn add_is_understood_and_answered() {
+        let attach = attach_of(&request(Command::Add, config("1.1.0")));
+        assert_eq!(
+            attach.pod,
+            Some(PodIdentity { namespace: "default".into(), name: "web-0".into(), uid: None })
+        );
+        assert_eq!(
+            add_result(&attach, &assigned()).to_json(attach.conf.version),
+            json!({
+                "cniVersion": "1.1.0",
+                "interfaces": [{
+                    "name": "eth0", "mac": "0a:58:0a:f4:01:05", "mtu": 1450,
+                    "sandbox": "/run/netns/blue"
+                }],
+                "ips": [
+                    { "address": "10.244.1.5/32", "gateway": "10.244.1.1", "interface": 0 },
+                    { "address": "fd00:10:244:1::5/128", "gateway": "fd00:10:244:1::1",
+                      "interface": 0 }
+                ],
+                "routes": [
+                    { "dst": "0.0.0.0/0", "gw": "10.244.1.1" },
+                    { "dst": "::/0", "gw": "fd00:10:244:1::1" }
+                ]
+            })
+        );
+    }
+
+    #[test]
+    fn a_later_plugin_of_a_chain_passes_on_what_was_before() {
+        let mut config = config("1.0.0");
+        config["prevResult"] = json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [{ "name": "lo", "sandbox": "/run/netns/blue" }, { "name": "cni0" }],
+            "ips": [{ "address": "127.0.0.1/8", "interface": 0 }],
+            "dns": { "nameservers": ["10.1.0.1"] }
+        });
+        let attach = attach_of(&request(Command::Add, config));
+        let result = add_result(&attach, &assigned()).to_json(attach.conf.version);
+        assert_eq!(result["interfaces"][0], json!({ "name": "lo", "sandbox": "/run/netns/blue" }));
+        assert_eq!(result["interfaces"][2]["name"], "eth0");
+        assert_eq!(result["ips"][0], json!({ "address": "127.0.0.1/8", "interface": 0 }));
+        assert_eq!(result["ips"][1]["interface"], 2);
+        assert_eq!(result["dns"], json!({ "nameservers": ["10.1.0.1"] }));
+    }
+
+    #[test]
+    fn del_works_without_namespace_and_with_a_configuration_of_yesterday() {
+        let mut del = request(Command::Del, config("1.0.0"));
+        del.environment.netns.clear();
+        del.config["tomorrow"] = json!(true);
+        del.config["prevResult"] = json!("nonsense");
+        let expected = Verb::Del(Detach {
+            container_id: "c0ffee".into(),
+            ifname: "eth0".into(),
+            netns: None,
+            network: "weft".into(),
+        });
+        assert_eq!(interpret(&del).unwrap(), expected);
+    }
+
+    #[test]
+    fn check_needs_the_result_of_add() {
+        let error = interpret(&request(Command::Check, config("1.0.0"))).unwrap_err();
+        assert_eq!(error.code, Code(7));
+        assert!(error.details.contains("prevResult"), "{error}");
+    }
+
+    #[test]
+    fn a_broken_promise_is_named() {
+        let attach = attach_of(&request(Command::Add, config("1.0.0")));
+        let mut config = config("1.0.0");
+        config["prevResult"] = add_result(&attach, &assigned()).to_json(Version::V1_0_0);
+        let Verb::Check(check) = interpret(&request(Command::Check, config)).unwrap() else {
+            panic!("not CHECK");
+        };
+        assert_eq!(broken_promises(&check, &assigned()), Vec::<String>::new());
+        let mut other = assigned();
+        other.mac[5] = 6;
+        other.addresses[0] = "10.244.1.6".parse().unwrap();
+        assert_eq!(
+            broken_promises(&check, &other),
+            [
+                "MAC: promised 0a:58:0a:f4:01:05, assigned 0a:58:0a:f4:01:06",
+                "address 10.244.1.5: promised, but not assigned",
+                "address 10.244.1.6: assigned, but not promised",
+            ]
+        );
+        let mut elsewhere = check;
+        elsewhere.attach.ifname = "net1".into();
+        assert_eq!(broken_promises(&elsewhere, &assigned()).len(), 1);
+    }
+
+    #[test]
+    fn commands_need_a_version_that_has_them() {
+        for (command, version, code) in [
+            (Command::Check, "0.3.1", Some(1)),
+            (Command::Status, "1.0.0", Some(1)),
+            (Command::Status, "1.1.0", None),
+            (Command::Add, "0.1.0", None),
+            (Command::Del, "0.1.0", None),
+            (Command::Add, "3.0.0", Some(1)),
+            (Command::Version, "1.0.0", Some(4)),
+        ] {
+            let answer = interpret(&request(command, config(version)));
+            let found = answer.err().map(|error| error.code.0);
+            assert_eq!(found, code, "{command} {version}");
+        }
+    }
+
+    #[test]
+    fn the_daemon_checks_the_environment_again() {
+        let mut add = request(Command::Add, config("1.0.0"));
+        add.environment.container_id = "../../etc".into();
+        add.environment.ifname.clear();
+        let error = interpret(&add).unwrap_err();
+        assert_eq!(error.code, Code(4));
+        assert!(error.details.contains("CNI_IFNAME is missing"), "{error}");
+        assert!(error.details.contains("CNI_CONTAINERID"), "{error}");
+    }
+
+    #[test]
+    fn unknown_args_are_an_error_unless_the_runtime_says_otherwise() {
+        let mut add = request(Command::Add, config("1.0.0"));
+        add.environment.args = "IP=10.0.0.1".into();
+        let error = interpret(&add).unwrap_err();
+        assert_eq!(error.code, Code(2));
+        assert!(error.details.contains("`IP` is \"10.0.0.1\""), "{error}");
+        add.environment.args = "IP=10.0.0.1;IgnoreUnknown=true".into();
+        assert_eq!(attach_of(&add).pod, None);
+    }
+}

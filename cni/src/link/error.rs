@@ -1,0 +1,96 @@
+//! What can go wrong with an interface.
+
+use std::io;
+use std::path::PathBuf;
+
+use ipnetwork::IpNetwork;
+
+use crate::netns::NetnsError;
+
+/// Why an interface could not be set up or looked at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The namespace cannot be used.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// No netlink socket.
+    #[error("cannot open a netlink socket: {0}")]
+    Open(#[source] io::Error),
+    /// The socket failed, or its answer cannot be read.
+    #[error("netlink does not work: cannot {action}: {why}")]
+    Socket {
+        /// What was being done.
+        action: &'static str,
+        /// What happened.
+        why: String,
+    },
+    /// The kernel said no.
+    #[error("cannot {what}: {source}{}{detail}", if detail.is_empty() { "" } else { ": " })]
+    Refused {
+        /// What was asked for.
+        what: String,
+        /// The kernel's error number.
+        source: io::Error,
+        /// The kernel's own words, if it had any.
+        detail: String,
+    },
+    /// There is no such interface.
+    #[error("there is no interface {name}")]
+    NoSuchLink {
+        /// Its name.
+        name: String,
+    },
+    /// Another interface already has the route.
+    #[error("the route to {destination} is already taken by interface {device}")]
+    RouteTaken {
+        /// Where it leads.
+        destination: IpNetwork,
+        /// The interface that has it.
+        device: String,
+    },
+    /// A kernel setting cannot be changed.
+    #[error("cannot set {} to {value}: {source}{}", path.display(), sysctl_advice(source))]
+    Sysctl {
+        /// The file below `/proc/sys`.
+        path: PathBuf,
+        /// The value.
+        value: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl LinkError {
+    /// The kernel's error number, if the kernel said no to a request.
+    pub fn refusal(&self) -> Option<i32> {
+        match self {
+            Self::Refused { source, .. } => source.raw_os_error(),
+            Self::Netns(_)
+            | Self::Open(_)
+            | Self::Socket { .. }
+            | Self::NoSuchLink { .. }
+            | Self::RouteTaken { .. }
+            | Self::Sysctl { .. } => None,
+        }
+    }
+}
+
+fn sysctl_advice(source: &io::Error) -> &'static str {
+    if source.kind() == io::ErrorKind::ReadOnlyFilesystem {
+        ". /proc/sys is mounted read-only, as container runtimes do; run privileged, or mount it \
+         writable"
+    } else if source.kind() == io::ErrorKind::NotFound {
+        ". Is IPv6 switched off in this kernel?"
+    } else {
+        ""
+    }
+}
+
+/// Takes one of the kernel's refusals for success.
+pub(super) fn unless(done: Result<(), LinkError>, errno: i32) -> Result<(), LinkError> {
+    match done {
+        Err(error) if error.refusal() == Some(errno) => Ok(()),
+        other => other,
+    }
+}

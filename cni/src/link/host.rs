@@ -1,0 +1,137 @@
+//! The node's own interface: addresses of the lease, and routes to the cluster through the switch.
+//!
+//! ```text
+//! weft0  10.244.1.1/32   10.244.0.0/16     via 169.254.1.1 dev weft0 onlink src 10.244.1.1
+//!        fd00:…:1::1/128 fd00:10:244::/56  via fe80::1     dev weft0 onlink src fd00:10:244:1::1
+//! ```
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnetwork::IpNetwork;
+
+use super::routes::RouteScope;
+use super::sysctl::prepare_ipv6;
+use super::{LinkError, Netlink, Route};
+use crate::netns::Netns;
+
+/// What the node's interface has to look like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostInterface {
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses: the lease's first ones, at most one per family.
+    pub addresses: Vec<IpAddr>,
+    /// The ranges behind the switch.
+    pub ranges: Vec<IpNetwork>,
+    /// The switch's own addresses, at most one per family: the next hop to the ranges.
+    pub routers: Vec<IpAddr>,
+}
+
+impl HostInterface {
+    fn routes(&self, index: u32) -> impl Iterator<Item = Route> + '_ {
+        let of_family = |list: &[IpAddr], range: &IpNetwork| {
+            list.iter().copied().find(|address| address.is_ipv4() == range.is_ipv4())
+        };
+        self.ranges.iter().filter_map(move |range| {
+            Some(Route {
+                destination: IpNetwork::new(range.network(), range.prefix()).ok()?,
+                gateway: Some(of_family(&self.routers, range)?),
+                index,
+                source: of_family(&self.addresses, range),
+                scope: RouteScope::Universe,
+                onlink: true,
+            })
+        })
+    }
+}
+
+/// Makes the node's interface look as it has to, in the namespace at `netns` or in the calling
+/// thread's. It has to exist. May be repeated: addresses and routes of an earlier lease are removed.
+///
+/// # Errors
+/// When the interface is not there, the kernel refuses something, or another interface has a route to
+/// one of the ranges (another network plugin, say).
+pub fn configure_host(
+    netns: Option<&Path>,
+    ifname: &str,
+    wanted: &HostInterface,
+) -> Result<(), LinkError> {
+    in_netns(netns, || {
+        let mut netlink = Netlink::open()?;
+        let link = netlink.link(ifname)?;
+        if wanted.addresses.iter().any(IpAddr::is_ipv6) {
+            prepare_ipv6(ifname)?;
+        }
+        if link.mac != Some(wanted.mac) {
+            netlink.set_mac(link.index, wanted.mac)?;
+        }
+        if link.mtu != wanted.mtu {
+            netlink.set_mtu(link.index, wanted.mtu)?;
+        }
+        for address in &wanted.addresses {
+            netlink.add_address(link.index, IpNetwork::from(*address))?;
+        }
+        netlink.set_up(link.index)?;
+        for route in wanted.routes(link.index) {
+            netlink.set_route(&route)?;
+        }
+        remove_others(&mut netlink, link.index, wanted)
+    })
+}
+
+/// Removes the interface, and with it all its addresses and routes. One that is not there is not an
+/// error.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn unconfigure_host(netns: Option<&Path>, ifname: &str) -> Result<(), LinkError> {
+    in_netns(netns, || {
+        let mut netlink = Netlink::open()?;
+        match netlink.find_link(ifname)? {
+            Some(link) => netlink.delete_link(link.index),
+            None => Ok(()),
+        }
+    })
+}
+
+/// Removes what an earlier lease left on the interface. Link-local things are the kernel's own.
+fn remove_others(
+    netlink: &mut Netlink,
+    index: u32,
+    wanted: &HostInterface,
+) -> Result<(), LinkError> {
+    let routes: Vec<Route> = wanted.routes(index).collect();
+    for route in netlink.routes()? {
+        let ours = route.index == index && route.onlink;
+        if ours && !routes.contains(&route) {
+            netlink.delete_route(&route)?;
+        }
+    }
+    for address in netlink.addresses(Some(index))? {
+        let ip = address.address.ip();
+        if !wanted.addresses.contains(&ip) && !is_link_local(ip) {
+            netlink.delete_address(index, address.address)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+fn in_netns<T: Send>(
+    netns: Option<&Path>,
+    work: impl FnOnce() -> Result<T, LinkError> + Send,
+) -> Result<T, LinkError> {
+    match netns {
+        Some(path) => Netns::open(path)?.run(work)?,
+        None => work(),
+    }
+}

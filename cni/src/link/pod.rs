@@ -1,0 +1,248 @@
+//! A pod's interface: what it has to look like, making it so, and saying what is different.
+//!
+//! ```text
+//! eth0  MAC, MTU, up   10.244.1.5/32            fd00:10:244:1::5/128
+//!       routes         10.244.1.1 dev eth0      fd00:10:244:1::1 dev eth0
+//!                      default via 10.244.1.1   default via fd00:10:244:1::1
+//! ```
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnetwork::IpNetwork;
+
+use super::routes::default_destination;
+use super::sysctl::prepare_ipv6;
+use super::{Address, Link, LinkError, Netlink, Route};
+use crate::netns::Netns;
+
+/// What a pod's interface has to look like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodInterface {
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses. Each gets the longest prefix: the pod has no neighbours but its gateway.
+    pub addresses: Vec<IpAddr>,
+    /// Its gateways, at most one per family. All traffic goes through them.
+    pub gateways: Vec<IpAddr>,
+}
+
+impl PodInterface {
+    fn routes(&self, index: u32) -> impl Iterator<Item = Route> + '_ {
+        self.gateways.iter().flat_map(move |gateway| {
+            let everywhere = default_destination(gateway.is_ipv4());
+            [
+                Route::on_link(IpNetwork::from(*gateway), index),
+                Route::via(everywhere, *gateway, index),
+            ]
+        })
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.addresses.iter().any(IpAddr::is_ipv6)
+    }
+}
+
+/// Something that is not as it has to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// What is different, such as `MTU`.
+    pub what: String,
+    /// How it has to be.
+    pub expected: String,
+    /// How it is.
+    pub found: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: expected {}, found {}", self.what, self.expected, self.found)
+    }
+}
+
+/// Makes the interface `ifname` in the namespace at `netns` look as it has to. It has to exist. May be
+/// repeated.
+///
+/// # Errors
+/// When the namespace or the interface is not there, or the kernel refuses something. What was done
+/// until then stays: the interface goes away with the attachment.
+pub fn configure_pod(netns: &Path, ifname: &str, wanted: &PodInterface) -> Result<(), LinkError> {
+    let netns = Netns::open(netns)?;
+    netns.run(|| {
+        let mut netlink = Netlink::open()?;
+        set_up_loopback(&mut netlink)?;
+        configure(&mut netlink, ifname, wanted)
+    })?
+}
+
+/// Compares the interface `ifname` in the namespace at `netns` with how it has to look. The list is
+/// empty when all is right. Addresses and routes that others added are their business.
+///
+/// # Errors
+/// When the namespace is not there, or the kernel does not say.
+pub fn check_pod(
+    netns: &Path,
+    ifname: &str,
+    wanted: &PodInterface,
+) -> Result<Vec<Difference>, LinkError> {
+    let mut netlink = Netlink::open_in(netns)?;
+    let Some(link) = netlink.find_link(ifname)? else {
+        return Ok(vec![Difference {
+            what: format!("interface {ifname}"),
+            expected: "present".into(),
+            found: "none".into(),
+        }]);
+    };
+    let mut differences = compare_link(&link, wanted);
+    let addresses = netlink.addresses(Some(link.index))?;
+    differences.extend(wanted.addresses.iter().filter_map(|ip| compare_address(*ip, &addresses)));
+    let routes = netlink.routes()?;
+    differences
+        .extend(wanted.routes(link.index).filter_map(|route| compare_route(&route, &routes)));
+    Ok(differences)
+}
+
+/// A pod's processes talk to each other through `lo`; no plugin of ours is needed for that.
+fn set_up_loopback(netlink: &mut Netlink) -> Result<(), LinkError> {
+    match netlink.find_link("lo")? {
+        Some(lo) if !lo.is_up => netlink.set_up(lo.index),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn configure(netlink: &mut Netlink, ifname: &str, wanted: &PodInterface) -> Result<(), LinkError> {
+    let link = netlink.link(ifname)?;
+    if wanted.has_ipv6() {
+        prepare_ipv6(ifname)?;
+    }
+    if link.mac != Some(wanted.mac) {
+        netlink.set_mac(link.index, wanted.mac)?;
+    }
+    if link.mtu != wanted.mtu {
+        netlink.set_mtu(link.index, wanted.mtu)?;
+    }
+    for address in &wanted.addresses {
+        netlink.add_address(link.index, IpNetwork::from(*address))?;
+    }
+    // Routes need an interface that is up.
+    netlink.set_up(link.index)?;
+    for route in wanted.routes(link.index) {
+        netlink.set_route(&route)?;
+    }
+    Ok(())
+}
+
+fn compare_link(link: &Link, wanted: &PodInterface) -> Vec<Difference> {
+    let mut differences = Vec::new();
+    let mut compare = |what: &str, expected: String, found: String| {
+        if expected != found {
+            differences.push(Difference { what: what.to_owned(), expected, found });
+        }
+    };
+    let state = |is_up| String::from(if is_up { "up" } else { "down" });
+    compare("state", state(true), state(link.is_up));
+    compare("MAC", mac_text(Some(wanted.mac)), mac_text(link.mac));
+    compare("MTU", wanted.mtu.to_string(), link.mtu.to_string());
+    differences
+}
+
+fn compare_address(ip: IpAddr, addresses: &[Address]) -> Option<Difference> {
+    let wanted = IpNetwork::from(ip);
+    let found = match addresses.iter().find(|address| address.address.ip() == ip) {
+        Some(address) if address.address != wanted => address.address.to_string(),
+        Some(address) if address.is_tentative => "not usable yet (tentative)".into(),
+        Some(_) => return None,
+        None => "none".into(),
+    };
+    Some(Difference { what: "address".into(), expected: wanted.to_string(), found })
+}
+
+fn compare_route(wanted: &Route, routes: &[Route]) -> Option<Difference> {
+    if routes.contains(wanted) {
+        return None;
+    }
+    let found = routes.iter().find(|route| route.destination == wanted.destination);
+    let text = |route: &Route| match route.gateway {
+        Some(gateway) => format!("via {gateway} on interface {}", route.index),
+        None => format!("on the link of interface {}", route.index),
+    };
+    Some(Difference {
+        what: format!("route to {}", wanted.destination),
+        expected: text(wanted),
+        found: found.map_or_else(|| "none".into(), text),
+    })
+}
+
+fn mac_text(mac: Option<[u8; 6]>) -> String {
+    match mac {
+        Some(mac) => mac.map(|byte| format!("{byte:02x}")).join(":"),
+        None => "none".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted() -> PodInterface {
+        PodInterface {
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1450,
+            addresses: vec!["10.244.1.5".parse().unwrap()],
+            gateways: vec!["10.244.1.1".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn each_difference_of_a_link_is_named() {
+        let link = Link {
+            index: 2,
+            name: "eth0".into(),
+            mac: Some([2, 0, 0, 0, 0, 2]),
+            mtu: 1500,
+            is_up: false,
+            has_carrier: false,
+            master: None,
+            kind: "tun".into(),
+        };
+        let text: Vec<_> = compare_link(&link, &wanted()).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            text,
+            [
+                "state: expected up, found down",
+                "MAC: expected 02:00:00:00:00:01, found 02:00:00:00:00:02",
+                "MTU: expected 1450, found 1500",
+            ]
+        );
+    }
+
+    #[test]
+    fn each_difference_of_an_address_is_named() {
+        let ip = "fd00::5".parse().unwrap();
+        let address = |text: &str, is_tentative| {
+            vec![Address { index: 2, address: text.parse().unwrap(), is_tentative }]
+        };
+        let found = |addresses: &[Address]| compare_address(ip, addresses).map(|one| one.found);
+        assert_eq!(found(&address("fd00::5/128", false)), None);
+        assert_eq!(found(&address("fd00::5/128", true)).unwrap(), "not usable yet (tentative)");
+        assert_eq!(found(&address("fd00::5/64", false)).unwrap(), "fd00::5/64");
+        assert_eq!(found(&address("fd00::6/128", false)).unwrap(), "none");
+    }
+
+    #[test]
+    fn each_difference_of_a_route_is_named() {
+        let routes: Vec<_> = wanted().routes(2).collect();
+        assert_eq!(routes.len(), 2);
+        assert_eq!(compare_route(&routes[1], &routes), None);
+        let other = Route { gateway: Some("10.9.9.9".parse().unwrap()), ..routes[1] };
+        assert_eq!(
+            compare_route(&routes[1], &[other]).unwrap().to_string(),
+            "route to 0.0.0.0/0: expected via 10.244.1.1 on interface 2, \
+             found via 10.9.9.9 on interface 2"
+        );
+        assert_eq!(compare_route(&routes[0], &[]).unwrap().found, "none");
+    }
+}
