@@ -126,11 +126,12 @@ impl Netns {
     /// # Errors
     /// When we may not.
     pub fn create() -> Result<Self, NetnsError> {
-        on_own_thread(|| {
+        let path = Path::new("(new)");
+        on_own_thread(path, || {
             // SAFETY: leaves the namespace of this thread only, which nobody else uses, and touches
             // neither memory nor file descriptors (CLONE_FILES is not among the flags).
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
-                .map_err(|errno| NetnsError::new("create", Path::new("(new)"), errno.into()))?;
+                .map_err(|errno| NetnsError::new("create", path, errno.into()))?;
             Self::current()
         })
     }
@@ -158,7 +159,7 @@ impl Netns {
     /// # Errors
     /// When the namespace cannot be entered. A panic in `work` is passed on.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
-        on_own_thread(|| {
+        on_own_thread(&self.path, || {
             rustix::thread::move_into_link_name_space(
                 self.fd.as_fd(),
                 Some(LinkNameSpaceType::Network),
@@ -259,9 +260,16 @@ fn is_network_namespace(file: &File) -> io::Result<bool> {
     if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind == libc::CLONE_NEWNET) }
 }
 
-fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let joined = thread::scope(|scope| scope.spawn(work).join());
-    joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+fn on_own_thread<T: Send>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, NetnsError> + Send,
+) -> Result<T, NetnsError> {
+    thread::scope(|scope| {
+        let started = thread::Builder::new().name("netns".into()).spawn_scoped(scope, work);
+        let thread =
+            started.map_err(|source| NetnsError::new("start a thread for", path, source))?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 #[cfg(test)]

@@ -50,6 +50,15 @@ pub enum CniResponse {
     Error(CniError),
 }
 
+impl From<Result<Option<Value>, CniError>> for CniResponse {
+    fn from(outcome: Result<Option<Value>, CniError>) -> Self {
+        match outcome {
+            Ok(result) => Self::Result(result),
+            Err(error) => Self::Error(error),
+        }
+    }
+}
+
 /// Why a request got no answer. Each variant names the socket and says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -113,7 +122,8 @@ impl ClientError {
     /// Whether the daemon was not reached or did not finish, so that trying again may help.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Timeout { .. } | Self::Broken { .. } => true,
+            Self::Connect { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            Self::Timeout { .. } | Self::Broken { .. } => true,
             Self::Refused { .. } | Self::Unreadable { .. } => false,
         }
     }

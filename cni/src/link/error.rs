@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 
+use crate::error::{CniError, Code};
 use crate::netns::NetnsError;
 
 /// Why an interface could not be set up or looked at.
@@ -76,6 +77,28 @@ impl LinkError {
     }
 }
 
+/// What a runtime is told. A namespace that is gone means that the container is gone, and that there is
+/// nothing to clean up: who answers with this has to have released what the attachment held.
+impl From<LinkError> for CniError {
+    fn from(error: LinkError) -> Self {
+        let (code, msg) = match &error {
+            LinkError::Netns(netns) if netns.is_missing() => {
+                (Code::UNKNOWN_CONTAINER, "the container's network namespace is gone")
+            }
+            LinkError::Netns(_)
+            | LinkError::Open(_)
+            | LinkError::Socket { .. }
+            | LinkError::Refused { .. }
+            | LinkError::NoSuchLink { .. }
+            | LinkError::RouteTaken { .. }
+            | LinkError::Sysctl { .. } => {
+                (Code::ATTACH_FAILED, "the container's interface cannot be set up")
+            }
+        };
+        Self::new(code, msg).with_details(error.to_string())
+    }
+}
+
 fn sysctl_advice(source: &io::Error) -> &'static str {
     if source.kind() == io::ErrorKind::ReadOnlyFilesystem {
         ". /proc/sys is mounted read-only, as container runtimes do; run privileged, or mount it \
@@ -92,5 +115,20 @@ pub(super) fn unless(done: Result<(), LinkError>, errno: i32) -> Result<(), Link
     match done {
         Err(error) if error.refusal() == Some(errno) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_learns_whether_the_container_is_gone() {
+        let gone = LinkError::Netns(NetnsError::Missing { path: "/run/netns/x".into() });
+        let error = CniError::from(gone);
+        assert_eq!(error.code, Code(3));
+        assert!(error.details.contains("/run/netns/x"), "{error}");
+        let other = LinkError::NoSuchLink { name: "eth0".into() };
+        assert_eq!(CniError::from(other).code, Code(102));
     }
 }

@@ -59,7 +59,14 @@ impl Netlink {
     /// # Errors
     /// When the kernel does not say.
     pub fn find_link(&mut self, name: &str) -> Result<Option<Link>, LinkError> {
-        Ok(self.links()?.into_iter().find(|link| link.name == name))
+        let request = LinkMessageBuilder::<LinkUnspec>::new().name(name).build();
+        let answer = self.ask(RouteNetlinkMessage::GetLink(request), || {
+            format!("look at the interface {name}")
+        })?;
+        Ok(match answer {
+            Some(RouteNetlinkMessage::NewLink(link)) => Some(read_link(&link)),
+            _ => None,
+        })
     }
 
     /// The interface of that name.

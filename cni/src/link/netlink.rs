@@ -1,4 +1,6 @@
 //! One netlink socket, requests and dumps, without a runtime.
+// The kernel has many more kinds of everything than concern us.
+#![allow(clippy::wildcard_enum_match_arm)]
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,6 +15,7 @@ use rtnetlink::packet_core::{
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::LinkError;
+use super::error::unless;
 use crate::netns::Netns;
 
 /// How long an answer may take. The kernel answers at once; this only keeps a bug from hanging a pod.
@@ -20,6 +23,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a dump is begun anew because the state changed in the middle of it.
 const DUMP_TRIES_MAX: u32 = 16;
+
+/// Length of a message's header in bytes (linux/netlink.h, `struct nlmsghdr`).
+const HEADER_LEN: usize = 16;
 
 /// A netlink socket (`NETLINK_ROUTE`) of one network namespace.
 #[derive(Debug)]
@@ -78,8 +84,28 @@ impl Netlink {
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
         loop {
             for answer in self.receive()? {
-                if let NetlinkPayload::Error(error) = answer.payload {
+                if let NetlinkPayload::Error(error) = read(&answer)?.payload {
                     return acknowledge(&error, what);
+                }
+            }
+        }
+    }
+
+    /// Asks for one thing. `None` when the kernel says that there is no such device.
+    pub(super) fn ask(
+        &mut self,
+        message: RouteNetlinkMessage,
+        what: impl FnOnce() -> String,
+    ) -> Result<Option<RouteNetlinkMessage>, LinkError> {
+        self.send(message, NLM_F_REQUEST)?;
+        loop {
+            for answer in self.receive()? {
+                match read(&answer)?.payload {
+                    NetlinkPayload::InnerMessage(message) => return Ok(Some(message)),
+                    NetlinkPayload::Error(error) => {
+                        return unless(acknowledge(&error, what), libc::ENODEV).map(|()| None);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -109,6 +135,14 @@ impl Netlink {
         let mut interrupted = false;
         loop {
             for answer in self.receive()? {
+                let answer = match read(&answer) {
+                    Ok(answer) => answer,
+                    Err(error) => {
+                        // One exotic device must not hide all others.
+                        tracing::warn!(%error, "left out of a list of the kernel's: {what}");
+                        continue;
+                    }
+                };
                 interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
                 match answer.payload {
                     NetlinkPayload::InnerMessage(message) => list.push(message),
@@ -119,8 +153,7 @@ impl Netlink {
                     NetlinkPayload::Overrun(_) => {
                         return Err(broken("list", &"the kernel ran out of buffer"));
                     }
-                    // NLMSG_NOOP, and kinds that are yet to be invented.
-                    NetlinkPayload::Noop | _ => {}
+                    _ => {}
                 }
             }
         }
@@ -137,26 +170,36 @@ impl Netlink {
         self.socket.send(&buffer, 0).map(drop).map_err(|error| broken("send a request", &error))
     }
 
-    /// The messages of one datagram that answer the last request. What answers an earlier one, which
-    /// ran into the timeout, is left out.
-    fn receive(&mut self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, LinkError> {
+    /// The messages of one datagram that answer the last request, not yet read. What answers an
+    /// earlier one, which ran into the timeout, is left out.
+    fn receive(&mut self) -> Result<Vec<Vec<u8>>, LinkError> {
         let (datagram, _) =
             self.socket.recv_from_full().map_err(|error| broken("receive an answer", &error))?;
-        let mut rest = datagram.as_slice();
-        let mut answers = Vec::new();
-        while !rest.is_empty() {
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|error| broken("read an answer", &error))?;
-            let len = usize::try_from(answer.header.length)
-                .map_err(|error| broken("read an answer", &error))?;
-            // Messages are aligned to four bytes (linux/netlink.h, NLMSG_ALIGN); none is empty.
-            rest = rest.get(len.max(1).next_multiple_of(4)..).unwrap_or_default();
-            if answer.header.sequence_number == self.sequence {
-                answers.push(answer);
-            }
-        }
+        let answers = messages(&datagram)
+            .filter(|(sequence, _)| *sequence == self.sequence)
+            .map(|(_, message)| message.to_owned())
+            .collect();
         Ok(answers)
     }
+}
+
+/// The messages of a datagram, each with its sequence number (linux/netlink.h, `struct nlmsghdr`).
+/// What follows a message with an impossible length is left out.
+fn messages(datagram: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+    const SEQUENCE: usize = 8;
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let len = usize::try_from(u32::from_ne_bytes(*rest.first_chunk()?)).ok()?;
+        let message = rest.get(..len).filter(|_| len >= HEADER_LEN)?;
+        let sequence = u32::from_ne_bytes(*message.get(SEQUENCE..)?.first_chunk()?);
+        // Messages are aligned to four bytes (NLMSG_ALIGN).
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((sequence, message))
+    })
+}
+
+fn read(message: &[u8]) -> Result<NetlinkMessage<RouteNetlinkMessage>, LinkError> {
+    NetlinkMessage::deserialize(message).map_err(|error| broken("read an answer", &error))
 }
 
 fn acknowledge(error: &ErrorMessage, what: impl FnOnce() -> String) -> Result<(), LinkError> {
@@ -170,7 +213,6 @@ fn acknowledge(error: &ErrorMessage, what: impl FnOnce() -> String) -> Result<()
 /// The text in an extended acknowledgement (linux/netlink.h, `NLMSGERR_ATTR_MSG`), which follows the
 /// header of the request.
 fn kernels_words(payload: &[u8]) -> Option<String> {
-    const HEADER_LEN: usize = 16;
     const ATTRIBUTE_HEADER_LEN: usize = 4;
     const MESSAGE: u16 = 1;
     let mut rest = payload.get(HEADER_LEN..)?;
@@ -211,10 +253,42 @@ mod tests {
         assert_eq!(kernels_words(&payload[..24]), None);
     }
 
+    #[test]
+    fn a_datagram_is_taken_apart() {
+        let message = |len: u32, sequence: u32, body: &[u8]| {
+            let mut bytes = len.to_ne_bytes().to_vec();
+            bytes.extend([2, 0, 0, 0]);
+            bytes.extend(sequence.to_ne_bytes());
+            bytes.extend([0; 4]);
+            bytes.extend(body);
+            bytes
+        };
+        let mut datagram = message(18, 7, &[1, 2, 0, 0]);
+        datagram.extend(message(16, 8, &[]));
+        let found: Vec<_> = messages(&datagram).map(|(seq, one)| (seq, one.len())).collect();
+        assert_eq!(found, [(7, 18), (8, 16)]);
+        for len in [0, 15, 17, u32::MAX] {
+            assert_eq!(messages(&message(len, 7, &[])).count(), 0, "length {len}");
+        }
+    }
+
+    #[test]
+    fn the_own_namespace_can_be_listed() {
+        let mut netlink = Netlink::open().unwrap();
+        let lo = netlink.link("lo").unwrap();
+        assert!(netlink.links().unwrap().contains(&lo));
+        assert_eq!(netlink.find_link("no-such-link").unwrap(), None);
+        netlink.addresses(None).unwrap();
+        netlink.routes().unwrap();
+    }
+
     proptest! {
         #[test]
         fn garbage_never_panics_or_loops(payload in prop::collection::vec(any::<u8>(), 0..80)) {
             let _ = kernels_words(&payload);
+            for (_, message) in messages(&payload) {
+                let _ = read(message);
+            }
         }
     }
 }
