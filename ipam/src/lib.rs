@@ -55,7 +55,7 @@ pub const ALLOCATIONS_MAX: usize = 16_384;
 /// The layout of the file. A file with another number is refused.
 const FORMAT: u32 = 1;
 
-/// Why a call failed. Nothing has changed then, except as [`Store`](store::Store) says.
+/// Why a call failed. Nothing has changed then, except as [`Store`] says.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -2,8 +2,8 @@
 //!
 //! [`Netlink`] is one netlink socket. It belongs to the namespace in which it was opened and can then be
 //! used from any thread; the kernel answers while the request is being sent, so its calls are plain
-//! blocking ones, in the order of microseconds. [`pod`] and [`host`] say, on top of it, what an
-//! interface of ours has to look like.
+//! blocking ones, in the order of microseconds. [`configure_pod`] and [`configure_host`] say,
+//! on top of it, what an interface of ours has to look like.
 
 mod addresses;
 mod error;
