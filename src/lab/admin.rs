@@ -1,28 +1,31 @@
-//! The client of a daemon's admin socket.
+//! The client of a daemon's admin socket, for code that is not asynchronous.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use serde::de::DeserializeOwned;
-use serde::Serialize;
+use anyhow::Result;
+use cni::rpc::{Client, ClientError};
 
 use crate::admin::api::{CountersReport, NodeStatus, PodStatus, PortRequest, Status};
+
+/// How long an answer may take. The daemon has every answer at hand; a command line should not hang.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A daemon's admin socket.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    socket: PathBuf,
+    client: Client,
 }
 
 impl Admin {
     /// The daemon that listens on `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { client: Client::new(socket).with_answer_timeout(ANSWER_TIMEOUT) }
     }
 
     /// Where it listens.
     pub fn socket(&self) -> &Path {
-        &self.socket
+        self.client.socket()
     }
 
     /// The node and its health.
@@ -30,7 +33,7 @@ impl Admin {
     /// # Errors
     /// When the daemon does not answer.
     pub fn status(&self) -> Result<Status> {
-        self.get("/v1/status")
+        wait(self.client.get("/v1/status"))
     }
 
     /// The nodes of the map.
@@ -38,7 +41,7 @@ impl Admin {
     /// # Errors
     /// When the daemon does not answer.
     pub fn nodes(&self) -> Result<Vec<NodeStatus>> {
-        self.get("/v1/nodes")
+        wait(self.client.get("/v1/nodes"))
     }
 
     /// The pods on the node.
@@ -46,7 +49,7 @@ impl Admin {
     /// # Errors
     /// When the daemon does not answer.
     pub fn pods(&self) -> Result<Vec<PodStatus>> {
-        self.get("/v1/pods")
+        wait(self.client.get("/v1/pods"))
     }
 
     /// The node's counters.
@@ -54,7 +57,7 @@ impl Admin {
     /// # Errors
     /// When the daemon does not answer.
     pub fn counters(&self) -> Result<CountersReport> {
-        self.get("/v1/counters")
+        wait(self.client.get("/v1/counters"))
     }
 
     /// Makes an interface of the host a port.
@@ -62,7 +65,7 @@ impl Admin {
     /// # Errors
     /// When the daemon does not answer or refuses.
     pub fn add_port(&self, request: &PortRequest) -> Result<PodStatus> {
-        self.call("POST", "/v1/ports", Some(request))
+        wait(self.client.post("/v1/ports", request))
     }
 
     /// Takes such a port away again.
@@ -70,20 +73,12 @@ impl Admin {
     /// # Errors
     /// When the daemon does not answer or refuses.
     pub fn remove_port(&self, device: &str) -> Result<()> {
-        self.call("DELETE", &format!("/v1/ports/{device}"), None::<&()>)
+        let path = format!("/v1/ports/{device}");
+        wait(self.client.delete::<serde_json::Value>(&path)).map(drop)
     }
+}
 
-    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.call("GET", path, None::<&()>)
-    }
-
-    fn call<T: DeserializeOwned>(
-        &self,
-        method: &str,
-        path: &str,
-        body: Option<&impl Serialize>,
-    ) -> Result<T> {
-        let _ = (method, path, body);
-        Err(anyhow::anyhow!("stand-in")).context("x")
-    }
+fn wait<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(answer)?)
 }

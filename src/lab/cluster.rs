@@ -17,7 +17,7 @@ use super::namespace::{self, Namespace};
 use super::netlink::{self, End};
 use super::process::{self, ProcessId};
 use super::state::{self, LabState, Labs, NodeState, PodState};
-use super::wait::{Interrupt, Wait};
+use super::wait::{Interrupt, Interrupted, Wait};
 use super::{daemon, plugin};
 
 /// Name of the namespace with the bridge between the nodes.
@@ -94,7 +94,7 @@ impl Lab {
     ) -> Result<Self> {
         config.check()?;
         if labs.read(&config.name).is_ok_and(|state| state.is_abandoned()) {
-            Self::open(labs, &config.name)?.down()?;
+            Self::remove(labs, &config.name)?;
         }
         let owner = if config.keep { None } else { Some(ProcessId::own()?) };
         let dir = labs.create(&config.name)?;
@@ -129,6 +129,32 @@ impl Lab {
             remove_on_drop: false,
             _lock: lock,
         })
+    }
+
+    /// Removes the lab `name`, also one whose state cannot be read.
+    ///
+    /// # Errors
+    /// When there is none, or a part of it cannot be removed; the rest is.
+    pub fn remove(labs: &Labs, name: &str) -> Result<()> {
+        let dir = labs.dir(name);
+        if labs.read(name).is_ok() || !dir.is_dir() {
+            return Self::open(labs, name)?.down();
+        }
+        let lab = Self {
+            state: LabState {
+                config: LabConfig::new(name),
+                owner: None,
+                holder: None,
+                next_number: 1,
+                nodes: Vec::new(),
+            },
+            _lock: state::lock(&dir)?,
+            dir,
+            interrupt: Interrupt::default(),
+            children: BTreeMap::new(),
+            remove_on_drop: false,
+        };
+        lab.down()
     }
 
     /// Ends the making: from here on, a lab that is to be kept stays.
@@ -542,9 +568,14 @@ impl Lab {
                 Err(error) => Wait::NotYet(format!("{error:#}")),
             })
         });
-        ready.with_context(|| {
+        ready.map_err(|error| {
+            if error.is::<Interrupted>() || self.check_daemon(state).is_err() {
+                return error;
+            }
             let tail = daemon::log_tail(&self.log_path(node));
-            format!("waiting for the daemon of {node}, whose log ends with\n{tail}")
+            error.context(format!(
+                "the daemon of {node} does not get ready; its log ends with\n{tail}"
+            ))
         })
     }
 
@@ -699,7 +730,8 @@ mod tests {
         lab.cut("n2").unwrap();
         assert_eq!(ping.run(&n1).unwrap().received, 0);
         lab.heal("n2").unwrap();
-        let healed = || Ok(if ping.run(&n1)?.is_ok() { Wait::Done(()) } else { Wait::NotYet("cut".into()) });
+        let healed =
+            || Ok(if ping.run(&n1)?.is_ok() { Wait::Done(()) } else { Wait::NotYet("cut".into()) });
         Interrupt::default().wait_for(Duration::from_secs(10), healed).unwrap();
 
         lab.set_mtu("n1", 1400).unwrap();

@@ -64,7 +64,11 @@ pub(super) fn log_tail(path: &Path) -> String {
     };
     let lines: Vec<&str> = text.lines().collect();
     let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-    if tail.is_empty() { "    (nothing)".to_owned() } else { format!("    {}", tail.join("\n    ")) }
+    if tail.is_empty() {
+        "    (nothing)".to_owned()
+    } else {
+        format!("    {}", tail.join("\n    "))
+    }
 }
 
 /// The node's `weft.toml`.

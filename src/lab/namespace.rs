@@ -143,14 +143,17 @@ pub(super) fn make_private(dir: &Path) -> io::Result<()> {
 pub(super) fn unmake_private(dir: &Path) -> io::Result<()> {
     match unmount(dir, UnmountFlags::DETACH) {
         Ok(())
-        | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT | rustix::io::Errno::PERM) => Ok(()),
+        | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT | rustix::io::Errno::PERM) => {
+            Ok(())
+        }
         Err(error) => Err(error.into()),
     }
 }
 
 fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work)?;
+        let thread =
+            std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work)?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

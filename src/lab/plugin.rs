@@ -93,7 +93,10 @@ impl<'a> Call<'a> {
             .env("CNI_NETNS", self.namespace.path())
             .env("CNI_IFNAME", INTERFACE)
             .env("CNI_PATH", self.lab.join("bin"))
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={}", self.pod.name))
+            .env(
+                "CNI_ARGS",
+                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={}", self.pod.name),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -125,7 +128,10 @@ impl<'a> Call<'a> {
             Err(error) => return Err(error.into()),
         };
         let mut config = list["plugins"][0].clone();
-        ensure!(config["type"] == "weft-cni", "the first plugin of the list is not weft-cni: {list}");
+        ensure!(
+            config["type"] == "weft-cni",
+            "the first plugin of the list is not weft-cni: {list}"
+        );
         config["cniVersion"] = list["cniVersion"].clone();
         config["name"] = list["name"].clone();
         if !previous.is_null() {
@@ -216,7 +222,8 @@ mod tests {
 
     #[test]
     fn an_error_is_one_line() {
-        let text = r#"{"cniVersion":"1.0.0","code":101,"msg":"no address is free","details":"254 used"}"#;
+        let text =
+            r#"{"cniVersion":"1.0.0","code":101,"msg":"no address is free","details":"254 used"}"#;
         assert_eq!(explain(text, ""), "no address is free: 254 used (code 101)");
         assert_eq!(explain("", "panicked"), "panicked");
     }

@@ -108,10 +108,8 @@ mod tests {
 
     #[test]
     fn a_process_is_alive_until_it_ends_and_a_reused_number_is_not_it() {
-        let mut child = std::process::Command::new("cat")
-            .stdin(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let id = ProcessId::of(child.id()).unwrap();
         assert!(id.is_alive());
         assert!(!ProcessId { start_time: id.start_time + 1, ..id }.is_alive());

@@ -107,13 +107,15 @@ impl Labs {
         let path = self.dir(name).join("lab.json");
         let text = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                bail!("there is no lab `{name}` (see `weft lab list`, or make it: `weft lab up {name}`)")
+                bail!(
+                    "there is no lab `{name}` (see `weft lab list`, or make it: `weft lab up --lab {name}`)"
+                )
             }
             read => read.with_context(|| format!("reading {}", path.display()))?,
         };
         serde_json::from_slice(&text).with_context(|| {
             let dir = self.dir(name);
-            format!("{} is damaged; remove the lab: `weft lab down {name}`", dir.display())
+            format!("{} is damaged; remove the lab: `weft lab down --lab {name}`", dir.display())
         })
     }
 
@@ -147,7 +149,9 @@ impl Labs {
         let dir = self.dir(name);
         match builder.recursive(false).create(&dir) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                bail!("there is a lab `{name}` already: remove it with `weft lab down {name}`")
+                bail!(
+                    "there is a lab `{name}` already: remove it with `weft lab down --lab {name}`"
+                )
             }
             made => made.with_context(|| format!("making {}", dir.display()))?,
         }
@@ -211,7 +215,8 @@ impl LabState {
 pub(super) fn lock(dir: &Path) -> Result<File> {
     let file = File::create(dir.join("lock"))
         .with_context(|| format!("opening the lock of {}", dir.display()))?;
-    flock(&file, FlockOperation::LockExclusive).context("waiting for another command on the lab")?;
+    flock(&file, FlockOperation::LockExclusive)
+        .context("waiting for another command on the lab")?;
     Ok(file)
 }
 
@@ -221,7 +226,8 @@ mod tests {
 
     #[test]
     fn a_lab_is_found_again_and_a_stranger_is_named() {
-        let labs = Labs::under(std::env::temp_dir().join(format!("weft-state-{}", std::process::id())));
+        let labs =
+            Labs::under(std::env::temp_dir().join(format!("weft-state-{}", std::process::id())));
         assert!(labs.names().unwrap().is_empty());
         assert!(labs.read("a").unwrap_err().to_string().contains("no lab `a`"));
 

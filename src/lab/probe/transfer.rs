@@ -72,8 +72,7 @@ impl Transfer {
                 // The receiver may still wait for a connection; this one ends at once.
                 drop(target.run(|| TcpStream::connect_timeout(&server, SILENCE_MAX)));
             }
-            let received =
-                receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let received = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let (sent, received) = (sent?, received?);
             if sent != received.bytes {
                 let text = format!("sent {sent} bytes, received {}", received.bytes);

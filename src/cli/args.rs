@@ -1,0 +1,455 @@
+//! The commands and their options, as clap reads them and as `--help` teaches them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vswitch::mac::Mac;
+
+/// A userspace virtual switch that carries the Kubernetes networking model.
+///
+/// `weft demo` shows on this machine, in half a minute, what it does. `weft lab` keeps such a cluster to
+/// play with. The other commands look at a node where the daemon, weftd, runs.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, disable_help_subcommand = true)]
+#[command(after_help = "\
+Examples:
+  weft demo                                   see pods on three nodes reach each other
+  weft lab up && weft lab exec n1-p1 -- bash  a shell in a pod of a cluster that stays
+  sudo weft status                            health of the node you are on
+  sudo weft counters -o json                  every packet accounted for
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Makes a cluster on this machine, tests it before your eyes, and removes it
+    ///
+    /// Nodes are network namespaces with a real daemon each, pods are attached by the real CNI plugin. Works
+    /// as root, and as an ordinary user where the machine permits user namespaces. Nothing outside the
+    /// namespaces changes, and nothing stays, also after ctrl-C.
+    #[command(after_help = "\
+Examples:
+  weft demo
+  weft demo --nodes 5 --pods 4
+  weft demo -o json > report.json     what was measured, for programs
+  weft demo --keep                    leaves the cluster; go on with `weft lab --lab demo ...`")]
+    Demo(DemoArgs),
+
+    /// Makes clusters on this machine to play with, breaks them, and removes them
+    ///
+    /// Nodes are called n1, n2, ...; the pods of n1 are n1-p1, n1-p2, ... Each is a network namespace, and so
+    /// are `underlay` (the bridge and router between the nodes) and `world` (a host outside).
+    #[command(after_help = "\
+Examples:
+  weft lab up --nodes 3 --pods 2
+  weft lab exec n1-p1 -- ping 10.244.2.2
+  weft lab cut n2 ; weft nodes --node n1      watch n2 leave the map
+  weft lab heal n2
+  weft lab down")]
+    Lab(LabArgs),
+
+    /// Shows the health of a node: lease, addresses, problems and what to do about them
+    #[command(after_help = "\
+Examples:
+  sudo weft status
+  weft status --lab lab --node n2     a node of a lab
+  sudo weft status -o json | jq -e .ready")]
+    Status(ViewArgs),
+
+    /// Lists the nodes that the node knows, with their leases
+    #[command(after_help = "\
+Examples:
+  sudo weft nodes
+  weft nodes --node n1                node n1 of the lab `lab`
+  sudo weft nodes -o json | jq -r '.[] | select(.state != \"alive\") | .name'")]
+    Nodes(ViewArgs),
+
+    /// Lists the pods on the node, with their addresses and traffic
+    #[command(after_help = "\
+Examples:
+  sudo weft pods
+  sudo weft pods -o json | jq '.[] | {name, addresses}'")]
+    Pods(ViewArgs),
+
+    /// Shows what became of every packet: delivered, or dropped and why
+    #[command(after_help = "\
+Examples:
+  sudo weft counters
+  watch -n1 sudo weft counters
+  sudo weft counters -o json | jq .dropped")]
+    Counters(ViewArgs),
+
+    /// Makes existing interfaces of the host ports of the switch: virtual machines, other runtimes
+    #[command(after_help = "\
+Examples:
+  sudo weft port add vnet0 52:54:00:12:34:56    a virtual machine's tap
+  sudo weft port remove vnet0")]
+    Port(PortArgs),
+
+    /// Removes every trace of weftd from this host: devices, routes, tables, pods' interfaces
+    ///
+    /// Stop weftd first. Pods lose their network.
+    #[command(after_help = "\
+Examples:
+  sudo systemctl stop weftd && sudo weft uninstall
+  sudo weft uninstall --files         also its state, so that the node's identity and lease are forgotten")]
+    Uninstall(UninstallArgs),
+
+    /// Runs the daemon: the same as the program weftd
+    #[command(hide = true, disable_help_flag = true)]
+    Daemon {
+        /// What weftd takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+
+    /// Prints the version
+    #[command(after_help = "Example:\n  weft version")]
+    Version,
+}
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Tables for people.
+    Table,
+    /// JSON for programs.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OutputArgs {
+    /// How to write the result
+    #[arg(short, long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub(super) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=50))]
+    pub(super) nodes: u8,
+
+    /// Pods on each node
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=50))]
+    pub(super) pods: u8,
+
+    /// Leaves the cluster running as the lab `demo`
+    #[arg(long)]
+    pub(super) keep: bool,
+
+    /// Short for `-o json`
+    #[arg(long, conflicts_with = "output")]
+    pub(super) json: bool,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+impl DemoArgs {
+    pub(super) fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.output.output }
+    }
+}
+
+/// Which daemon to ask.
+#[derive(Debug, Args)]
+pub(super) struct TargetArgs {
+    /// The daemon's admin socket
+    #[arg(long, value_name = "PATH", default_value = cni::config::DEFAULT_SOCKET)]
+    #[arg(conflicts_with_all = ["lab", "node"])]
+    pub(super) socket: PathBuf,
+
+    /// Looks at a node of this lab [default with --node: lab]
+    #[arg(long, value_name = "NAME", requires = "node")]
+    pub(super) lab: Option<String>,
+
+    /// Looks at this node of a lab, such as n1
+    #[arg(long, value_name = "NODE")]
+    pub(super) node: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ViewArgs {
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PortArgs {
+    #[command(subcommand)]
+    pub(super) command: PortCommand,
+
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PortCommand {
+    /// Makes an interface a port and shows the addresses it was given
+    #[command(after_help = "Example:\n  sudo weft port add vnet0 52:54:00:12:34:56")]
+    Add {
+        /// The host's interface: its end of a veth pair, or a tap
+        device: String,
+        /// MAC address of the interface behind it
+        mac: Mac,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Takes the port away; the interface itself stays
+    #[command(after_help = "Example:\n  sudo weft port remove vnet0")]
+    Remove {
+        /// The host's interface
+        device: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct UninstallArgs {
+    /// The daemon's configuration file
+    #[arg(long, value_name = "FILE", default_value = "/etc/weft/weft.toml")]
+    pub(super) config: PathBuf,
+
+    /// Also removes the daemon's files: identity, lease, pods' addresses
+    #[arg(long)]
+    pub(super) files: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LabArgs {
+    /// Name of the lab
+    #[arg(long, global = true, default_value = "lab", value_name = "NAME")]
+    pub(super) lab: String,
+
+    #[command(subcommand)]
+    pub(super) command: LabCommand,
+}
+
+/// What to do with a lab.
+#[derive(Debug, Subcommand)]
+pub(super) enum LabCommand {
+    /// Makes a lab, which stays until `weft lab down`
+    #[command(after_help = "\
+Examples:
+  weft lab up
+  weft lab up --lab big --nodes 10 --pods 5
+  weft lab up --underlay v6 --mtu 9000")]
+    Up(LabUpArgs),
+
+    /// Removes a lab: daemons, pods, namespaces, files
+    #[command(after_help = "Examples:\n  weft lab down\n  weft lab down --all")]
+    Down {
+        /// Removes all labs of this user
+        #[arg(long, conflicts_with = "lab")]
+        all: bool,
+    },
+
+    /// Lists the labs of this user
+    #[command(after_help = "Example:\n  weft lab list")]
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+
+    /// Shows a lab: nodes, pods, addresses, what is cut or stopped, where logs are
+    #[command(
+        after_help = "Examples:\n  weft lab show\n  weft lab show -o json | jq -r '.nodes[].pods[].name'"
+    )]
+    Show {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+
+    /// Runs a command in a pod, in a node, in `underlay` or in `world`
+    #[command(after_help = "\
+Examples:
+  weft lab exec n1-p1 -- bash
+  weft lab exec n1-p1 -- ping -c3 10.244.2.2
+  weft lab exec underlay -- tcpdump -ni br0 udp port 4789")]
+    Exec {
+        /// Where: n1-p1, n1, underlay, world, ...
+        place: String,
+        /// The command and its arguments
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+
+    #[command(flatten)]
+    Change(LabChange),
+
+    /// Keeps the namespaces of an ordinary user's lab
+    #[command(hide = true)]
+    Hold,
+}
+
+/// What to do to a lab that stands.
+#[derive(Debug, Subcommand)]
+pub(super) enum LabChange {
+    /// Adds a node
+    #[command(after_help = "Example:\n  weft lab add-node")]
+    AddNode,
+
+    /// Removes a node and its pods, as when its machine is switched off
+    #[command(after_help = "Example:\n  weft lab remove-node n3")]
+    RemoveNode {
+        /// The node
+        node: String,
+    },
+
+    /// Adds a pod to a node
+    #[command(after_help = "Example:\n  weft lab add-pod n1")]
+    AddPod {
+        /// The node
+        node: String,
+    },
+
+    /// Removes a pod
+    #[command(after_help = "Example:\n  weft lab remove-pod n1-p2")]
+    RemovePod {
+        /// The pod
+        pod: String,
+    },
+
+    /// Cuts a node's cable
+    #[command(after_help = "Example:\n  weft lab cut n2")]
+    Cut {
+        /// The node
+        node: String,
+    },
+
+    /// Heals a cable that was cut
+    #[command(after_help = "Example:\n  weft lab heal n2")]
+    Heal {
+        /// The node
+        node: String,
+    },
+
+    /// Sets the MTU of a node's link
+    #[command(after_help = "Example:\n  weft lab set-mtu n2 1400")]
+    SetMtu {
+        /// The node
+        node: String,
+        /// Bytes
+        mtu: u16,
+    },
+
+    /// Kills a node's daemon (kill -9)
+    #[command(after_help = "Example:\n  weft lab kill n2 ; weft nodes --node n1")]
+    Kill {
+        /// The node
+        node: String,
+    },
+
+    /// Stops a node's daemon in order: it says goodbye
+    #[command(after_help = "Example:\n  weft lab stop n2")]
+    Stop {
+        /// The node
+        node: String,
+    },
+
+    /// Starts a node's daemon again
+    #[command(after_help = "Example:\n  weft lab start n2")]
+    Start {
+        /// The node
+        node: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LabUpArgs {
+    /// Nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=50))]
+    pub(super) nodes: u8,
+
+    /// Pods on each node
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(super) pods: u8,
+
+    /// MTU of the network between the nodes, in bytes
+    #[arg(long, default_value_t = 1500)]
+    pub(super) mtu: u16,
+
+    /// Protocol between the nodes
+    #[arg(long, value_enum, default_value_t = UnderlayFamily::V4)]
+    pub(super) underlay: UnderlayFamily,
+
+    /// Gives pods no IPv6 addresses
+    #[arg(long)]
+    pub(super) no_ipv6: bool,
+
+    /// A file with whole sections for every node's weft.toml
+    #[arg(long, value_name = "FILE")]
+    pub(super) extra: Option<PathBuf>,
+
+    /// Level of the daemons' logs
+    #[arg(long, default_value = "info", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    pub(super) log: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum UnderlayFamily {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_visible_command_teaches_by_example() {
+        fn check(command: &clap::Command) {
+            for subcommand in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+                let help = subcommand.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example"), "`{}` has no example", subcommand.get_name());
+                check(subcommand);
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn the_examples_in_the_help_can_be_typed() {
+        fn examples(command: &clap::Command, found: &mut Vec<String>) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            found
+                .extend(help.lines().filter_map(|line| line.strip_prefix("  ")).map(str::to_owned));
+            command.get_subcommands().for_each(|command| examples(command, found));
+        }
+        let mut lines = Vec::new();
+        examples(&Cli::command(), &mut lines);
+        let mut tried = 0;
+        for line in lines {
+            // What follows two spaces is an explanation; what follows these signs is another program's.
+            let line = line.split("  ").next().unwrap_or_default();
+            for command in line.split(" && ").flat_map(|part| part.split(" ; ")) {
+                let command = command.split(['|', '>']).next().unwrap_or_default();
+                let Some(start) = command.find("weft ") else { continue };
+                let words = command[start..].split_whitespace();
+                if let Err(error) = Cli::try_parse_from(words) {
+                    panic!("`{command}`: {error}");
+                }
+                tried += 1;
+            }
+        }
+        assert!(tried > 30, "only {tried} examples were found");
+    }
+}

@@ -1,0 +1,250 @@
+//! `weft status`, `nodes`, `pods`, `counters`, `port`: one question to the daemon, one table.
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use serde::Serialize;
+use vswitch::verdict::Reason;
+
+use super::args::{Format, PortArgs, PortCommand, TargetArgs, ViewArgs};
+use super::table::Table;
+use crate::admin::api::{CountersReport, NodeStatus, PodStatus, PortRequest, Status};
+use crate::lab::{self, Admin, Labs};
+
+pub(super) fn status(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
+    let status = target(&arguments.target)?.status()?;
+    print(&status, arguments.output.output, out, |out| print_status(&status, out))
+}
+
+pub(super) fn nodes(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
+    let nodes = target(&arguments.target)?.nodes()?;
+    print(&nodes, arguments.output.output, out, |out| write!(out, "{}", nodes_table(&nodes)))
+}
+
+pub(super) fn pods(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
+    let pods = target(&arguments.target)?.pods()?;
+    print(&pods, arguments.output.output, out, |out| write!(out, "{}", pods_table(&pods)))
+}
+
+pub(super) fn counters(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
+    let counters = target(&arguments.target)?.counters()?;
+    print(&counters, arguments.output.output, out, |out| print_counters(&counters, out))
+}
+
+pub(super) fn port(arguments: &PortArgs, out: &mut impl Write) -> Result<()> {
+    let admin = target(&arguments.target)?;
+    match &arguments.command {
+        PortCommand::Add { device, mac, output } => {
+            let port = admin.add_port(&PortRequest { device: device.clone(), mac: *mac })?;
+            print(&port, output.output, out, |out| {
+                writeln!(out, "{device} is a port. Configure behind it:")?;
+                for address in &port.addresses {
+                    writeln!(
+                        out,
+                        "  address  {address}/{}",
+                        if address.is_ipv4() { 32 } else { 128 }
+                    )?;
+                }
+                for gateway in &port.gateways {
+                    writeln!(out, "  gateway  {gateway} (on link)")?;
+                }
+                writeln!(out, "  mtu      {}", port.mtu)
+            })
+        }
+        PortCommand::Remove { device } => {
+            admin.remove_port(device)?;
+            writeln!(out, "{device} is no port any more")?;
+            Ok(())
+        }
+    }
+}
+
+/// Writes `value` as JSON, or as `table` does.
+pub(super) fn print<W: Write>(
+    value: &impl Serialize,
+    format: Format,
+    out: &mut W,
+    table: impl FnOnce(&mut W) -> io::Result<()>,
+) -> Result<()> {
+    match format {
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut *out, value)?;
+            writeln!(out)?;
+        }
+        Format::Table => table(out)?,
+    }
+    Ok(())
+}
+
+fn target(arguments: &TargetArgs) -> Result<Admin> {
+    let Some(node) = &arguments.node else { return Ok(Admin::new(&arguments.socket)) };
+    let labs = Labs::of_user();
+    let name = arguments.lab.as_deref().unwrap_or("lab");
+    labs.read(name)?.node(node)?;
+    Ok(Admin::new(lab::socket(&labs.dir(name), node)))
+}
+
+fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    let mut line = |name: &str, value: String| writeln!(out, "{name:<11}{value}");
+    line("node", format!("{} ({})", status.name, status.node_id))?;
+    line("network", status.network.clone())?;
+    line("ready", if status.ready { "yes" } else { "NO" }.to_owned())?;
+    line("lease", format!("{} ({})", join(&status.leases), status.lease_state))?;
+    for pool in &status.addresses {
+        line("addresses", format!("{}: {} used, {} free", pool.prefix, pool.used, pool.free))?;
+    }
+    let underlay = status.underlay.map_or_else(|| "not known yet".to_owned(), |ip| ip.to_string());
+    line("underlay", format!("{underlay}, mtu {}", or_dash(status.underlay_mtu)))?;
+    line("pods", format!("{}, mtu {}", status.pods, or_dash(status.pod_mtu)))?;
+    line("nodes", format!("{} alive, map version {}", status.nodes_alive, status.map_generation))?;
+    line("vtep", status.vtep_mac.to_string())?;
+    line("uptime", duration(status.uptime_s))?;
+    line("version", status.version.clone())?;
+    for capability in &status.capabilities {
+        let on = if capability.on { "on" } else { "off" };
+        line("kernel", format!("{} {on}: {}", capability.name, capability.detail))?;
+    }
+    for problem in &status.problems {
+        line("PROBLEM", problem.clone())?;
+    }
+    Ok(())
+}
+
+pub(super) fn nodes_table(nodes: &[NodeStatus]) -> Table {
+    let mut table =
+        Table::new(["NODE", "STATE", "LEASE", "UNDERLAY", "MTU", "VTEP MAC"]).right([4]);
+    for node in nodes {
+        let mark = if node.this_node { "*" } else { "" };
+        table.row([
+            format!("{}{mark}", node.name),
+            node.state.clone(),
+            join(&node.leases),
+            node.underlay.to_string(),
+            node.underlay_mtu.to_string(),
+            node.vtep_mac.to_string(),
+        ]);
+    }
+    table
+}
+
+fn pods_table(pods: &[PodStatus]) -> Table {
+    let heading =
+        ["POD", "INTERFACE", "ADDRESSES", "MAC", "MTU", "RECEIVED", "DELIVERED", "DROPPED"];
+    let mut table = Table::new(heading).right(4..8);
+    for pod in pods {
+        let name = match (&pod.namespace, &pod.name) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            (None, Some(name)) => name.clone(),
+            (_, None) => pod.container_id.chars().take(16).collect(),
+        };
+        let detached = if pod.port.is_none() { " (detached)" } else { "" };
+        table.row([
+            format!("{name}{detached}"),
+            pod.ifname.clone(),
+            join(&pod.addresses),
+            pod.mac.to_string(),
+            pod.mtu.to_string(),
+            pod.traffic.received.to_string(),
+            pod.traffic.delivered.to_string(),
+            pod.traffic.dropped.to_string(),
+        ]);
+    }
+    table
+}
+
+fn print_counters(counters: &CountersReport, out: &mut impl Write) -> io::Result<()> {
+    let dropped: u64 = counters.dropped.values().sum();
+    let mut table = Table::new(["PACKETS", "", ""]).right([1]);
+    let mut row = |name: &str, value: u64, meaning: &str| {
+        table.row([name.to_owned(), value.to_string(), meaning.to_owned()]);
+    };
+    row("received", counters.received, "came in through a port or the tunnel");
+    row("originated", counters.originated, "made by the switch: replies, ICMP errors, fragments");
+    row("delivered", counters.delivered, "taken by a port or the underlay");
+    row("answered", counters.answered, "asked of the switch itself");
+    row("dropped", dropped, "refused or lost, by reason below");
+    table.row([
+        "queued".to_owned(),
+        counters.queued.to_string(),
+        "received + originated - delivered - answered - dropped".to_owned(),
+    ]);
+    write!(out, "{table}")?;
+    if !counters.dropped.is_empty() {
+        let mut table = Table::new(["DROPPED", "", ""]).right([1]);
+        for (name, count) in &counters.dropped {
+            let reason = Reason::ALL.iter().find(|reason| reason.as_str() == name);
+            let meaning = reason.map_or("", |reason| reason.describe());
+            table.row([name.clone(), count.to_string(), meaning.to_owned()]);
+        }
+        write!(out, "\n{table}")?;
+    }
+    if !counters.offenders.is_empty() {
+        let mut table = Table::new(["REFUSED SENDER", "REASON", "REPORTS"]).right([2]);
+        for offender in &counters.offenders {
+            let count = offender.reports.to_string();
+            table.row([offender.address.to_string(), offender.reason.clone(), count]);
+        }
+        write!(out, "\n{table}")?;
+    }
+    if !counters.gossip_refused.is_empty() {
+        let mut table = Table::new(["GOSSIP REFUSED", ""]).right([1]);
+        for (reason, count) in &counters.gossip_refused {
+            table.row([reason.clone(), count.to_string()]);
+        }
+        write!(out, "\n{table}")?;
+    }
+    Ok(())
+}
+
+/// Joins as people write lists.
+pub(super) fn join(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn or_dash(value: Option<u16>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min {} s", seconds % 60),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_two_units_at_most() {
+        assert_eq!(duration(59), "59 s");
+        assert_eq!(duration(61), "1 min 1 s");
+        assert_eq!(duration(7260), "2 h 1 min");
+        assert_eq!(duration(90_000), "1 d 1 h");
+    }
+
+    #[test]
+    fn counters_show_the_law_and_explain_each_drop() {
+        let counters = CountersReport {
+            received: 10,
+            originated: 1,
+            delivered: 7,
+            answered: 1,
+            queued: 0,
+            received_bytes: 0,
+            delivered_bytes: 0,
+            dropped: [("spoofed".to_owned(), 3)].into(),
+            offenders: Vec::new(),
+            gossip_refused: [].into(),
+        };
+        let mut text = Vec::new();
+        print_counters(&counters, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("\ndropped      3  refused"), "{text}");
+        assert!(text.contains("spoofed  3  A pod sent from"), "{text}");
+    }
+}
