@@ -55,6 +55,7 @@ pub fn read(bytes: &[u8]) -> Result<&Packet, Reason> {
 mod tests {
     use super::*;
 
+    #[rustfmt::skip]
     const WHO_HAS: [u8; 28] = [
         0, 1, 8, 0, 6, 4, 0, 1, // Ethernet, IPv4, request
         0x0a, 0x58, 10, 244, 1, 5, 10, 244, 1, 5, // from

@@ -181,3 +181,6 @@ pub enum Transport {
     /// Anything else, or a later fragment.
     Other,
 }
+
+#[cfg(test)]
+mod tests;

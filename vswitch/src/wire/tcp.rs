@@ -75,6 +75,7 @@ pub fn read(bytes: &[u8]) -> Option<&Header> {
 mod tests {
     use super::*;
 
+    #[rustfmt::skip]
     const SYN: [u8; 24] = [
         0x9c, 0x40, 0x00, 0x50, // 40000 to 80
         0x01, 0x02, 0x03, 0x04, 0, 0, 0, 0, // sequence number, nothing acknowledged
