@@ -24,3 +24,6 @@ pub use vnet::{VnetHeader, decode, encode};
 /// make 65 000 packets of 50 headers' bytes and more each; this bounds the work that it can cause. The
 /// shortest segments that Linux makes, of 48 bytes (`TCP_MIN_SND_MSS`), stay below.
 pub const SEGMENTS_MAX: u16 = 2048;
+
+#[cfg(test)]
+mod tests;
