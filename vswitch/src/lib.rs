@@ -21,10 +21,16 @@
 
 pub mod config;
 pub mod counters;
+pub mod fragment;
 pub mod frame;
+pub mod icmp_error;
 pub mod mac;
+pub mod neighbor;
 pub mod offload;
 pub mod port;
+#[cfg(feature = "sim")]
+pub mod sim;
+pub mod switch;
 pub mod tables;
 pub mod verdict;
 pub mod wire;

@@ -116,6 +116,8 @@ reasons! {
     NodeGone => "node_gone",
     /// All buffers of the worker are in use.
     PoolEmpty => "pool_empty",
+    /// For the switch's own address, and neither a neighbor request nor an echo request.
+    NoService => "no_service",
 }
 
 impl fmt::Display for Reason {

@@ -1,0 +1,233 @@
+//! A node: the real switch with hosts in place of pods, and a queue in place of the tunnel.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam::utils::CachePadded;
+
+use super::Host;
+use crate::config::Config;
+use crate::counters::{Counters, PortTotals, Totals, WorkerCounters};
+use crate::frame::{BATCH_MAX, Batch, Frame, Ingress, Pool};
+use crate::port::{Context, NodeIx, PortIx};
+use crate::switch::Switch;
+use crate::tables::Tables;
+use crate::verdict::{Egress, Reason};
+
+/// The real [`Switch`] with a [`Host`] on each port.
+///
+/// [`SwitchSim::run`] does all that can be done at one moment. Frames for other nodes then wait in
+/// [`SwitchSim::take_wire`], and frames from them go in with [`SwitchSim::receive`]. A tunnel that is to
+/// be simulated too works with [`SwitchSim::context`], as it does in a worker.
+#[derive(Debug)]
+pub struct SwitchSim {
+    switch: Switch,
+    tables: Tables,
+    pool: Pool,
+    counters: Counters,
+    worker: Arc<CachePadded<WorkerCounters>>,
+    hosts: BTreeMap<PortIx, Host>,
+    batch: Batch,
+    out: Vec<(Egress, Frame)>,
+    wire: VecDeque<(NodeIx, Frame)>,
+}
+
+impl SwitchSim {
+    /// Makes a node without hosts.
+    pub fn new(config: &Config, tables: Tables, now: Instant) -> Self {
+        let counters = Counters::new(1, usize::from(config.ports_max));
+        Self {
+            switch: Switch::new(config, now),
+            tables,
+            pool: Pool::new(usize::from(config.buffers)),
+            worker: counters.worker(0),
+            counters,
+            hosts: BTreeMap::new(),
+            batch: Batch::with_capacity(BATCH_MAX),
+            out: Vec::with_capacity(2 * BATCH_MAX),
+            wire: VecDeque::new(),
+        }
+    }
+
+    /// Replaces the tables. As in a worker, no frame is under way within the switch when that happens;
+    /// those for nodes are dropped, because their indexes belong to the old tables.
+    pub fn set_tables(&mut self, tables: Tables) {
+        while let Some((_, frame)) = self.wire.pop_front() {
+            self.worker.count_drop(Reason::NodeGone, frame.packets());
+            self.pool.put(frame);
+        }
+        self.tables = tables;
+    }
+
+    /// The tables in force.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Puts a host on a port; returns the one that was there. That the port exists is up to the tables.
+    pub fn attach(&mut self, port: PortIx, host: Host) -> Option<Host> {
+        self.hosts.insert(port, host)
+    }
+
+    /// Takes the host off a port.
+    pub fn detach(&mut self, port: PortIx) -> Option<Host> {
+        self.hosts.remove(&port)
+    }
+
+    /// The host on a port.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn host(&mut self, port: PortIx) -> &mut Host {
+        self.hosts.get_mut(&port).expect("a host is attached to the port")
+    }
+
+    /// All hosts, by port.
+    pub fn hosts(&mut self) -> impl Iterator<Item = (PortIx, &mut Host)> {
+        self.hosts.iter_mut().map(|(port, host)| (*port, host))
+    }
+
+    /// Lets the hosts act and carries what they send, until nothing moves any more at this moment.
+    pub fn run(&mut self, now: Instant) {
+        loop {
+            let mut moved = false;
+            for host in self.hosts.values_mut() {
+                moved |= host.poll(now);
+            }
+            while self.collect() {
+                self.forward(now);
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// When a host wants to act next, if nothing arrives before.
+    pub fn next_at(&mut self, now: Instant) -> Option<Instant> {
+        self.hosts.values_mut().filter_map(|host| host.poll_at(now)).min()
+    }
+
+    /// Runs one frame through the switch, and delivers. The frame's meta data says where it came from;
+    /// [`SwitchSim::make_frame`] makes one. It is counted as received.
+    pub fn inject(&mut self, now: Instant, frame: Frame) {
+        let context = self.context();
+        match frame.meta.ingress {
+            Ingress::Port(port) => context.count_received(port, &frame),
+            Ingress::Node(_) | Ingress::Switch => count_received(context.counters, &frame),
+        }
+        self.batch.push(frame);
+        self.forward(now);
+    }
+
+    /// Runs a frame that `node` has sent through the switch, and delivers it. A frame that is too long is
+    /// dropped and counted, and so is any when the buffers are used up.
+    pub fn receive(&mut self, now: Instant, node: NodeIx, bytes: &[u8]) {
+        match self.make_frame(Ingress::Node(node), bytes) {
+            Ok(frame) => self.inject(now, frame),
+            Err(reason) => {
+                self.worker.received.add(1);
+                self.worker.count_drop(reason, 1);
+            }
+        }
+    }
+
+    /// Makes a frame in a buffer of this node.
+    ///
+    /// # Errors
+    /// [`Reason::PoolEmpty`] when all buffers are in use, [`Reason::Malformed`] when the frame is longer
+    /// than any.
+    pub fn make_frame(&mut self, ingress: Ingress, bytes: &[u8]) -> Result<Frame, Reason> {
+        let mut frame = self.pool.take().ok_or(Reason::PoolEmpty)?;
+        if !frame.append(bytes) {
+            self.pool.put(frame);
+            return Err(Reason::Malformed);
+        }
+        frame.meta.ingress = ingress;
+        Ok(frame)
+    }
+
+    /// Takes the oldest frame that waits to be sent to another node. Until [`SwitchSim::sent`] or
+    /// [`SwitchSim::dropped`] is told of it, it counts as queued.
+    pub fn take_wire(&mut self) -> Option<(NodeIx, Frame)> {
+        self.wire.pop_front()
+    }
+
+    /// Counts a frame as delivered to its node, and gives its buffer back.
+    pub fn sent(&mut self, frame: Frame) {
+        self.worker.delivered.add(frame.packets());
+        self.worker.delivered_bytes.add(frame.len() as u64);
+        self.pool.put(frame);
+    }
+
+    /// Counts a frame as dropped, and gives its buffer back.
+    pub fn dropped(&mut self, frame: Frame, reason: Reason) {
+        self.worker.count_drop(reason, frame.packets());
+        self.pool.put(frame);
+    }
+
+    /// What a source, a sink or an uplink works with.
+    pub fn context(&mut self) -> Context<'_> {
+        Context { tables: &self.tables, pool: &mut self.pool, counters: &self.worker }
+    }
+
+    /// The node's counters.
+    pub fn totals(&self) -> Totals {
+        self.counters.sum()
+    }
+
+    /// The counters of one port.
+    pub fn port_totals(&self, port: PortIx) -> PortTotals {
+        self.counters.port(port)
+    }
+
+    /// Buffers in use: those of the frames that wait to be sent to other nodes.
+    pub fn buffers_in_use(&self) -> usize {
+        self.pool.in_use()
+    }
+
+    /// Fills the batch with what hosts have sent; returns whether there was anything.
+    fn collect(&mut self) -> bool {
+        let context =
+            Context { tables: &self.tables, pool: &mut self.pool, counters: &self.worker };
+        for (port, host) in &mut self.hosts {
+            while self.batch.len() < BATCH_MAX {
+                let Some(mut frame) = context.pool.take() else {
+                    return !self.batch.is_empty();
+                };
+                if !host.send(&mut frame) {
+                    context.pool.put(frame);
+                    break;
+                }
+                frame.meta.ingress = Ingress::Port(*port);
+                context.count_received(*port, &frame);
+                self.batch.push(frame);
+            }
+        }
+        !self.batch.is_empty()
+    }
+
+    fn forward(&mut self, now: Instant) {
+        let mut context =
+            Context { tables: &self.tables, pool: &mut self.pool, counters: &self.worker };
+        self.switch.forward(&mut context, now, &mut self.batch, &mut self.out);
+        for (egress, frame) in self.out.drain(..) {
+            match egress {
+                Egress::Node(node) => self.wire.push_back((node, frame)),
+                Egress::Port(port) => match self.hosts.get_mut(&port) {
+                    Some(host) => match host.deliver(&frame) {
+                        Ok(()) => context.finish_delivered(port, frame),
+                        Err(reason) => context.finish_dropped(port, reason, frame),
+                    },
+                    None => context.finish_dropped(port, Reason::PortGone, frame),
+                },
+            }
+        }
+    }
+}
+
+fn count_received(counters: &WorkerCounters, frame: &Frame) {
+    counters.received.add(frame.packets());
+    counters.received_bytes.add(frame.len() as u64);
+}

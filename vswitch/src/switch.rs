@@ -1,0 +1,556 @@
+//! The pipeline: what becomes of a frame, stage by stage in reading order.
+//!
+//! ```text
+//!  batch ─► parse ─► link ─► neighbor ─► admit ─► guard ─► route ─► TTL ─► MTU ─► rewrite ─► out
+//!             │       │         │          │        │        │       │      │
+//!             ▼       ▼         ▼          ▼        ▼        ▼       ▼      ▼
+//!          Malformed  …      Answered   Spoofed  TunnelPort  …  TtlExpired TooBig   + an ICMP error
+//! ```
+//!
+//! [`Switch::forward`] drains a batch and does the accounting, [`Switch::decide`] is the pipeline. There
+//! is no other control flow of a frame. Nothing here allocates, locks, logs or reads the clock.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use crate::config::Config;
+use crate::frame::{BATCH_MAX, Batch, Frame, GsoKind, Ingress, Meta};
+use crate::icmp_error::{self, Ends, Error, RateLimit};
+use crate::mac::Mac;
+use crate::port::{Context, NodeIx, PortIx};
+use crate::tables::{PortEntry, PortKind, ROUTER_V4, ROUTER_V6, Route, Tables};
+use crate::verdict::{Egress, Reason, Verdict};
+use crate::wire::{self, ETHERNET_LEN, Fragment, Headers, Ip, Network, Transport, checksum};
+use crate::{fragment, neighbor};
+
+/// The switch of one worker.
+#[derive(Debug)]
+pub struct Switch {
+    errors: RateLimit,
+    /// The fragments of the frame at hand behind its first.
+    later_fragments: Vec<Frame>,
+}
+
+impl Switch {
+    /// Makes a switch. It keeps nothing but a rate limit; all that it knows comes with each batch.
+    pub fn new(config: &Config, now: Instant) -> Self {
+        Self {
+            errors: RateLimit::new(config.icmp_errors_per_s, now),
+            later_fragments: Vec::with_capacity(BATCH_MAX),
+        }
+    }
+
+    /// Decides about every frame of `batch` and leaves it empty. What goes on is appended to `out`, in
+    /// order; what ends here is counted and its buffer goes back to the pool.
+    ///
+    /// Frames in `out` have been counted as received or originated, and not yet as delivered.
+    pub fn forward(
+        &mut self,
+        context: &mut Context<'_>,
+        now: Instant,
+        batch: &mut Batch,
+        out: &mut Vec<(Egress, Frame)>,
+    ) {
+        let mut round = Round { context, now, out };
+        for mut frame in batch.drain(..) {
+            let (ingress, packets) = (frame.meta.ingress, frame.packets());
+            let verdict = self.decide(&mut round, &mut frame);
+            self.carry_out(&mut round, verdict, ingress, packets, frame);
+        }
+    }
+
+    /// The pipeline. On [`Verdict::Answered`] the reply is in `frame`, for the port that asked. ICMP
+    /// errors go straight to the round's output.
+    fn decide(&mut self, round: &mut Round<'_, '_>, frame: &mut Frame) -> Verdict {
+        let tables = round.context.tables;
+        let sender = match find_sender(tables, frame.meta.ingress) {
+            Ok(sender) => sender,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+
+        // Parse: every header once; offsets can be trusted from here on.
+        let headers = match wire::parse(frame.data()) {
+            Ok(headers) => headers,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+
+        // Link: the frame is for the switch, and from whom it says.
+        if let Err(reason) = check_link(tables, sender, &headers) {
+            return Verdict::Drop(reason);
+        }
+
+        // Neighbor: ARP and ND are for the link, and end here. So does what is sent to a group.
+        let ip = match (headers.network, sender) {
+            (Network::Arp, Sender::Port(asker)) => {
+                return neighbor::answer_arp(tables, asker, frame);
+            }
+            (Network::Ip(ip), Sender::Port(asker)) if neighbor::is_discovery(&ip) => {
+                return neighbor::answer_discovery(tables, asker, &ip, frame);
+            }
+            (Network::Ip(ip), Sender::Node(_)) if neighbor::is_discovery(&ip) => {
+                return Verdict::Drop(Reason::NeighborIgnored);
+            }
+            (Network::Arp, Sender::Node(_)) => return Verdict::Drop(Reason::NeighborIgnored),
+            (Network::Ip(ip), Sender::Port(_) | Sender::Node(_)) => ip,
+        };
+        if headers.destination.is_multicast() || is_group(ip.destination) {
+            return Verdict::Drop(Reason::Multicast);
+        }
+
+        // Admit: the source address is the sender's.
+        if let Err(reason) = admit(tables, sender, &ip) {
+            return Verdict::Drop(reason);
+        }
+
+        // Guard: pods have no business with the nodes' tunnel and gossip.
+        if sender.is_pod() && is_for_tunnel(tables, &ip) {
+            return Verdict::Drop(Reason::TunnelPort);
+        }
+
+        // Route: where it leaves, if anywhere.
+        let egress = match route(tables, sender, &ip) {
+            Way::Out(egress) => egress,
+            Way::Router => return self.answer(round, frame, &headers, &ip),
+            Way::Nowhere(reason) => return Verdict::Drop(reason),
+            Way::Unreachable(error) => {
+                return self.refuse(round, frame, &headers, Reason::NoSuchAddress, error);
+            }
+        };
+        let next = match Next::find(tables, egress) {
+            Ok(next) => next,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+
+        // TTL: the switch and its host are one router.
+        let decrements = !sender.is_host() && egress != Egress::Port(PortIx::HOST);
+        if decrements && ip.ttl <= 1 {
+            return self.refuse(round, frame, &headers, Reason::TtlExpired, Error::TimeExceeded);
+        }
+
+        // MTU: what is too long is fragmented below, or refused now, as its sender sent it.
+        let too_long = match packet_len_max(frame, &ip) {
+            Ok(len) => len > usize::from(next.mtu),
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        if too_long && (ip.dont_fragment || frame.meta.gso.is_some()) {
+            let error = Error::TooBig { mtu: next.mtu };
+            return self.refuse(round, frame, &headers, Reason::TooBig, error);
+        }
+
+        // Rewrite: TTL and MAC addresses first, so that every fragment has them.
+        if decrements {
+            wire::decrement_ttl(frame.data_mut());
+        }
+        next.address(frame);
+        if too_long {
+            let (pool, later) = (&mut *round.context.pool, &mut self.later_fragments);
+            if let Err(reason) = fragment::fragment(frame, &ip, next.mtu, pool, later) {
+                return Verdict::Drop(reason);
+            }
+        }
+        Verdict::Forward(egress)
+    }
+
+    /// Answers a packet to the switch's own address: an echo request with its reply, a segment or a
+    /// datagram with an error.
+    fn answer(
+        &mut self,
+        round: &mut Round<'_, '_>,
+        frame: &mut Frame,
+        headers: &Headers,
+        ip: &Ip,
+    ) -> Verdict {
+        match ip.transport {
+            Transport::Icmp { .. } if is_echo_request(ip) => match write_echo_reply(frame, ip) {
+                Ok(()) => Verdict::Answered,
+                Err(reason) => Verdict::Drop(reason),
+            },
+            Transport::Tcp { .. } | Transport::Udp { .. } => {
+                self.refuse(round, frame, headers, Reason::NoService, Error::PortUnreachable)
+            }
+            Transport::Icmp { .. } | Transport::Other => Verdict::Drop(Reason::NoService),
+        }
+    }
+
+    /// Drops the packet in `frame` and, where that is right and possible, tells its sender why. `frame`
+    /// still holds the packet as it came in.
+    fn refuse(
+        &mut self,
+        round: &mut Round<'_, '_>,
+        frame: &Frame,
+        headers: &Headers,
+        reason: Reason,
+        error: Error,
+    ) -> Verdict {
+        if let Some((egress, reply)) = self.make_error(round, frame, headers, error) {
+            round.context.counters.originated.add(1);
+            round.out.push((egress, reply));
+        }
+        Verdict::Drop(reason)
+    }
+
+    fn make_error(
+        &mut self,
+        round: &mut Round<'_, '_>,
+        frame: &Frame,
+        headers: &Headers,
+        error: Error,
+    ) -> Option<(Egress, Frame)> {
+        let (tables, pool) = (round.context.tables, &mut *round.context.pool);
+        let Network::Ip(ip) = &headers.network else { return None };
+        if !icmp_error::may_answer(ip) {
+            return None;
+        }
+        let egress = way_back(tables, ip.source);
+        let next = Next::find(tables, egress).ok()?;
+        let ends = error_ends(tables, egress, ip.source)?;
+        if !self.errors.take(round.now) {
+            return None;
+        }
+        let mut quote = pool.take()?;
+        let reply = match icmp_error::copy_first_packet(frame, headers, &mut quote) {
+            Ok(()) => pool.take(),
+            Err(_) => None,
+        };
+        let reply = reply.map(|mut reply| {
+            icmp_error::write(&mut reply, error, ends, &quote.data()[ETHERNET_LEN..]);
+            next.address(&mut reply);
+            (egress, reply)
+        });
+        pool.put(quote);
+        reply
+    }
+
+    /// Does what the verdict says, and the accounting.
+    fn carry_out(
+        &mut self,
+        round: &mut Round<'_, '_>,
+        verdict: Verdict,
+        ingress: Ingress,
+        packets: u64,
+        frame: Frame,
+    ) {
+        let counters = round.context.counters;
+        match (verdict, ingress) {
+            (Verdict::Forward(egress), _) => {
+                round.out.push((egress, frame));
+                for fragment in self.later_fragments.drain(..) {
+                    counters.originated.add(1);
+                    round.out.push((egress, fragment));
+                }
+            }
+            (Verdict::Answered, Ingress::Port(port)) => {
+                counters.answered.add(packets);
+                counters.originated.add(1);
+                round.out.push((Egress::Port(port), frame));
+            }
+            // Only ports are answered.
+            (Verdict::Answered, Ingress::Node(_) | Ingress::Switch) => {
+                counters.answered.add(packets);
+                round.context.pool.put(frame);
+            }
+            (Verdict::Drop(reason), ingress) => {
+                counters.count_drop(reason, packets);
+                if let Ingress::Port(port) = ingress
+                    && let Some(counters) = counters.port(port)
+                {
+                    counters.dropped.add(packets);
+                }
+                round.context.pool.put(frame);
+            }
+        }
+    }
+}
+
+/// What is the same for all frames of a batch.
+struct Round<'r, 'c> {
+    context: &'r mut Context<'c>,
+    now: Instant,
+    out: &'r mut Vec<(Egress, Frame)>,
+}
+
+/// Who sent the frame, as far as the ingress says.
+#[derive(Debug, Clone, Copy)]
+enum Sender<'a> {
+    Port(&'a PortEntry),
+    Node(NodeIx),
+}
+
+impl Sender<'_> {
+    fn is_pod(self) -> bool {
+        matches!(self, Sender::Port(PortEntry { kind: PortKind::Pod, .. }))
+    }
+
+    fn is_host(self) -> bool {
+        matches!(self, Sender::Port(PortEntry { kind: PortKind::Host, .. }))
+    }
+}
+
+fn find_sender(tables: &Tables, ingress: Ingress) -> Result<Sender<'_>, Reason> {
+    match ingress {
+        Ingress::Port(port) => tables.port(port).map(Sender::Port).ok_or(Reason::PortGone),
+        Ingress::Node(node) => {
+            tables.peer(node).map(|_| Sender::Node(node)).ok_or(Reason::NodeGone)
+        }
+        // What the switch makes is sent, not received.
+        Ingress::Switch => Err(Reason::PortGone),
+    }
+}
+
+fn check_link(tables: &Tables, sender: Sender<'_>, headers: &Headers) -> Result<(), Reason> {
+    let destination = headers.destination;
+    match sender {
+        Sender::Node(_) if destination != tables.node.vtep_mac => Err(Reason::VxlanVtep),
+        Sender::Node(_) => Ok(()),
+        Sender::Port(entry) if entry.kind == PortKind::Pod && headers.source != entry.mac => {
+            Err(Reason::Spoofed)
+        }
+        Sender::Port(_) if destination == Mac::ROUTER || destination.is_multicast() => Ok(()),
+        Sender::Port(_) => Err(Reason::NotForRouter),
+    }
+}
+
+/// Whether the sender may use the packet's source address.
+fn admit(tables: &Tables, sender: Sender<'_>, ip: &Ip) -> Result<(), Reason> {
+    match sender {
+        Sender::Node(node) if tables.route(ip.source) == Route::Node(node) => Ok(()),
+        Sender::Node(_) => Err(Reason::VxlanSource),
+        Sender::Port(_) if is_to_router_on_link(ip) => Ok(()),
+        Sender::Port(entry) => match entry.kind {
+            PortKind::Pod if entry.addresses.contains(&ip.source) => Ok(()),
+            PortKind::Pod => Err(Reason::Spoofed),
+            PortKind::Host if is_martian(tables, ip.source) => Err(Reason::Martian),
+            PortKind::Host => Ok(()),
+        },
+    }
+}
+
+/// Whether the packet is between two link-local addresses, the switch's being one: `ping fe80::1`.
+fn is_to_router_on_link(ip: &Ip) -> bool {
+    ip.destination == ROUTER_V6 && is_link_local(ip.source)
+}
+
+/// Whether the address can never be routed. One that somebody holds can: a node may well have a
+/// link-local address that its pods use, such as a DNS cache at 169.254.20.10.
+fn is_martian(tables: &Tables, address: IpAddr) -> bool {
+    let never = match address {
+        IpAddr::V4(v4) => {
+            v4.octets()[0] == 0
+                || v4.octets()[0] >= 240
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_multicast()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_unspecified()
+                || v6.is_loopback()
+                || v6.is_unicast_link_local()
+                || v6.is_multicast()
+                || v6.to_ipv4_mapped().is_some()
+        }
+    };
+    never && tables.route(address) == Route::Outside
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+fn is_group(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_multicast(),
+    }
+}
+
+/// Whether the packet is, or may turn out to be, for a node's VXLAN or gossip port.
+///
+/// Later fragments pass: a datagram's ports are in its first fragment, and without that one the rest is
+/// harmless. A first fragment that is too short for them is held back. ([`wire::parse`] refuses those
+/// of IPv6, and chains of extension headers whose end it does not see.)
+fn is_for_tunnel(tables: &Tables, ip: &Ip) -> bool {
+    let suspicious = match ip.transport {
+        Transport::Udp { destination, .. } => {
+            [tables.node.vxlan_port, tables.node.gossip_port].contains(&destination)
+        }
+        Transport::Other => ip.protocol == UDP && ip.fragment != Fragment::Later,
+        Transport::Tcp { .. } | Transport::Icmp { .. } => false,
+    };
+    suspicious && (tables.is_node(ip.destination) || tables.route(ip.destination) == Route::Host)
+}
+
+/// Where a packet goes.
+enum Way {
+    Out(Egress),
+    /// To the switch itself.
+    Router,
+    /// Nowhere, and its sender is not told.
+    Nowhere(Reason),
+    /// Nowhere, and its sender is told.
+    Unreachable(Error),
+}
+
+fn route(tables: &Tables, sender: Sender<'_>, ip: &Ip) -> Way {
+    const HOST: Egress = Egress::Port(PortIx::HOST);
+    match (tables.route(ip.destination), sender) {
+        (Route::Port(port), _) => Way::Out(Egress::Port(port)),
+        (Route::Host, _) => Way::Out(HOST),
+        (Route::Nobody, _) => Way::Unreachable(Error::HostUnreachable),
+
+        // The tunnel leads to this node, not through it.
+        (Route::Node(_) | Route::Router | Route::Outside, Sender::Node(_)) => {
+            Way::Nowhere(Reason::NotForUs)
+        }
+
+        (Route::Node(node), Sender::Port(entry)) => match entry.kind {
+            PortKind::Pod => Way::Out(Egress::Node(node)),
+            // The other node believes this one only what lives here.
+            PortKind::Host => match tables.route(ip.source) {
+                Route::Host | Route::Port(_) => Way::Out(Egress::Node(node)),
+                Route::Node(_) | Route::Router | Route::Nobody | Route::Outside => {
+                    Way::Nowhere(Reason::ForeignSource)
+                }
+            },
+        },
+        (Route::Router, Sender::Port(_)) => Way::Router,
+        (Route::Outside, Sender::Port(_)) if is_martian(tables, ip.destination) => {
+            Way::Nowhere(Reason::Martian)
+        }
+        (Route::Outside, Sender::Port(entry)) => match entry.kind {
+            PortKind::Pod if tables.port(PortIx::HOST).is_some() => Way::Out(HOST),
+            // The host is the way out; it does not get back what it sends here by mistake.
+            PortKind::Pod | PortKind::Host => Way::Unreachable(Error::NetUnreachable),
+        },
+    }
+}
+
+/// Where an error to `sender` leaves.
+fn way_back(tables: &Tables, sender: IpAddr) -> Egress {
+    match tables.route(sender) {
+        Route::Port(port) => Egress::Port(port),
+        Route::Node(node) => Egress::Node(node),
+        Route::Host | Route::Router | Route::Nobody | Route::Outside => Egress::Port(PortIx::HOST),
+    }
+}
+
+/// From whom to whom an error goes; `None` when the switch has no address of that family.
+///
+/// The gateway address is the host's own, and no host believes a packet from itself. Towards it the
+/// switch uses the address that the host knows it by as a next hop.
+fn error_ends(tables: &Tables, egress: Egress, sender: IpAddr) -> Option<Ends> {
+    let to_host = egress == Egress::Port(PortIx::HOST);
+    Some(match sender {
+        IpAddr::V4(target) => {
+            let source = if to_host { ROUTER_V4 } else { tables.node.gateway_v4? };
+            Ends::V4 { source, target }
+        }
+        IpAddr::V6(target) => {
+            let source = if to_host { ROUTER_V6 } else { tables.node.gateway_v6? };
+            Ends::V6 { source, target }
+        }
+    })
+}
+
+/// The next hop: all that the last stages need to know of the egress.
+struct Next {
+    mtu: u16,
+    source: Mac,
+    destination: Mac,
+}
+
+impl Next {
+    fn find(tables: &Tables, egress: Egress) -> Result<Self, Reason> {
+        match egress {
+            Egress::Port(port) => {
+                let entry = tables.port(port).ok_or(Reason::PortGone)?;
+                Ok(Self { mtu: entry.mtu, source: Mac::ROUTER, destination: entry.mac })
+            }
+            Egress::Node(node) => {
+                let peer = tables.peer(node).ok_or(Reason::NodeGone)?;
+                let source = tables.node.vtep_mac;
+                Ok(Self { mtu: peer.mtu, source, destination: peer.vtep_mac })
+            }
+        }
+    }
+
+    fn address(&self, frame: &mut Frame) {
+        let data = frame.data_mut();
+        data[0..6].copy_from_slice(&self.destination.0);
+        data[6..12].copy_from_slice(&self.source.0);
+    }
+}
+
+/// Length of the longest IP packet that the frame stands for.
+fn packet_len_max(frame: &Frame, ip: &Ip) -> Result<usize, Reason> {
+    let Some(gso) = frame.meta.gso else {
+        return Ok(ip.len);
+    };
+    let header_len = match (gso.kind, ip.transport, ip.source) {
+        (GsoKind::Tcp4, Transport::Tcp { header_len, .. }, IpAddr::V4(_))
+        | (GsoKind::Tcp6, Transport::Tcp { header_len, .. }, IpAddr::V6(_)) => header_len,
+        (GsoKind::Udp, Transport::Udp { .. }, _) => UDP_LEN,
+        (GsoKind::Tcp4 | GsoKind::Tcp6 | GsoKind::Udp, _, _) => return Err(Reason::BadOffload),
+    };
+    if ip.fragment != Fragment::Whole || gso.size == 0 {
+        return Err(Reason::BadOffload);
+    }
+    let headers_len = ip.transport_offset - ETHERNET_LEN + header_len;
+    Ok(ip.len.min(headers_len + usize::from(gso.size)))
+}
+
+fn is_echo_request(ip: &Ip) -> bool {
+    let request = if ip.source.is_ipv4() { V4_ECHO_REQUEST } else { V6_ECHO_REQUEST };
+    ip.fragment == Fragment::Whole
+        && matches!(ip.transport, Transport::Icmp { kind, code: 0 } if kind == request)
+}
+
+/// Writes the reply to an echo request over it (RFC 792 p. 14, RFC 4443 §4.2).
+fn write_echo_reply(frame: &mut Frame, ip: &Ip) -> Result<(), Reason> {
+    checksum::complete(frame)?;
+    let data = frame.data_mut();
+    data.copy_within(6..12, 0);
+    data[6..12].copy_from_slice(&Mac::ROUTER.0);
+    let (header, message) = data[ETHERNET_LEN..].split_at_mut(ip.transport_offset - ETHERNET_LEN);
+    let reply = match ip.source {
+        IpAddr::V4(_) => {
+            let (source, destination) = header[12..20].split_at_mut(4);
+            source.swap_with_slice(destination);
+            header[8] = REPLY_TTL;
+            checksum::set_ipv4_header(header);
+            V4_ECHO_REPLY
+        }
+        IpAddr::V6(_) => {
+            let (source, destination) = header[8..40].split_at_mut(16);
+            source.swap_with_slice(destination);
+            header[7] = REPLY_TTL;
+            V6_ECHO_REPLY
+        }
+    };
+    // Updated and not computed anew, so that a request that is damaged does not get a reply that looks
+    // right.
+    let before = u16::from_be_bytes([message[0], message[1]]);
+    message[0] = reply;
+    let after = u16::from_be_bytes([message[0], message[1]]);
+    let sum = checksum::update(u16::from_be_bytes([message[2], message[3]]), before, after);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    frame.meta = Meta { ingress: Ingress::Switch, gso: None, checksum: frame.meta.checksum };
+    Ok(())
+}
+
+const UDP_LEN: usize = 8;
+
+/// IANA "Assigned Internet Protocol Numbers".
+const UDP: u8 = 17;
+
+// RFC 792.
+const V4_ECHO_REQUEST: u8 = 8;
+const V4_ECHO_REPLY: u8 = 0;
+
+// RFC 4443 §4.
+const V6_ECHO_REQUEST: u8 = 128;
+const V6_ECHO_REPLY: u8 = 129;
+
+const REPLY_TTL: u8 = 64;
