@@ -1,0 +1,276 @@
+//! What an operator can choose about the overlay.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// The `[overlay]` section of `weft.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// UDP port that VXLAN is received on and sent to (RFC 7348 §5). Default 4789; bounds 1 to 65 535,
+    /// not equal to `gossip_port`. Nodes may differ: each announces its own.
+    pub vxlan_port: u16,
+
+    /// VXLAN network identifier (RFC 7348 §5). Default 1; bounds 0 to 16 777 215. It must be the same on
+    /// every node: what arrives with another one is dropped and counted.
+    pub vni: u32,
+
+    /// UDP port for gossip. Default 7946; bounds 1 to 65 535, not equal to `vxlan_port`. Nodes may
+    /// differ: each announces its own.
+    pub gossip_port: u16,
+
+    /// Most nodes that this one remembers, dead ones included. Default 5000; bounds 2 to 65 000. A record
+    /// costs about 300 bytes. At the bound records of further nodes are refused and counted.
+    pub nodes_max: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { vxlan_port: 4789, vni: 1, gossip_port: 7946, nodes_max: 5000 }
+    }
+}
+
+impl Config {
+    /// All that is wrong with these values, as (field, what and why).
+    pub fn validate(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        if self.vxlan_port == 0 {
+            problems.push(("vxlan_port", "0 is not a port: write 1 to 65535".to_owned()));
+        }
+        if self.gossip_port == 0 {
+            problems.push(("gossip_port", "0 is not a port: write 1 to 65535".to_owned()));
+        }
+        if self.gossip_port == self.vxlan_port {
+            let text = format!("{} is the vxlan_port too: choose another", self.gossip_port);
+            problems.push(("gossip_port", text));
+        }
+        if self.vni > 0xff_ffff {
+            let text = format!("{} does not fit 24 bits: write 0 to 16777215", self.vni);
+            problems.push(("vni", text));
+        }
+        if !(2..=65_000).contains(&self.nodes_max) {
+            let text = format!("{} is out of bounds: write 2 to 65000", self.nodes_max);
+            problems.push(("nodes_max", text));
+        }
+        problems
+    }
+}
+
+/// The `[lease]` section of `weft.toml`: how the cluster's addresses are dealt out to nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LeaseConfig {
+    /// The cluster's address ranges, out of which every node leases one subnet per family. Default
+    /// `["10.244.0.0/16"]`; at least one, at most 16, at most one of them IPv6, none overlapping. They
+    /// must be the same on every node: a record with a lease outside of them is refused and counted.
+    pub ranges: Vec<IpNetwork>,
+
+    /// Length in bits of an IPv4 lease. Default 24 (254 pods per node); bounds: the longest IPv4 range's
+    /// own length to 30. It must be the same on every node.
+    pub prefix_len_v4: u8,
+
+    /// Length in bits of an IPv6 lease. Default 64; bounds: the IPv6 range's own length to 126. It must
+    /// be the same on every node.
+    pub prefix_len_v6: u8,
+
+    /// How long the lease of a node that died or left stays reserved for its return, in seconds. Default
+    /// 86 400 (a day); bounds 0 to 31 536 000 (a year). When nothing else is free, the subnet that has
+    /// been without its holder for longest is given away earlier. After this time, and an hour at least,
+    /// the node is forgotten.
+    pub hold_s: u32,
+
+    /// How long a node without a lease tries to reach a seed before it claims one on its own, in
+    /// milliseconds. Default 5000; bounds 100 to 600 000. Shorter starts lone nodes sooner; longer makes
+    /// it less likely that two nodes which cannot reach each other yet choose the same subnet.
+    pub claim_wait_ms: u32,
+
+    /// How long a claim must stand without contradiction before the subnet is used, in milliseconds.
+    /// Default 1500; bounds 100 to 60 000. It should be longer than news take to reach every node.
+    pub claim_confirm_ms: u32,
+}
+
+impl Default for LeaseConfig {
+    fn default() -> Self {
+        Self {
+            ranges: vec![IpNetwork::V4(DEFAULT_RANGE)],
+            prefix_len_v4: 24,
+            prefix_len_v6: 64,
+            hold_s: 86_400,
+            claim_wait_ms: 5000,
+            claim_confirm_ms: 1500,
+        }
+    }
+}
+
+const DEFAULT_RANGE: ipnetwork::Ipv4Network =
+    match ipnetwork::Ipv4Network::new_checked(std::net::Ipv4Addr::new(10, 244, 0, 0), 16) {
+        Some(range) => range,
+        None => unreachable!(),
+    };
+
+impl LeaseConfig {
+    /// All that is wrong with these values, as (field, what and why).
+    pub fn validate(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        self.validate_ranges(&mut problems);
+        for (field, length, longest, v6) in [
+            ("prefix_len_v4", self.prefix_len_v4, 30, false),
+            ("prefix_len_v6", self.prefix_len_v6, 126, true),
+        ] {
+            let shortest = self.ranges.iter().filter(|range| range.is_ipv6() == v6);
+            let shortest = shortest.map(IpNetwork::prefix).max();
+            if shortest.is_some_and(|shortest| length < shortest) || length > longest {
+                let shortest = shortest.unwrap_or_default();
+                let text = format!("{length} is out of bounds: write {shortest} to {longest}");
+                problems.push((field, text));
+            }
+        }
+        for (field, value, least, most) in [
+            ("hold_s", self.hold_s, 0, 31_536_000),
+            ("claim_wait_ms", self.claim_wait_ms, 100, 600_000),
+            ("claim_confirm_ms", self.claim_confirm_ms, 100, 60_000),
+        ] {
+            if !(least..=most).contains(&value) {
+                problems
+                    .push((field, format!("{value} is out of bounds: write {least} to {most}")));
+            }
+        }
+        problems
+    }
+
+    fn validate_ranges(&self, problems: &mut Vec<(&'static str, String)>) {
+        let mut complain = |text: String| problems.push(("ranges", text));
+        if self.ranges.is_empty() {
+            complain(
+                "no range: pods would have no addresses; write one, such as 10.244.0.0/16".into(),
+            );
+        }
+        if self.ranges.len() > 16 {
+            complain(format!("{} ranges: at most 16 are possible", self.ranges.len()));
+        }
+        if self.ranges.iter().filter(|range| range.is_ipv6()).count() > 1 {
+            complain("more than one IPv6 range: write one".to_owned());
+        }
+        for (ix, range) in self.ranges.iter().enumerate() {
+            if range.ip() != range.network() {
+                let whole = IpNetwork::new(range.network(), range.prefix());
+                let whole = whole.map_or_else(|_| "its network".to_owned(), |net| net.to_string());
+                complain(format!("{range} has bits set behind its length: write {whole}"));
+            }
+            if let Some(why) = unusable(*range) {
+                complain(format!("{range} cannot be used for pods: {why}"));
+            }
+            for earlier in self.ranges.iter().take(ix) {
+                if overlaps(*earlier, *range) {
+                    complain(format!("{range} and {earlier} overlap: write separate ones"));
+                }
+            }
+        }
+    }
+
+    /// Length in bits of a lease of the family of `range`.
+    pub fn prefix_len(&self, range: IpNetwork) -> u8 {
+        if range.is_ipv6() { self.prefix_len_v6 } else { self.prefix_len_v4 }
+    }
+
+    /// Whether `prefix` is exactly one of the subnets that a node can lease.
+    pub fn is_lease(&self, prefix: IpNetwork) -> bool {
+        prefix.ip() == prefix.network()
+            && prefix.prefix() == self.prefix_len(prefix)
+            && self.ranges.iter().any(|range| covers(*range, prefix))
+    }
+}
+
+/// Whether `range` contains all of `prefix`.
+pub(crate) fn covers(range: IpNetwork, prefix: IpNetwork) -> bool {
+    range.is_ipv6() == prefix.is_ipv6()
+        && range.prefix() <= prefix.prefix()
+        && range.contains(prefix.network())
+}
+
+/// Whether any address is in both.
+pub(crate) fn overlaps(one: IpNetwork, other: IpNetwork) -> bool {
+    covers(one, other) || covers(other, one)
+}
+
+fn unusable(range: IpNetwork) -> Option<&'static str> {
+    match range.network() {
+        IpAddr::V4(v4) if range.prefix() == 0 || v4.is_unspecified() => Some("it contains 0.0.0.0"),
+        IpAddr::V4(v4) if v4.is_loopback() => Some("it is the loopback network"),
+        IpAddr::V4(v4) if v4.is_link_local() => Some("it is the link-local network"),
+        IpAddr::V4(v4) if v4.octets()[0] >= 224 => Some("it is multicast or reserved"),
+        IpAddr::V6(v6) if range.prefix() < 8 || v6.is_unspecified() || v6.is_loopback() => {
+            Some("it contains special addresses")
+        }
+        IpAddr::V6(v6) if v6.is_multicast() => Some("it is multicast"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("it is the link-local network"),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNetwork {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_defaults_are_right() {
+        assert_eq!(Config::default().validate(), vec![]);
+        assert_eq!(LeaseConfig::default().validate(), vec![]);
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let config = Config { vxlan_port: 0, vni: 1 << 24, gossip_port: 0, nodes_max: 1 };
+        let fields: Vec<_> = config.validate().into_iter().map(|(field, _)| field).collect();
+        assert_eq!(fields, ["vxlan_port", "gossip_port", "gossip_port", "vni", "nodes_max"]);
+
+        let lease = LeaseConfig {
+            ranges: ["10.1.2.3/16", "10.1.0.0/20", "224.0.0.0/8", "fd00::/56", "fd01::/56"]
+                .map(net)
+                .to_vec(),
+            prefix_len_v4: 18,
+            prefix_len_v6: 127,
+            hold_s: 31_536_001,
+            claim_wait_ms: 0,
+            claim_confirm_ms: 0,
+        };
+        let problems = lease.validate();
+        let text = format!("{problems:?}");
+        for part in ["10.1.0.0/16", "overlap", "multicast", "more than one IPv6", "write 20 to 30"]
+        {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        for field in ["prefix_len_v6", "hold_s", "claim_wait_ms", "claim_confirm_ms"] {
+            assert!(problems.iter().any(|(name, _)| *name == field), "{field}");
+        }
+        let none = LeaseConfig { ranges: Vec::new(), ..LeaseConfig::default() };
+        assert_eq!(none.validate().len(), 1);
+    }
+
+    #[test]
+    fn only_whole_subnets_of_the_ranges_are_leases() {
+        let config = LeaseConfig {
+            ranges: vec![net("10.244.0.0/16"), net("fd00:10:244::/56")],
+            ..LeaseConfig::default()
+        };
+        for right in ["10.244.0.0/24", "10.244.255.0/24", "fd00:10:244:ff::/64"] {
+            assert!(config.is_lease(net(right)), "{right}");
+        }
+        for wrong in ["10.244.0.0/25", "10.244.0.1/24", "10.245.0.0/24", "fd00:10:244:100::/64"] {
+            assert!(!config.is_lease(net(wrong)), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let json = r#"{"vxlan_prot": 1}"#;
+        assert!(serde_json::from_str::<Config>(json).is_err());
+        assert!(serde_json::from_str::<LeaseConfig>(r#"{"hold_s": 5}"#).is_ok());
+    }
+}

@@ -1,0 +1,86 @@
+//! What can go wrong on the way to the other nodes.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// An operation of this crate failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel gave no random numbers.
+    #[error("cannot read random numbers from the kernel: {source}")]
+    Random {
+        /// What the kernel said.
+        source: io::Error,
+    },
+
+    /// A state file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    ReadState {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+
+    /// A state file could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    WriteState {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+
+    /// The file with the node's identity holds something else.
+    #[error(
+        "{} does not hold a node id (32 hexadecimal digits): restore it from a backup, or remove it, \
+         and this node joins as a new one with a new lease",
+        path.display()
+    )]
+    CorruptNodeId {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// The file with what gossip remembers is damaged.
+    #[error(
+        "{} is damaged ({why}): restore it from a backup, or remove it, and this node asks the cluster \
+         for what it forgot",
+        path.display()
+    )]
+    CorruptState {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+
+    /// The gossip socket could not be opened.
+    #[error("cannot listen for gossip on {address}: {source}")]
+    BindGossip {
+        /// The address and port.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+
+    /// No underlay address could be chosen.
+    #[error(
+        "cannot choose the underlay address: {why}; tried {tried}; set it in the configuration"
+    )]
+    NoUnderlay {
+        /// What was looked for.
+        why: String,
+        /// What was tried, for people.
+        tried: String,
+    },
+
+    /// The interfaces of the machine could not be read.
+    #[error("cannot read the network interfaces: {source}")]
+    ReadInterfaces {
+        /// What the kernel said.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,332 @@
+//! What goes over the wire: the one place where bytes become messages and back.
+//!
+//! ```text
+//!  0        1                  9       10
+//!  +--------+------------------+-------+------------------------------+
+//!  | version| hash of the      | kind  | body, encoded by postcard;   |
+//!  | 1      | network's name   |       | kind 0: the failure detector |
+//!  +--------+------------------+-------+------------------------------+
+//! ```
+//!
+//! No message is longer than [`DATAGRAM_MAX`], so none is ever fragmented.
+
+use bytes::{Buf, BufMut};
+use foca::{Codec, Header, PostcardCodec};
+use serde::{Deserialize, Serialize};
+
+use super::counters::Refused;
+use super::identity::Identity;
+use super::record::{Record, stir};
+use crate::node_id::NodeId;
+
+/// Longest datagram, in bytes of UDP payload: fits the least IPv6 MTU with room for a seal.
+pub const DATAGRAM_MAX: usize = 1200;
+
+/// Bytes before the body.
+pub(super) const ENVELOPE_LEN: usize = 10;
+
+const VERSION: u8 = 1;
+const KIND_SWIM: u8 = 0;
+const KIND_MESSAGE: u8 = 1;
+
+/// What is in a datagram.
+#[derive(Debug)]
+pub(super) enum Datagram<'a> {
+    /// For the failure detector.
+    Swim(&'a [u8]),
+    /// For ourselves.
+    Message(Box<Envelope>),
+}
+
+/// A message and its sender.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Envelope {
+    pub(super) from: Identity,
+    /// The highest lease epoch that the sender has seen.
+    pub(super) clock: u64,
+    pub(super) message: Message,
+}
+
+/// Everything that nodes say to each other besides the failure detector's own messages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Message {
+    /// "Here I am; who are you?" With what is thought of the receiver, if that is known.
+    Hello { you: Option<View> },
+    /// The answer: what is known of the asker.
+    Welcome { you: Option<View> },
+    /// "Here is what I know, in 64 numbers."
+    Digest { session: u32, buckets: Vec<u8> },
+    /// "The same as I do."
+    InSync { session: u32 },
+    /// "In these buckets we differ: this is my list of them." All ids from `low` to `high` in the
+    /// buckets of `mask` are listed.
+    Versions {
+        session: u32,
+        part: u16,
+        parts: u16,
+        /// Whether the parts together cover all that differs.
+        complete: bool,
+        mask: u64,
+        low: NodeId,
+        high: NodeId,
+        items: Vec<VersionItem>,
+    },
+    /// "Send me these."
+    Request { ids: Vec<NodeId> },
+    /// Records, asked for or new.
+    Records { items: Vec<RecordItem> },
+}
+
+/// What a node thinks of another one's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct View {
+    pub(super) id: NodeId,
+    /// The highest incarnation it has heard of, and whether that one is dead to it.
+    pub(super) incarnation: Option<(u64, bool)>,
+    /// The version of its record.
+    pub(super) version: Option<u64>,
+}
+
+/// A record's version, without the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct VersionItem {
+    pub(super) id: NodeId,
+    pub(super) version: u64,
+    pub(super) digest: u64,
+}
+
+/// A record, and whether its owner is alive in the sender's view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RecordItem {
+    pub(super) record: Record,
+    /// For how many seconds the owner has been dead or gone; `None` while it lives.
+    pub(super) dead_for_s: Option<u32>,
+}
+
+/// The hash of a network's name: it keeps networks apart by mistake, not by force.
+pub(super) fn network_hash(name: &str) -> u64 {
+    stir(name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    }))
+}
+
+/// Wraps what the failure detector wants to send.
+pub(super) fn encode_swim(network: u64, body: &[u8]) -> Vec<u8> {
+    let mut datagram = envelope(network, KIND_SWIM, body.len());
+    datagram.extend_from_slice(body);
+    datagram
+}
+
+/// Encodes a message.
+pub(super) fn encode(network: u64, envelope_: &Envelope) -> Vec<u8> {
+    let datagram = envelope(network, KIND_MESSAGE, 256);
+    postcard::to_extend(envelope_, datagram).expect("memory takes whatever is encoded")
+}
+
+/// Encodes a record alone.
+pub(super) fn encode_record(record: &Record) -> Vec<u8> {
+    postcard::to_extend(record, Vec::with_capacity(128)).expect("memory takes whatever is encoded")
+}
+
+/// Length in bytes of anything, encoded.
+pub(super) fn encoded_len(value: &impl Serialize) -> usize {
+    postcard::experimental::serialized_size(value).expect("counting cannot fail")
+}
+
+fn envelope(network: u64, kind: u8, body_len: usize) -> Vec<u8> {
+    let mut datagram = Vec::with_capacity(ENVELOPE_LEN + body_len);
+    datagram.push(VERSION);
+    datagram.extend_from_slice(&network.to_be_bytes());
+    datagram.push(kind);
+    datagram
+}
+
+/// Opens a datagram.
+pub(super) fn decode(network: u64, datagram: &[u8]) -> Result<Datagram<'_>, Refused> {
+    if datagram.len() > DATAGRAM_MAX {
+        return Err(Refused::Oversize);
+    }
+    let (envelope, body) =
+        datagram.split_first_chunk::<ENVELOPE_LEN>().ok_or(Refused::Malformed)?;
+    let [version, hash @ .., kind] = *envelope;
+    if version != VERSION {
+        return Err(Refused::Version);
+    }
+    if u64::from_be_bytes(hash) != network {
+        return Err(Refused::ForeignNetwork);
+    }
+    match kind {
+        KIND_SWIM => Ok(Datagram::Swim(body)),
+        KIND_MESSAGE => match postcard::take_from_bytes::<Envelope>(body) {
+            Ok((envelope, [])) if envelope.from.is_valid() => {
+                Ok(Datagram::Message(Box::new(envelope)))
+            }
+            Ok(_) | Err(_) => Err(Refused::Malformed),
+        },
+        _ => Err(Refused::Malformed),
+    }
+}
+
+/// The failure detector's encoding: postcard, with every identity checked on the way in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SwimCodec;
+
+impl SwimCodec {
+    /// Reads the header of a datagram of the failure detector, and how long it is.
+    pub(super) fn peek(mut body: &[u8]) -> Result<(Header<Identity>, usize), Refused> {
+        let len = body.len();
+        let header = Self.decode_header(&mut body).map_err(|_| Refused::Malformed)?;
+        Ok((header, len - body.len()))
+    }
+}
+
+impl Codec<Identity> for SwimCodec {
+    type Error = postcard::Error;
+
+    fn encode_header(
+        &mut self,
+        header: &Header<Identity>,
+        buf: impl BufMut,
+    ) -> postcard::Result<()> {
+        PostcardCodec.encode_header(header, buf)
+    }
+
+    fn decode_header(&mut self, buf: impl Buf) -> postcard::Result<Header<Identity>> {
+        use foca::Message::{ForwardedAck, IndirectAck, IndirectPing, PingReq};
+
+        let header: Header<Identity> = PostcardCodec.decode_header(buf)?;
+        let third = match &header.message {
+            PingReq { target: third, .. }
+            | IndirectAck { target: third, .. }
+            | IndirectPing { origin: third, .. }
+            | ForwardedAck { origin: third, .. } => third.is_valid(),
+            foca::Message::Ping(_)
+            | foca::Message::Ack(_)
+            | foca::Message::Announce
+            | foca::Message::Feed
+            | foca::Message::Gossip
+            | foca::Message::Broadcast
+            | foca::Message::TurnUndead => true,
+        };
+        if third && header.src.is_valid() && header.dst.is_valid() {
+            Ok(header)
+        } else {
+            Err(postcard::Error::DeserializeBadEncoding)
+        }
+    }
+
+    fn encode_member(
+        &mut self,
+        member: &foca::Member<Identity>,
+        buf: impl BufMut,
+    ) -> postcard::Result<()> {
+        PostcardCodec.encode_member(member, buf)
+    }
+
+    fn decode_member(&mut self, buf: impl Buf) -> postcard::Result<foca::Member<Identity>> {
+        let member: foca::Member<Identity> = PostcardCodec.decode_member(buf)?;
+        if member.id().is_valid() {
+            Ok(member)
+        } else {
+            Err(postcard::Error::DeserializeBadEncoding)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::gossip::record::tests::record;
+
+    fn from() -> Identity {
+        Identity {
+            id: NodeId([9; 16]),
+            address: "192.0.2.9:7946".parse().unwrap(),
+            incarnation: 300,
+        }
+    }
+
+    fn messages() -> Vec<Message> {
+        let id = NodeId([7; 16]);
+        let view = View { id, incarnation: Some((3, true)), version: Some(1000) };
+        vec![
+            Message::Hello { you: None },
+            Message::Welcome { you: Some(view) },
+            Message::Digest { session: 77, buckets: vec![0xab; 512] },
+            Message::InSync { session: 77 },
+            Message::Versions {
+                session: 77,
+                part: 0,
+                parts: 1,
+                complete: true,
+                mask: 1 << 63,
+                low: NodeId::MIN,
+                high: NodeId::MAX,
+                items: vec![VersionItem { id, version: 12, digest: u64::MAX }],
+            },
+            Message::Request { ids: vec![id; 60] },
+            Message::Records {
+                items: vec![RecordItem { record: record(4, 12), dead_for_s: Some(3) }],
+            },
+        ]
+    }
+
+    #[test]
+    fn every_message_round_trips_and_fits() {
+        for message in messages() {
+            let envelope = Envelope { from: from(), clock: 3, message };
+            let bytes = encode(5, &envelope);
+            assert!(bytes.len() <= DATAGRAM_MAX);
+            assert_eq!(bytes.len(), ENVELOPE_LEN + encoded_len(&envelope));
+            match decode(5, &bytes).unwrap() {
+                Datagram::Message(decoded) => assert_eq!(*decoded, envelope),
+                Datagram::Swim(_) => panic!("wrong kind"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_for_this_network_is_told_apart() {
+        let bytes =
+            encode(5, &Envelope { from: from(), clock: 3, message: Message::Hello { you: None } });
+        assert_eq!(decode(6, &bytes).unwrap_err(), Refused::ForeignNetwork);
+        let mut newer = bytes.clone();
+        newer[0] = 2;
+        assert_eq!(decode(5, &newer).unwrap_err(), Refused::Version);
+        assert_eq!(decode(5, &[1; 9]).unwrap_err(), Refused::Malformed);
+        assert_eq!(decode(5, &[1; DATAGRAM_MAX + 1]).unwrap_err(), Refused::Oversize);
+        let mut longer = bytes;
+        longer.push(0);
+        assert_eq!(decode(5, &longer).unwrap_err(), Refused::Malformed);
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(body in proptest::collection::vec(any::<u8>(), 0..1300)) {
+            let mut datagram = envelope(5, KIND_MESSAGE, body.len());
+            datagram.extend_from_slice(&body);
+            let _ = decode(5, &datagram).is_ok();
+            let _ = decode(5, &body).is_ok();
+            let _ = SwimCodec::peek(&body).is_ok();
+        }
+
+        #[test]
+        fn changed_messages_never_panic(
+            which in 0_usize..7,
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let message = messages().swap_remove(which);
+            let mut bytes = encode(5, &Envelope { from: from(), clock: 3, message });
+            for (ix, value) in &changes {
+                let ix = ix.index(bytes.len());
+                bytes[ix] = *value;
+            }
+            let _ = decode(5, &bytes).is_ok();
+            let cut = cut.index(bytes.len());
+            let _ = decode(5, &bytes[..cut]).is_ok();
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Why gossip was refused, counted.
+
+use std::collections::BTreeMap;
+
+/// Why a datagram, or a part of one, was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Refused {
+    /// Longer than this protocol sends.
+    Oversize,
+    /// Another version of the protocol, or none.
+    Version,
+    /// Of a network with another name.
+    ForeignNetwork,
+    /// It does not decode.
+    Malformed,
+    /// The sender claims another address than it sent from: address translation, or a forgery.
+    SourceMismatch,
+    /// Its sender has this node's own address.
+    OwnAddress,
+    /// Meant for another node that is expected at this address.
+    NotForUs,
+    /// An answer to a question that was not asked, or not any more.
+    Unsolicited,
+    /// More questions than are answered per second.
+    RateLimited,
+    /// More nodes than are remembered.
+    TooManyNodes,
+    /// A version, incarnation or epoch that nobody gets to by counting.
+    BadCounter,
+    /// A node name that is empty, too long or not printable.
+    BadName,
+    /// An address or port that nobody can send to.
+    BadAddress,
+    /// An MTU below the least there is.
+    BadMtu,
+    /// A tunnel endpoint address that is not unicast.
+    BadMac,
+    /// A lease that is not a subnet of the configured ranges.
+    BadLease,
+    /// Well-formed, but not in the failure detector's order of things.
+    Protocol,
+}
+
+impl Refused {
+    /// The reason's name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Oversize => "oversize",
+            Self::Version => "version",
+            Self::ForeignNetwork => "foreign_network",
+            Self::Malformed => "malformed",
+            Self::SourceMismatch => "source_mismatch",
+            Self::OwnAddress => "own_address",
+            Self::NotForUs => "not_for_us",
+            Self::Unsolicited => "unsolicited",
+            Self::RateLimited => "rate_limited",
+            Self::TooManyNodes => "too_many_nodes",
+            Self::BadCounter => "bad_counter",
+            Self::BadName => "bad_name",
+            Self::BadAddress => "bad_address",
+            Self::BadMtu => "bad_mtu",
+            Self::BadMac => "bad_mac",
+            Self::BadLease => "bad_lease",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
+/// Totals since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Datagrams that came in.
+    pub received: u64,
+    /// Bytes that came in, without UDP and IP headers.
+    pub received_bytes: u64,
+    /// Datagrams that went out.
+    pub sent: u64,
+    /// Bytes that went out, without UDP and IP headers.
+    pub sent_bytes: u64,
+    /// Datagrams that were to go out while too many were waiting.
+    pub overflowed: u64,
+    /// Events that nobody took in time.
+    pub events_lost: u64,
+    /// Datagrams and records that were refused.
+    pub refused: BTreeMap<Refused, u64>,
+}
+
+impl Counters {
+    /// Counts one refusal.
+    pub(super) fn refuse(&mut self, reason: Refused) {
+        *self.refused.entry(reason).or_default() += 1;
+    }
+
+    /// How often something was refused for `reason`.
+    pub fn refused(&self, reason: Refused) -> u64 {
+        self.refused.get(&reason).copied().unwrap_or_default()
+    }
+}

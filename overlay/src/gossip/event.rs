@@ -1,0 +1,157 @@
+//! What gossip has to tell.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+
+use super::claim::RememberedLease;
+use crate::node_id::NodeId;
+use crate::subnet::Conflict;
+
+/// Something happened that is worth a line in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A node is in the cluster, for the first time or again.
+    MemberUp {
+        /// Who.
+        id: NodeId,
+        /// Its name.
+        name: String,
+        /// Its address.
+        underlay: IpAddr,
+    },
+    /// A node became unreachable.
+    MemberDown {
+        /// Who.
+        id: NodeId,
+        /// Its name.
+        name: String,
+    },
+    /// A node said goodbye.
+    MemberLeft {
+        /// Who.
+        id: NodeId,
+        /// Its name.
+        name: String,
+    },
+    /// All that another node knows is known here too, for the first time.
+    Synced {
+        /// Whose knowledge it was.
+        with: SocketAddr,
+    },
+    /// This node announced a claim.
+    LeaseClaimed {
+        /// The subnet.
+        prefix: IpNetwork,
+    },
+    /// The subnet is this node's from now on.
+    LeaseHeld {
+        /// The subnet.
+        prefix: IpNetwork,
+    },
+    /// A better claim of another node was found: the subnet is not this node's any more.
+    LeaseLost {
+        /// The subnet.
+        prefix: IpNetwork,
+        /// Who has it.
+        winner: NodeId,
+        /// Whether it was in use here already.
+        held: bool,
+    },
+    /// A remembered lease is outside of the configured ranges, and was dropped.
+    LeaseForgotten {
+        /// The subnet.
+        prefix: IpNetwork,
+    },
+    /// Every subnet of a family is some other node's; this node keeps trying.
+    LeaseExhausted {
+        /// Whether it is the IPv6 range.
+        v6: bool,
+    },
+    /// Something that should be unique is not.
+    Conflict(Conflict),
+    /// It is unique again.
+    ConflictResolved(Conflict),
+    /// A seed does not answer. Told at the first, and at every tenth time.
+    SeedUnreachable {
+        /// Its address.
+        address: SocketAddr,
+        /// How often in a row it did not.
+        unanswered: u32,
+    },
+    /// Somebody's datagrams come from another address than it claims as its own: nobody could answer.
+    /// There is address translation between the nodes, or the wrong interface was chosen there.
+    AddressTranslated {
+        /// The address that it claims.
+        claimed: SocketAddr,
+        /// The address that its datagrams come from.
+        seen: SocketAddr,
+    },
+    /// This process stood still; it may have been declared dead, and asks others what happened.
+    Slept {
+        /// For how long its clock was not looked at.
+        gap: Duration,
+    },
+    /// Another node knows a later life of this one than its own disk remembers; it went above that.
+    MemoryRecovered {
+        /// The version that the cluster knew.
+        version: u64,
+    },
+}
+
+/// How far this node has come with its own leases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseState {
+    /// Nothing is claimed yet: a seed is being asked first, what others hold.
+    Waiting,
+    /// Something is claimed, and not everything held yet.
+    Claiming {
+        /// What is held already.
+        held: Vec<IpNetwork>,
+        /// What is claimed.
+        claiming: Vec<IpNetwork>,
+    },
+    /// There is a lease for every family that has a range.
+    Held {
+        /// The leases, IPv4 first.
+        prefixes: Vec<IpNetwork>,
+    },
+    /// Every subnet of these ranges belongs to other nodes; it is tried again every second.
+    Exhausted {
+        /// What is held of another family.
+        held: Vec<IpNetwork>,
+        /// The ranges in which nothing is free.
+        ranges: Vec<IpNetwork>,
+    },
+    /// Another node has the same id and keeps it; see [`Conflict::Identity`].
+    Suspended {
+        /// Where that one is.
+        other: SocketAddr,
+    },
+    /// This node has said goodbye.
+    Left,
+}
+
+impl LeaseState {
+    /// The subnets that are this node's, IPv4 first.
+    pub fn held(&self) -> &[IpNetwork] {
+        match self {
+            Self::Claiming { held, .. } | Self::Exhausted { held, .. } => held,
+            Self::Held { prefixes } => prefixes,
+            Self::Waiting | Self::Suspended { .. } | Self::Left => &[],
+        }
+    }
+}
+
+/// What has to survive a restart.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// No version or incarnation above this one was used before the restart.
+    pub counter: u64,
+    /// The highest lease epoch that was ever seen.
+    pub clock: u64,
+    /// The leases.
+    pub leases: Vec<RememberedLease>,
+}

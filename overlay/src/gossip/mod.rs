@@ -1,0 +1,539 @@
+//! Who is in the cluster and who holds which subnet, without a store and without a master.
+//!
+//! [`Gossip`] has no socket, no clock and no thread. Whoever drives it
+//!
+//! 1. hands in what arrives ([`Gossip::handle_datagram`]) and what time it is
+//!    ([`Gossip::handle_timeout`], at the latest when [`Gossip::poll_timeout`] says),
+//! 2. saves what must survive ([`Gossip::poll_memory`], then [`Gossip::handle_saved`]),
+//! 3. sends what is to be sent ([`Gossip::poll_transmit`]),
+//! 4. reads the [`SubnetMap`], the [`LeaseState`] and the [`Event`]s.
+//!
+//! The parts: [`swim`] finds out who is alive; [`store`] keeps a record per node, which [`sync`] makes
+//! equal everywhere; [`publish`] writes the own record; [`claim`] decides on leases; [`seeds`] finds
+//! the way in; [`view`] makes the map. `docs/gossip.md` is the protocol's description.
+//!
+//! The same seed, calls and times give the same datagrams, byte for byte.
+
+mod claim;
+mod codec;
+mod counters;
+mod event;
+mod identity;
+mod publish;
+mod receive;
+mod record;
+mod seeds;
+pub mod sim;
+mod store;
+mod swim;
+mod sync;
+mod timing;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::seq::IteratorRandom;
+use rand::{RngExt, SeedableRng};
+
+pub use self::claim::RememberedLease;
+use self::claim::{Change, Claims};
+pub use self::codec::DATAGRAM_MAX;
+use self::codec::{Envelope, Message, View};
+pub use self::counters::{Counters, Refused};
+pub use self::event::{Event, LeaseState, Memory};
+use self::identity::Identity;
+pub use self::record::{LEASES_MAX, NAME_LEN_MAX, UNDERLAY_MTU_MIN, is_name};
+pub use self::seeds::SEEDS_MAX;
+use self::seeds::Seeds;
+use self::store::Store;
+use self::swim::{News, Swim};
+use self::sync::{Limiter, Pull};
+pub use self::timing::Timing;
+use self::view::Candidate;
+use crate::config::LeaseConfig;
+use crate::node_id::NodeId;
+use crate::subnet::{Conflict, SubnetMap};
+
+/// What all nodes of a network have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GossipConfig {
+    /// The network's name; nodes of another one are ignored, and counted.
+    pub network: String,
+    /// How addresses are dealt out.
+    pub lease: LeaseConfig,
+    /// How often what happens.
+    pub timing: Timing,
+    /// Most nodes that are remembered.
+    pub nodes_max: usize,
+}
+
+impl GossipConfig {
+    /// A network with the default clockwork and limits.
+    pub fn new(network: impl Into<String>, lease: LeaseConfig) -> Self {
+        Self { network: network.into(), lease, timing: Timing::default(), nodes_max: 5000 }
+    }
+}
+
+/// What this node says about itself, and what it remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalNode {
+    /// Who it is.
+    pub id: NodeId,
+    /// Its name: 1 to 63 printable characters, see [`is_name`].
+    pub name: String,
+    /// Its address on the underlay: what it sends from, and is reached at.
+    pub underlay: IpAddr,
+    /// UDP port that it receives gossip on.
+    pub gossip_port: u16,
+    /// UDP port that it receives VXLAN on.
+    pub vxlan_port: u16,
+    /// Longest IP packet that its underlay interface takes.
+    pub underlay_mtu: u16,
+    /// What it saved before it was restarted.
+    pub memory: Memory,
+}
+
+/// This node's part in the gossip.
+pub struct Gossip {
+    config: GossipConfig,
+    local: LocalNode,
+    network: u64,
+    rng: StdRng,
+    started: Instant,
+    now: Instant,
+
+    swim: Swim,
+    store: Store,
+    claims: Claims,
+    seeds: Seeds,
+    counters: Counters,
+
+    /// Version of the own record, and the highest one that may be used before more are reserved on disk.
+    version: u64,
+    reserved: u64,
+    /// Whether there is something to save, and what is being saved.
+    unsaved: bool,
+    saving: Option<Memory>,
+
+    pull: Option<Pull>,
+    synced: bool,
+    replies: Limiter,
+    rumors: BTreeSet<NodeId>,
+    rumor_at: Option<Instant>,
+    next_sync: Instant,
+    next_dial: Instant,
+
+    /// Another node with this one's id, and when it was heard last.
+    duplicate: Option<(SocketAddr, Instant)>,
+    suspended: bool,
+    probed_twin: Option<Instant>,
+    translated: BTreeMap<SocketAddr, Instant>,
+    candidates: BTreeMap<Conflict, Candidate>,
+    departure: Option<Departure>,
+    goodbye_to: Vec<SocketAddr>,
+
+    map: Arc<SubnetMap>,
+    dirty: bool,
+    viewed: Instant,
+
+    outbox: VecDeque<(SocketAddr, Vec<u8>)>,
+    events: VecDeque<Event>,
+}
+
+/// How far the goodbye has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Departure {
+    repeats: u32,
+    next: Instant,
+}
+
+/// Most datagrams that wait to be sent.
+const OUTBOX_MAX: usize = 8192;
+
+/// Most events that wait to be taken.
+const EVENTS_MAX: usize = 1024;
+
+/// A gap in the clock that is worth mentioning.
+const SLEEP_MIN: Duration = Duration::from_secs(5);
+
+/// How often, and how far apart, a goodbye is said.
+const GOODBYES: u32 = 3;
+const GOODBYE_PAUSE: Duration = Duration::from_millis(80);
+
+/// How many members hear each goodbye.
+const GOODBYE_FANOUT: usize = 8;
+
+impl fmt::Debug for Gossip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gossip")
+            .field("swim", &self.swim)
+            .field("version", &self.version)
+            .field("map_generation", &self.map.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Gossip {
+    /// Starts a node. `seed` decides on every choice by chance.
+    pub fn new(config: GossipConfig, local: LocalNode, seed: u64, now: Instant) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let network = codec::network_hash(&config.network);
+        let version = local.memory.counter + 1;
+        let identity = Identity {
+            id: local.id,
+            address: SocketAddr::new(local.underlay, local.gossip_port),
+            incarnation: version,
+        };
+        let timing = config.timing.clone();
+        let swim = Swim::new(identity, timing, network, config.nodes_max, rng.random());
+        let mut claims = Claims::new(local.id, config.lease.clone());
+        claims.witness(local.memory.clock);
+        let remembered: Vec<_> =
+            local.memory.leases.iter().map(|lease| claims.remember(*lease)).collect();
+        let mut gossip = Self {
+            store: Store::new(config.nodes_max),
+            network,
+            started: now,
+            now,
+            swim,
+            claims,
+            seeds: Seeds::default(),
+            counters: Counters::default(),
+            version,
+            reserved: version + publish::RESERVE,
+            unsaved: true,
+            saving: None,
+            pull: None,
+            synced: false,
+            replies: Limiter::new(now),
+            rumors: BTreeSet::new(),
+            rumor_at: None,
+            next_sync: now + rng.random_range(Duration::ZERO..config.timing.sync),
+            next_dial: now + config.timing.dead_dial,
+            duplicate: None,
+            suspended: false,
+            probed_twin: None,
+            translated: BTreeMap::new(),
+            candidates: BTreeMap::new(),
+            departure: None,
+            goodbye_to: Vec::new(),
+            map: Arc::new(SubnetMap::default()),
+            dirty: true,
+            viewed: now,
+            outbox: VecDeque::new(),
+            events: VecDeque::new(),
+            rng,
+            config,
+            local,
+        };
+        gossip.apply_changes(remembered);
+        gossip.settle();
+        gossip.view();
+        gossip
+    }
+
+    /// Adds the address of a node that is probably in the cluster. It is dialled at once, and again for
+    /// ever whenever it is not among the members, so that what was cut apart finds together.
+    ///
+    /// At most [`SEEDS_MAX`] are kept. This node's own address is no seed.
+    pub fn join(&mut self, seed: SocketAddr, now: Instant) {
+        self.advance(now);
+        if seed != self.swim.identity().address && self.seeds.add(seed, &self.config.timing, now) {
+            self.dial_seeds();
+        }
+    }
+
+    /// Stops dialling a seed.
+    pub fn forget_seed(&mut self, seed: SocketAddr) {
+        self.seeds.remove(seed);
+    }
+
+    /// Says goodbye. Go on driving until [`Gossip::has_left`].
+    pub fn leave(&mut self, now: Instant) {
+        self.advance(now);
+        if self.departure.is_none() {
+            self.departure = Some(Departure { repeats: GOODBYES, next: now });
+            self.publish();
+            self.say_goodbye();
+            self.swim.leave(now);
+            self.settle();
+        }
+    }
+
+    /// Whether goodbye has been said often enough.
+    pub fn has_left(&self) -> bool {
+        self.departure.is_some_and(|departure| departure.repeats == 0) && self.outbox.is_empty()
+    }
+
+    /// Takes a datagram from the gossip socket.
+    pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
+        self.advance(now);
+        self.counters.received += 1;
+        self.counters.received_bytes += datagram.len() as u64;
+        if self.departure.is_some() {
+            return;
+        }
+        if let Err(reason) = self.receive(from, datagram) {
+            self.counters.refuse(reason);
+        }
+        self.settle();
+    }
+
+    /// Does what time has come for.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let gap = now.saturating_duration_since(self.now);
+        self.advance(now);
+        if let Some(departure) = self.departure {
+            if departure.repeats > 0 && departure.next <= now {
+                self.say_goodbye();
+            }
+            return;
+        }
+        if gap >= SLEEP_MIN {
+            self.event(Event::Slept { gap });
+            self.next_sync = now;
+        }
+        self.swim.handle_timeout(now);
+        self.dial_seeds();
+        if self.next_dial <= now {
+            self.next_dial = now + self.config.timing.dead_dial;
+            self.dial_dead();
+        }
+        if self.next_sync <= now {
+            let pause = self.config.timing.sync;
+            self.next_sync = now + pause.mul_f64(self.rng.random_range(0.9..1.1));
+            self.forget_expired();
+            self.start_sync(None);
+            // Suspicions come and go without news.
+            self.dirty = true;
+        }
+        if self.rumor_at.is_some_and(|at| at <= now) {
+            self.spread_rumors();
+        }
+        self.settle();
+    }
+
+    /// When [`Gossip::handle_timeout`] has to be called at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if let Some(departure) = self.departure {
+            return (departure.repeats > 0).then_some(departure.next);
+        }
+        let claim_at = (!self.may_claim()).then(|| self.claim_deadline());
+        let view_at = self.dirty.then(|| self.viewed + view::PAUSE);
+        let times = [
+            Some(self.next_sync),
+            Some(self.next_dial),
+            self.rumor_at,
+            self.swim.poll_timeout(),
+            self.seeds.poll_timeout(),
+            self.claims.poll_timeout(),
+            claim_at.filter(|_| !self.claims.is_complete()),
+            view_at,
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    /// What is to be sent next, and where to.
+    pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        let (to, datagram) = self.outbox.pop_front()?;
+        self.counters.sent += 1;
+        self.counters.sent_bytes += datagram.len() as u64;
+        Some((to, datagram))
+    }
+
+    /// What has happened since the last call, the oldest first.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// What is to be saved before anything else is sent; [`Gossip::handle_saved`] tells that it is.
+    pub fn poll_memory(&mut self) -> Option<Memory> {
+        if !std::mem::take(&mut self.unsaved) {
+            return None;
+        }
+        let memory = self.memory();
+        self.saving = Some(memory.clone());
+        Some(memory)
+    }
+
+    /// What [`Gossip::poll_memory`] gave last is on disk: new leases may be used now.
+    pub fn handle_saved(&mut self, now: Instant) {
+        self.advance(now);
+        if self.saving.take().is_some_and(|saved| saved.leases == self.claims.to_save()) {
+            let changes = self.claims.saved(&self.store);
+            self.apply_changes(changes);
+        } else {
+            self.unsaved = true;
+        }
+        self.settle();
+    }
+
+    /// The map as it is now known.
+    pub fn map(&self) -> &Arc<SubnetMap> {
+        &self.map
+    }
+
+    /// How far the own leases have come.
+    pub fn lease_state(&self) -> LeaseState {
+        if self.departure.is_some() {
+            return LeaseState::Left;
+        }
+        if let (true, Some((other, _))) = (self.suspended, self.duplicate) {
+            return LeaseState::Suspended { other };
+        }
+        let (held, claiming, ranges) = self.claims.summary();
+        if self.claims.is_complete() {
+            LeaseState::Held { prefixes: held }
+        } else if !claiming.is_empty() {
+            LeaseState::Claiming { held, claiming }
+        } else if !ranges.is_empty() {
+            LeaseState::Exhausted { held, ranges }
+        } else if held.is_empty() {
+            LeaseState::Waiting
+        } else {
+            LeaseState::Claiming { held, claiming }
+        }
+    }
+
+    /// Totals since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// This node's id.
+    pub fn id(&self) -> NodeId {
+        self.local.id
+    }
+
+    fn advance(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+    }
+
+    /// Draws the conclusions from whatever was just heard.
+    fn settle(&mut self) {
+        if self.departure.is_none() {
+            self.follow_news();
+            self.resume_if_alone();
+            if !self.suspended {
+                let changes = self.claims.tick(&self.store, self.may_claim(), self.now);
+                self.apply_changes(changes);
+            }
+            self.publish();
+        }
+        while let Some((to, datagram)) = self.swim.poll_transmit() {
+            self.push_out(to, datagram);
+        }
+        if self.dirty && self.now >= self.viewed + view::PAUSE {
+            self.view();
+        }
+    }
+
+    fn follow_news(&mut self) {
+        for news in self.swim.take_news() {
+            self.dirty = true;
+            let News::Changed(member) = news else { continue };
+            let alive = self.swim.state(member.id, member.address);
+            let alive = alive.is_some_and(|(_, state)| state != foca::State::Down);
+            let outdated = self.store.get(member.id).is_none_or(|stored| {
+                stored.record.left || stored.record.incarnation < member.incarnation
+            });
+            if alive && outdated && member.id != self.local.id {
+                self.send(member.address, Message::Request { ids: vec![member.id] });
+            }
+        }
+    }
+
+    fn apply_changes(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            self.dirty = true;
+            let event = match change {
+                Change::Save => {
+                    self.unsaved = true;
+                    continue;
+                }
+                Change::Claimed(prefix) => Event::LeaseClaimed { prefix },
+                Change::Held(prefix) => Event::LeaseHeld { prefix },
+                Change::Lost { prefix, winner, held } => {
+                    self.unsaved = true;
+                    Event::LeaseLost { prefix, winner, held }
+                }
+                Change::Exhausted { v6 } => Event::LeaseExhausted { v6 },
+                Change::Forgotten(prefix) => Event::LeaseForgotten { prefix },
+            };
+            self.event(event);
+        }
+    }
+
+    /// Whether this node may claim something: once it knows what others hold, or nobody can tell it.
+    fn may_claim(&self) -> bool {
+        self.synced || self.seeds.is_empty() || self.now >= self.claim_deadline()
+    }
+
+    fn claim_deadline(&self) -> Instant {
+        let wait = Duration::from_millis(u64::from(self.config.lease.claim_wait_ms));
+        // A seed that has answered once will tell the rest, unless very much is lost.
+        self.started + if self.seeds.any_answered() { wait * 4 } else { wait }
+    }
+
+    fn dial_seeds(&mut self) {
+        let members: BTreeSet<_> = self.swim.active().map(|member| member.address).collect();
+        let due = self.seeds.due(&self.config.timing, self.now, |seed| members.contains(&seed));
+        for (address, unanswered) in due {
+            if unanswered == 1 || (unanswered > 0 && unanswered % 10 == 0) {
+                self.event(Event::SeedUnreachable { address, unanswered });
+            }
+            self.send(address, Message::Hello { you: None });
+        }
+    }
+
+    /// Tries one of the dead again: perhaps it was not dead, but cut off.
+    fn dial_dead(&mut self) {
+        let own = self.local.id;
+        let dead = self.store.iter().filter(|stored| {
+            stored.dead_since.is_some() && !stored.record.left && stored.record.id != own
+        });
+        let chosen = dead.choose(&mut self.rng).map(|dead| (dead.record.id, dead.record.address()));
+        if let Some((id, address)) = chosen {
+            let view = self.view_of(id, address);
+            self.send(address, Message::Hello { you: Some(view) });
+        }
+        if let (true, Some((twin, _))) = (self.suspended, self.duplicate) {
+            self.send(twin, Message::Hello { you: None });
+        }
+    }
+
+    /// What is known of a node at an address.
+    fn view_of(&self, id: NodeId, address: SocketAddr) -> View {
+        let state = self.swim.state(id, address);
+        let incarnation =
+            state.map(|(known, state)| (known.incarnation, state == foca::State::Down));
+        View { id, incarnation, version: self.store.get(id).map(|stored| stored.record.version) }
+    }
+
+    fn send(&mut self, to: SocketAddr, message: Message) {
+        let envelope = Envelope { from: self.swim.identity(), clock: self.claims.clock(), message };
+        let datagram = codec::encode(self.network, &envelope);
+        self.push_out(to, datagram);
+    }
+
+    fn push_out(&mut self, to: SocketAddr, datagram: Vec<u8>) {
+        if self.outbox.len() < OUTBOX_MAX {
+            self.outbox.push_back((to, datagram));
+        } else {
+            self.counters.overflowed += 1;
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+            self.counters.events_lost += 1;
+        }
+        self.events.push_back(event);
+    }
+}

@@ -1,0 +1,184 @@
+//! The own record, and who else believes to be its owner.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::codec::{Message, RecordItem};
+use super::event::{Event, Memory};
+use super::identity::COUNTER_MAX;
+use super::record::Record;
+use super::timing::FANOUT;
+use super::{GOODBYE_FANOUT, GOODBYE_PAUSE, Gossip};
+
+/// How many versions are reserved on disk at once, so that most changes need no write.
+pub(super) const RESERVE: u64 = 1024;
+
+/// Higher counters are not believed when others report them.
+pub(super) const COUNTER_SANE: u64 = COUNTER_MAX / 2;
+
+/// For how long a twin counts as present after it was heard.
+pub(super) const TWIN_MEMORY: Duration = Duration::from_secs(30);
+
+impl Gossip {
+    /// Writes the own record anew if anything about it has changed.
+    pub(super) fn publish(&mut self) {
+        if self.suspended {
+            return;
+        }
+        let id = self.local.id;
+        let identity = self.swim.identity();
+        let mut record = Record {
+            id,
+            version: self.version,
+            incarnation: identity.incarnation,
+            name: self.local.name.clone(),
+            underlay: self.local.underlay,
+            gossip_port: self.local.gossip_port,
+            vxlan_port: self.local.vxlan_port,
+            underlay_mtu: self.local.underlay_mtu,
+            vtep_mac: id.vtep_mac(),
+            left: self.departure.is_some(),
+            leases: self.claims.records(),
+        };
+        match self.store.get(id) {
+            Some(stored) if stored.record == record => return,
+            Some(_) => {
+                record.version += 1;
+                self.version = record.version;
+            }
+            None => {}
+        }
+        self.reserve();
+        self.store.replace(record);
+        self.dirty = true;
+        self.spread(id);
+    }
+
+    /// Makes sure that no version is ever used again after a restart.
+    fn reserve(&mut self) {
+        if self.version.max(self.swim.identity().incarnation) + RESERVE / 4 > self.reserved {
+            self.reserved = self.version.max(self.swim.identity().incarnation) + RESERVE;
+            self.unsaved = true;
+        }
+    }
+
+    pub(super) fn memory(&self) -> Memory {
+        Memory { counter: self.reserved, clock: self.claims.clock(), leases: self.claims.to_save() }
+    }
+
+    /// The cluster knows version `known` of the own record: the next one is above it.
+    pub(super) fn go_above(&mut self, known: u64) {
+        if known > self.version {
+            self.event(Event::MemoryRecovered { version: known });
+            // `publish` counts one up, as the record in the store differs from now on.
+            self.version = known;
+        }
+    }
+
+    /// Somebody has sent a record with this node's own id.
+    pub(super) fn meet_own_record(&mut self, item: RecordItem) {
+        let RecordItem { record, .. } = item;
+        let address = record.address();
+        let newer =
+            self.store.get(self.local.id).is_none_or(|own| own.record.compare(&record).is_lt());
+        if address == self.swim.identity().address {
+            if newer && record.version < COUNTER_SANE {
+                self.go_above(record.version);
+                // Equal versions with different content: one more makes the difference.
+                self.version = self.version.max(record.version);
+                let changes = self.claims.adopt(&record.leases, &self.store);
+                self.apply_changes(changes);
+            }
+            return;
+        }
+        if newer && record.version < COUNTER_SANE {
+            self.go_above(record.version);
+            self.version = self.version.max(record.version);
+        }
+        // A former life at another address, or a twin? Only a twin answers.
+        let asked = self.probed_twin.is_some_and(|at| self.now < at + self.config.timing.sync);
+        if !asked {
+            self.probed_twin = Some(self.now);
+            self.send(address, Message::Hello { you: None });
+        }
+    }
+
+    /// A live node with this one's id has spoken from `other`. The lower address keeps the id: both
+    /// sides come to the same conclusion without another word.
+    pub(super) fn meet_twin(&mut self, other: SocketAddr) {
+        let known = self.duplicate.is_some_and(|(address, _)| address == other);
+        let fresh = self.duplicate.is_some_and(|(_, at)| self.now < at + TWIN_MEMORY);
+        let own = self.swim.identity().address;
+        // Of several twins the lowest one counts.
+        if !known && fresh && self.duplicate.is_some_and(|(address, _)| address < other) {
+            return;
+        }
+        self.duplicate = Some((other, self.now));
+        self.dirty |= !known;
+        if own > other && !self.suspended {
+            self.suspended = true;
+            let changes = self.claims.drop_all(self.local.id);
+            self.apply_changes(changes);
+            self.store.remove(self.local.id);
+        }
+    }
+
+    /// Takes the id up again once nobody else has it.
+    pub(super) fn resume_if_alone(&mut self) {
+        let gone = self.duplicate.is_some_and(|(_, at)| self.now >= at + TWIN_MEMORY);
+        if gone {
+            self.duplicate = None;
+            self.dirty = true;
+            if std::mem::take(&mut self.suspended) {
+                let theirs = self.store.remove(self.local.id).map_or(0, |record| record.version);
+                self.version = self.version.max(theirs) + 1;
+            }
+        }
+    }
+
+    /// Passes a record on to some members soon.
+    pub(super) fn spread(&mut self, id: crate::node_id::NodeId) {
+        self.rumors.insert(id);
+        let at = self.now + self.config.timing.rumor;
+        self.rumor_at.get_or_insert(at);
+    }
+
+    pub(super) fn spread_rumors(&mut self) {
+        self.rumor_at = None;
+        let members = self.some_members(FANOUT);
+        let ids: Vec<_> = self.rumors.iter().copied().take(RUMORS_MAX).collect();
+        self.rumors.retain(|id| !ids.contains(id));
+        if !self.rumors.is_empty() {
+            self.rumor_at = Some(self.now + self.config.timing.rumor);
+        }
+        if members.is_empty() {
+            return;
+        }
+        let items: Vec<_> = ids.into_iter().filter_map(|id| self.record_item(id)).collect();
+        for message in self.pack_records(items) {
+            for member in &members {
+                self.send(*member, message.clone());
+            }
+        }
+    }
+
+    pub(super) fn say_goodbye(&mut self) {
+        let Some(departure) = &mut self.departure else { return };
+        departure.repeats = departure.repeats.saturating_sub(1);
+        departure.next = self.now + GOODBYE_PAUSE;
+        let members = match self.goodbye_to.is_empty() {
+            true => self.some_members(GOODBYE_FANOUT),
+            false => self.goodbye_to.clone(),
+        };
+        let items: Vec<_> = self.record_item(self.local.id).into_iter().collect();
+        for message in self.pack_records(items) {
+            for member in &members {
+                self.send(*member, message.clone());
+            }
+        }
+        self.goodbye_to = members;
+    }
+}
+
+/// Most records that are passed on at once.
+const RUMORS_MAX: usize = 64;

@@ -1,0 +1,390 @@
+//! A network of gossiping nodes in memory: virtual time, seeded faults, the shipped protocol code.
+//!
+//! ```
+//! use std::time::Duration;
+//! use overlay::gossip::sim::Network;
+//!
+//! let mut network = Network::new(42);
+//! network.faults.loss = 0.1;
+//! for _ in 0..3 {
+//!     network.add_node();
+//! }
+//! let agreed = network.run_until(Duration::from_secs(10), |network| network.agrees_on(3));
+//! assert!(agreed);
+//! ```
+//!
+//! The same seed and calls give the same run. A crash is [`Network::kill`]: it leaves nothing but what
+//! the node had saved.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+
+use super::{Event, Gossip, GossipConfig, LocalNode, Memory};
+use crate::config::LeaseConfig;
+use crate::node_id::NodeId;
+use crate::subnet::SubnetMap;
+
+/// What the wire does to datagrams.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Faults {
+    /// The part of all datagrams that is lost, from 0 to 1.
+    pub loss: f64,
+    /// The part of all datagrams that arrives twice.
+    pub duplication: f64,
+    /// The part of all datagrams that arrives with some bytes changed.
+    pub corruption: f64,
+    /// How long a datagram travels; different times put datagrams out of order.
+    pub delay: Range<Duration>,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        let delay = Duration::from_micros(200)..Duration::from_millis(2);
+        Self { loss: 0.0, duplication: 0.0, corruption: 0.0, delay }
+    }
+}
+
+/// Nodes and the wire between them.
+#[derive(Debug)]
+pub struct Network {
+    /// What the wire does; may be changed at any time.
+    pub faults: Faults,
+    /// What nodes that are added from now on have in common.
+    pub config: GossipConfig,
+    /// Every datagram that was sent: when, from where, where to, how long.
+    pub bytes_sent: u64,
+    started: Instant,
+    now: Instant,
+    rng: StdRng,
+    nodes: Vec<Node>,
+    wire: BTreeMap<(Instant, u64), Packet>,
+    packets: u64,
+    wakes: BTreeSet<(Instant, usize)>,
+}
+
+/// A machine that gossip runs on.
+#[derive(Debug)]
+struct Node {
+    config: GossipConfig,
+    /// With what it would start; its memory is what it last saved.
+    local: LocalNode,
+    seeds: Vec<SocketAddr>,
+    gossip: Option<Gossip>,
+    events: Vec<(Duration, Event)>,
+    side: u32,
+    wake: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Packet {
+    from: SocketAddr,
+    to: SocketAddr,
+    side: Option<u32>,
+    datagram: Vec<u8>,
+}
+
+impl Network {
+    /// An empty network. `seed` decides on all ids, losses and delays.
+    pub fn new(seed: u64) -> Self {
+        let now = Instant::now();
+        Self {
+            faults: Faults::default(),
+            config: GossipConfig::new("sim", LeaseConfig::default()),
+            bytes_sent: 0,
+            started: now,
+            now,
+            rng: StdRng::seed_from_u64(seed),
+            nodes: Vec::new(),
+            wire: BTreeMap::new(),
+            packets: 0,
+            wakes: BTreeSet::new(),
+        }
+    }
+
+    /// Adds and starts a node with an id by chance, the next free address in 192.0.2.0/24 or
+    /// 198.18.0.0/15, and the first node as its seed. Returns its index.
+    pub fn add_node(&mut self) -> usize {
+        let ix = self.nodes.len();
+        let seeds: Vec<_> = (ix > 0).then(|| self.address(0)).into_iter().collect();
+        let local = self.next_local();
+        self.add(local, seeds)
+    }
+
+    /// What [`Network::add_node`] would add next.
+    pub fn next_local(&mut self) -> LocalNode {
+        let ix = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        let mut id = [0; 16];
+        self.rng.fill_bytes(&mut id);
+        let base = u32::from_be_bytes([198, 18, 0, 1]);
+        LocalNode {
+            id: NodeId(id),
+            name: format!("node-{ix}"),
+            underlay: IpAddr::from((base + ix).to_be_bytes()),
+            gossip_port: 7946,
+            vxlan_port: 4789,
+            underlay_mtu: 1500,
+            memory: Memory::default(),
+        }
+    }
+
+    /// Adds and starts a node. Returns its index.
+    pub fn add(&mut self, local: LocalNode, seeds: Vec<SocketAddr>) -> usize {
+        let (config, events) = (self.config.clone(), Vec::new());
+        let node = Node { config, local, seeds, gossip: None, events, side: 0, wake: None };
+        self.nodes.push(node);
+        let ix = self.nodes.len() - 1;
+        self.start(ix);
+        ix
+    }
+
+    /// Starts a node that was killed, with what it had saved.
+    pub fn start(&mut self, ix: usize) {
+        let seed = self.rng.random();
+        let node = &mut self.nodes[ix];
+        let mut gossip = Gossip::new(node.config.clone(), node.local.clone(), seed, self.now);
+        for seed in &node.seeds {
+            gossip.join(*seed, self.now);
+        }
+        node.gossip = Some(gossip);
+        self.drain(ix);
+    }
+
+    /// Ends a node as `kill -9` does.
+    pub fn kill(&mut self, ix: usize) {
+        self.nodes[ix].gossip = None;
+        self.reschedule(ix);
+    }
+
+    /// Takes from a killed node what it had saved.
+    pub fn wipe_disk(&mut self, ix: usize) {
+        self.nodes[ix].local.memory = Memory::default();
+    }
+
+    /// What a node has saved.
+    pub fn disk(&mut self, ix: usize) -> &mut Memory {
+        &mut self.nodes[ix].local.memory
+    }
+
+    /// What a node is started with; changes take effect at its next start.
+    pub fn local(&mut self, ix: usize) -> &mut LocalNode {
+        &mut self.nodes[ix].local
+    }
+
+    /// Lets a node say goodbye; it ends once it has.
+    pub fn leave(&mut self, ix: usize) {
+        if let Some(gossip) = &mut self.nodes[ix].gossip {
+            gossip.leave(self.now);
+        }
+        self.drain(ix);
+    }
+
+    /// Cuts the nodes of `group` off from all the others, and leaves them together.
+    pub fn isolate(&mut self, group: &[usize]) {
+        let side = self.nodes.iter().map(|node| node.side).max().unwrap_or_default() + 1;
+        for ix in group {
+            self.nodes[*ix].side = side;
+        }
+    }
+
+    /// Connects everybody with everybody.
+    pub fn heal(&mut self) {
+        for node in &mut self.nodes {
+            node.side = 0;
+        }
+    }
+
+    /// Puts a datagram on the wire, on every side of it.
+    pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+        self.send(Packet { from, to, side: None, datagram });
+    }
+
+    /// How long the network has been running.
+    pub fn elapsed(&self) -> Duration {
+        self.now - self.started
+    }
+
+    /// A node's protocol state; `None` while it is not running.
+    pub fn gossip(&self, ix: usize) -> Option<&Gossip> {
+        self.nodes[ix].gossip.as_ref()
+    }
+
+    /// A node's map; `None` while it is not running.
+    pub fn map(&self, ix: usize) -> Option<&SubnetMap> {
+        self.gossip(ix).map(|gossip| &**gossip.map())
+    }
+
+    /// The subnets that a node holds, as it knows itself.
+    pub fn held(&self, ix: usize) -> Vec<IpNetwork> {
+        self.gossip(ix).map(|gossip| gossip.lease_state().held().to_vec()).unwrap_or_default()
+    }
+
+    /// A node's id.
+    pub fn id(&self, ix: usize) -> NodeId {
+        self.nodes[ix].local.id
+    }
+
+    /// A node's gossip address.
+    pub fn address(&self, ix: usize) -> SocketAddr {
+        SocketAddr::new(self.nodes[ix].local.underlay, self.nodes[ix].local.gossip_port)
+    }
+
+    /// Everything that a node has told, with the time since the start of the network.
+    pub fn events(&self, ix: usize) -> &[(Duration, Event)] {
+        &self.nodes[ix].events
+    }
+
+    /// The indexes of all nodes that are running.
+    pub fn running(&self) -> impl Iterator<Item = usize> {
+        (0..self.nodes.len()).filter(|ix| self.nodes[*ix].gossip.is_some())
+    }
+
+    /// Whether every running node holds its leases and sees exactly `nodes` nodes alive, and all routes
+    /// are the same everywhere and lead to whoever believes to hold them.
+    pub fn agrees_on(&self, nodes: usize) -> bool {
+        let routes = |map: &SubnetMap| -> BTreeSet<(IpNetwork, NodeId)> {
+            let members = map.members.values();
+            members.flat_map(|m| m.routes().map(|prefix| (prefix, m.id))).collect()
+        };
+        let held = self.running().flat_map(|ix| {
+            self.held(ix).into_iter().map(move |prefix| (prefix, self.id(ix))).collect::<Vec<_>>()
+        });
+        let held: BTreeSet<_> = held.collect();
+        self.running().all(|ix| {
+            self.map(ix).is_some_and(|map| {
+                let alive = map.members.values().filter(|member| member.state.is_active());
+                !self.held(ix).is_empty() && alive.count() == nodes && routes(map) == held
+            })
+        })
+    }
+
+    /// Runs for some time.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.step(end) {}
+        self.now = end;
+    }
+
+    /// Runs until `goal` is reached, but not longer than `time`; tells whether it was reached.
+    ///
+    /// The goal is looked at every 20 ms.
+    pub fn run_until(&mut self, time: Duration, goal: impl Fn(&Self) -> bool) -> bool {
+        let end = self.now + time;
+        while !goal(self) {
+            if self.now >= end {
+                return false;
+            }
+            self.run_for(Duration::from_millis(20).min(end - self.now));
+        }
+        true
+    }
+
+    /// Does the next thing that happens until `end`; `false` if nothing does.
+    fn step(&mut self, end: Instant) -> bool {
+        let wake = self.wakes.first().copied();
+        let arrival = self.wire.first_key_value().map(|(key, _)| *key);
+        match (arrival, wake) {
+            (Some((at, _)), wake) if at <= end && wake.is_none_or(|(wake, _)| at <= wake) => {
+                self.now = self.now.max(at);
+                if let Some((_, packet)) = self.wire.pop_first() {
+                    self.deliver(packet);
+                }
+                true
+            }
+            (_, Some((at, ix))) if at <= end => {
+                self.now = self.now.max(at);
+                if let Some(gossip) = &mut self.nodes[ix].gossip {
+                    gossip.handle_timeout(self.now);
+                }
+                self.drain(ix);
+                true
+            }
+            (Some(_) | None, Some(_) | None) => false,
+        }
+    }
+
+    fn deliver(&mut self, packet: Packet) {
+        let reaches = |node: &Node| {
+            SocketAddr::new(node.local.underlay, node.local.gossip_port) == packet.to
+                && packet.side.is_none_or(|side| side == node.side)
+        };
+        let receivers: Vec<_> = (0..self.nodes.len())
+            .filter(|ix| self.nodes[*ix].gossip.is_some() && reaches(&self.nodes[*ix]))
+            .collect();
+        if receivers.is_empty() {
+            return;
+        }
+        // Of several nodes with one address, anyone may get it.
+        let ix = receivers[self.rng.random_range(0..receivers.len())];
+        if let Some(gossip) = &mut self.nodes[ix].gossip {
+            gossip.handle_datagram(packet.from, &packet.datagram, self.now);
+        }
+        self.drain(ix);
+    }
+
+    /// Does for a node what its driver would.
+    fn drain(&mut self, ix: usize) {
+        let node = &mut self.nodes[ix];
+        let mut sent = Vec::new();
+        let from = SocketAddr::new(node.local.underlay, node.local.gossip_port);
+        if let Some(gossip) = &mut node.gossip {
+            while let Some(memory) = gossip.poll_memory() {
+                node.local.memory = memory;
+                gossip.handle_saved(self.now);
+            }
+            while let Some((to, datagram)) = gossip.poll_transmit() {
+                sent.push(Packet { from, to, side: Some(node.side), datagram });
+            }
+            while let Some(event) = gossip.poll_event() {
+                node.events.push((self.now - self.started, event));
+            }
+            if gossip.has_left() {
+                node.gossip = None;
+            }
+        }
+        for packet in sent {
+            self.send(packet);
+        }
+        self.reschedule(ix);
+    }
+
+    fn reschedule(&mut self, ix: usize) {
+        let node = &mut self.nodes[ix];
+        if let Some(wake) = node.wake {
+            self.wakes.remove(&(wake, ix));
+        }
+        node.wake = node.gossip.as_ref().and_then(Gossip::poll_timeout);
+        if let Some(wake) = node.wake {
+            self.wakes.insert((wake, ix));
+        }
+    }
+
+    fn send(&mut self, mut packet: Packet) {
+        self.bytes_sent += packet.datagram.len() as u64;
+        if self.rng.random_bool(self.faults.loss) {
+            return;
+        }
+        if self.rng.random_bool(self.faults.duplication) {
+            let Packet { from, to, side, ref datagram } = packet;
+            self.put_on_wire(Packet { from, to, side, datagram: datagram.clone() });
+        }
+        if self.rng.random_bool(self.faults.corruption) && !packet.datagram.is_empty() {
+            for _ in 0..self.rng.random_range(1..8) {
+                let at = self.rng.random_range(0..packet.datagram.len());
+                packet.datagram[at] = self.rng.random();
+            }
+        }
+        self.put_on_wire(packet);
+    }
+
+    fn put_on_wire(&mut self, packet: Packet) {
+        let delay = self.rng.random_range(self.faults.delay.clone());
+        self.packets += 1;
+        self.wire.insert((self.now + delay, self.packets), packet);
+    }
+}

@@ -1,0 +1,220 @@
+//! The failure detector: foca, with a clock and an outbox.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use foca::{AccumulatingRuntime, Foca, Member, NoCustomBroadcast, OwnedNotification, State, Timer};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::codec::{self, DATAGRAM_MAX, ENVELOPE_LEN, SwimCodec};
+use super::counters::Refused;
+use super::identity::Identity;
+use super::timing::Timing;
+use crate::node_id::NodeId;
+
+/// Whether nodes are alive.
+pub(super) struct Swim {
+    foca: Foca<Identity, SwimCodec, StdRng, NoCustomBroadcast>,
+    timing: Timing,
+    network: u64,
+    nodes_max: usize,
+    tuned_for: usize,
+    timers: BTreeMap<(Instant, u64), Timer<Identity>>,
+    timers_made: u64,
+    runtime: AccumulatingRuntime<Identity>,
+    outbox: VecDeque<(SocketAddr, Vec<u8>)>,
+    news: Vec<News>,
+}
+
+/// What happened in the failure detector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    /// Somebody came up, went down or returned in a new life.
+    Changed(Identity),
+    /// This node was declared dead, and lives on in a new life.
+    Renewed,
+}
+
+impl fmt::Debug for Swim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Swim")
+            .field("identity", self.foca.identity())
+            .field("active", &self.foca.num_members())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Swim {
+    pub(super) fn new(
+        identity: Identity,
+        timing: Timing,
+        network: u64,
+        nodes_max: usize,
+        seed: u64,
+    ) -> Self {
+        let config = timing.swim(1, DATAGRAM_MAX - ENVELOPE_LEN);
+        Self {
+            foca: Foca::new(identity, config, StdRng::seed_from_u64(seed), SwimCodec),
+            timing,
+            network,
+            nodes_max,
+            tuned_for: 1,
+            timers: BTreeMap::new(),
+            timers_made: 0,
+            runtime: AccumulatingRuntime::new(),
+            outbox: VecDeque::new(),
+            news: Vec::new(),
+        }
+    }
+
+    /// This node, in its present life.
+    pub(super) fn identity(&self) -> Identity {
+        *self.foca.identity()
+    }
+
+    /// All members that count as alive.
+    pub(super) fn active(&self) -> impl Iterator<Item = Identity> {
+        self.foca.iter_members().map(|member| *member.id())
+    }
+
+    /// How many members count as alive, this node not included.
+    pub(super) fn active_count(&self) -> usize {
+        self.foca.num_members()
+    }
+
+    /// Everybody that was ever heard of, with the state of their last life.
+    pub(super) fn states(&self) -> impl Iterator<Item = (Identity, State)> {
+        self.foca.iter_membership_state().map(|member| (*member.id(), member.state()))
+    }
+
+    /// The last life of the node `id` at `address`.
+    pub(super) fn state(&self, id: NodeId, address: SocketAddr) -> Option<(Identity, State)> {
+        self.states().find(|(member, _)| member.id == id && member.address == address)
+    }
+
+    /// Takes a datagram's body of `header_len` bytes of header and a tail of news.
+    pub(super) fn handle(
+        &mut self,
+        body: &[u8],
+        header_len: usize,
+        now: Instant,
+    ) -> Result<(), Refused> {
+        // Once there is no more room for members, news about others stay outside.
+        let full = self.foca.iter_membership_state().len() >= self.nodes_max;
+        let body = if full { body.get(..header_len).unwrap_or(body) } else { body };
+        let result = self.foca.handle_data(body, &mut self.runtime);
+        self.collect(now);
+        result.map_err(|error| match error {
+            foca::Error::Decode(_) | foca::Error::MalformedPacket => Refused::Malformed,
+            foca::Error::CustomBroadcast(_) => Refused::Malformed,
+            foca::Error::DataTooBig => Refused::Oversize,
+            foca::Error::DataFromOurselves => Refused::OwnAddress,
+            _ => Refused::Protocol,
+        })
+    }
+
+    /// Whether there is room for one more member.
+    pub(super) fn has_room(&self) -> bool {
+        self.foca.iter_membership_state().len() < self.nodes_max
+    }
+
+    /// Tells the failure detector of a member that somebody else sees alive.
+    pub(super) fn introduce(&mut self, member: Identity, now: Instant) {
+        let known = self.state(member.id, member.address);
+        let news = known.is_none_or(|(known, _)| known.incarnation < member.incarnation);
+        if news && (known.is_some() || self.has_room()) && member != self.identity() {
+            let update = std::iter::once(Member::alive(member));
+            // Encoding into memory is all that could fail in there.
+            let _encoded = self.foca.apply_many(update, false, &mut self.runtime);
+            self.collect(now);
+        }
+    }
+
+    /// Asks `member` to take this node in.
+    pub(super) fn announce(&mut self, member: Identity, now: Instant) {
+        let _encoded = self.foca.announce(member, &mut self.runtime);
+        self.collect(now);
+    }
+
+    /// Goes on in a life that replaces every one up to `incarnation`.
+    pub(super) fn overtake(&mut self, incarnation: u64, now: Instant) {
+        let own = self.identity();
+        if incarnation >= own.incarnation {
+            let renewed = Identity { incarnation: incarnation + 1, ..own };
+            let _encoded = self.foca.change_identity(renewed, &mut self.runtime);
+            self.news.push(News::Renewed);
+            self.collect(now);
+        }
+    }
+
+    /// Says goodbye.
+    pub(super) fn leave(&mut self, now: Instant) {
+        let _encoded = self.foca.leave_cluster(&mut self.runtime);
+        self.timers.clear();
+        self.collect(now);
+    }
+
+    /// Forgets a dead member.
+    pub(super) fn forget(&mut self, member: Identity, now: Instant) {
+        let _nothing = self.foca.handle_timer(Timer::RemoveDown(member), &mut self.runtime);
+        self.collect(now);
+    }
+
+    /// Adjusts how often news are repeated to the size of the cluster.
+    pub(super) fn tune(&mut self) {
+        let nodes = self.foca.num_members() + 1;
+        if nodes.ilog2() != self.tuned_for.ilog2() {
+            self.tuned_for = nodes;
+            let config = self.timing.swim(nodes, DATAGRAM_MAX - ENVELOPE_LEN);
+            let _same_periods = self.foca.set_config(config);
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        while let Some(entry) = self.timers.first_entry()
+            && entry.key().0 <= now
+        {
+            let timer = entry.remove();
+            // An error tells that a late timer found another state than it was made for; foca has
+            // already recovered then.
+            let _recovered = self.foca.handle_timer(timer, &mut self.runtime);
+            self.collect(now);
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.keys().next().map(|(at, _)| *at)
+    }
+
+    pub(super) fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        self.outbox.pop_front()
+    }
+
+    pub(super) fn take_news(&mut self) -> Vec<News> {
+        std::mem::take(&mut self.news)
+    }
+
+    fn collect(&mut self, now: Instant) {
+        while let Some((to, body)) = self.runtime.to_send() {
+            self.outbox.push_back((to.address, codec::encode_swim(self.network, &body)));
+        }
+        while let Some((after, timer)) = self.runtime.to_schedule() {
+            self.timers_made += 1;
+            self.timers.insert((now + after, self.timers_made), timer);
+        }
+        while let Some(notification) = self.runtime.to_notify() {
+            match notification {
+                OwnedNotification::MemberUp(member)
+                | OwnedNotification::MemberDown(member)
+                | OwnedNotification::Rename(_, member) => self.news.push(News::Changed(member)),
+                OwnedNotification::Rejoin(_) => self.news.push(News::Renewed),
+                OwnedNotification::Active
+                | OwnedNotification::Idle
+                | OwnedNotification::Defunct => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! How often what happens.
+
+use std::num::{NonZeroU8, NonZeroUsize};
+use std::time::Duration;
+
+/// The clockwork of gossip. The defaults suit 2 to some hundred nodes on a local network: a node that
+/// dies is noticed within 10 seconds even when one datagram in ten is lost, and nobody is declared
+/// dead by such losses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timing {
+    /// How often each node asks another one, chosen in random turns, whether it is alive. Default 800 ms.
+    pub probe_period: Duration,
+    /// How long to wait for the answer before three others are asked to try. Default 250 ms; less than
+    /// half of `probe_period`.
+    pub probe_rtt: Duration,
+    /// How long a node that did not answer may contradict before it counts as dead. Default 3 s.
+    pub suspect: Duration,
+    /// How often news about lives are passed on, while there are any. Default 200 ms.
+    pub swim_gossip: Duration,
+    /// How often records are compared with one other node. Default 1 s.
+    pub sync: Duration,
+    /// How long new records are gathered before they are passed on. Default 20 ms.
+    pub rumor: Duration,
+    /// How often one dead node is tried again, for ever, so that partitions heal. Default 5 s.
+    pub dead_dial: Duration,
+    /// First pause before a seed that does not answer is dialled again; doubles each time. Default 1 s.
+    pub seed_retry: Duration,
+    /// Longest pause between dials of a seed that does not answer or is not among the members, and the
+    /// pause between looks at one that is. Default 30 s.
+    pub seed_retry_max: Duration,
+    /// How long a contradiction between nodes must last before it is reported: longer than it takes to
+    /// notice that a node's predecessor at its address is dead. Default 10 s.
+    pub conflict: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            probe_period: Duration::from_millis(800),
+            probe_rtt: Duration::from_millis(250),
+            suspect: Duration::from_secs(3),
+            swim_gossip: Duration::from_millis(200),
+            sync: Duration::from_secs(1),
+            rumor: Duration::from_millis(20),
+            dead_dial: Duration::from_secs(5),
+            seed_retry: Duration::from_secs(1),
+            seed_retry_max: Duration::from_secs(30),
+            conflict: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How many members get a record that is new to a node.
+pub(super) const FANOUT: usize = 4;
+
+/// How many others are asked to try a node that did not answer, and get news about lives each time.
+const HELPERS: NonZeroUsize = NonZeroUsize::new(3).expect("three is not zero");
+
+impl Timing {
+    /// The failure detector's settings for a cluster of `nodes`.
+    pub(super) fn swim(&self, nodes: usize, packet_len_max: usize) -> foca::Config {
+        let one = NonZeroUsize::MIN;
+        foca::Config {
+            probe_period: self.probe_period,
+            probe_rtt: self.probe_rtt,
+            num_indirect_probes: HELPERS,
+            max_transmissions: transmissions(nodes),
+            suspect_to_down_after: self.suspect,
+            // What is dead is forgotten together with its record, not by a timer.
+            remove_down_after: None,
+            max_packet_size: NonZeroUsize::new(packet_len_max).unwrap_or(one),
+            notify_down_members: true,
+            periodic_announce: Some(foca::PeriodicParams {
+                frequency: Duration::from_secs(30),
+                num_members: one,
+            }),
+            // The dead are dialled by `Gossip`, also while nobody is alive.
+            periodic_announce_to_down_members: None,
+            periodic_gossip: Some(foca::PeriodicParams {
+                frequency: self.swim_gossip,
+                num_members: HELPERS,
+            }),
+        }
+    }
+}
+
+/// How often one piece of news is passed on by each node: four times the decimal logarithm of the
+/// number of nodes, as memberlist does, and never less than six.
+fn transmissions(nodes: usize) -> NonZeroU8 {
+    let digits = nodes.max(1).ilog2() * 12 / 10 + 1;
+    let count = u8::try_from(digits.clamp(6, 20)).unwrap_or(6);
+    NonZeroU8::new(count).unwrap_or(NonZeroU8::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn news_are_told_more_often_in_larger_clusters() {
+        assert_eq!(transmissions(0).get(), 6);
+        assert_eq!(transmissions(100).get(), 8);
+        assert_eq!(transmissions(5000).get(), 15);
+    }
+}

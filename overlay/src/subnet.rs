@@ -1,0 +1,375 @@
+//! The subnet map: who is in the cluster, and which addresses are behind whom.
+//!
+//! It is an immutable snapshot made out of the replicated records and of who is alive. Whatever is
+//! derived from it (routes, peers, tables) is derived anew from the whole map, never patched.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+use vswitch::mac::Mac;
+use vswitch::tables::Peer;
+
+use crate::node_id::NodeId;
+
+/// Everything that one node knows of all nodes, itself included.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SubnetMap {
+    /// Counts snapshots of this process; a later one has a larger number.
+    pub generation: u64,
+    /// Every node that is known, the dead and departed included until their leases are free again.
+    pub members: BTreeMap<NodeId, Member>,
+    /// What contradicts itself at present, in a fixed order.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// A node, as its own record and the failure detector describe it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Who it is.
+    pub id: NodeId,
+    /// Its name for people; not necessarily unique.
+    pub name: String,
+    /// Its address on the underlay.
+    pub underlay: IpAddr,
+    /// UDP port that it receives VXLAN on.
+    pub vxlan_port: u16,
+    /// UDP port that it receives gossip on.
+    pub gossip_port: u16,
+    /// Address of its tunnel endpoint.
+    pub vtep_mac: Mac,
+    /// Longest IP packet that its underlay interface takes.
+    pub underlay_mtu: u16,
+    /// The subnets that it holds or claims.
+    pub leases: Vec<Lease>,
+    /// Whether it is alive.
+    pub state: MemberState,
+    /// Version of its record.
+    pub version: u64,
+    /// Since when, as this node saw it, it is in this state.
+    pub since: Instant,
+    /// Whether what is sent to its underlay address can only go to another node with the same address:
+    /// it is then no peer, see [`Conflict::Address`].
+    pub shadowed: bool,
+}
+
+/// Whether a node is alive, as far as this one knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MemberState {
+    /// It answers.
+    Alive,
+    /// It did not answer, and has not had the time to contradict yet; it still counts as alive.
+    Suspect,
+    /// It is unreachable.
+    Dead,
+    /// It said goodbye.
+    Left,
+}
+
+impl MemberState {
+    /// Whether traffic is sent to it.
+    pub fn is_active(self) -> bool {
+        matches!(self, Self::Alive | Self::Suspect)
+    }
+
+    /// The state's name, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Dead => "dead",
+            Self::Left => "left",
+        }
+    }
+}
+
+/// A subnet that a node holds, or would like to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// The subnet.
+    pub prefix: IpNetwork,
+    /// How far the claim has come.
+    pub claim: Claim,
+    /// Higher than that of every earlier holder whom the claimant knew of.
+    pub epoch: u64,
+    /// Whether somebody else's claim to the same addresses is better; see [`rank`].
+    pub contested: bool,
+}
+
+/// How far the claim of a lease has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Claim {
+    /// Announced, so that whoever knows better can object.
+    Claiming,
+    /// In use.
+    Held,
+}
+
+/// Compares two claims to the same addresses: the greater one wins, on every node, in whatever order
+/// the news arrived. Held beats claiming; then the higher epoch wins, because its claimant knew of the
+/// other or of a later holder; then the lower node id.
+pub fn rank(one: (Claim, u64, NodeId), other: (Claim, u64, NodeId)) -> Ordering {
+    let (claim, epoch, id) = one;
+    let (other_claim, other_epoch, other_id) = other;
+    claim.cmp(&other_claim).then(epoch.cmp(&other_epoch)).then(other_id.cmp(&id))
+}
+
+/// Something that should be unique is not.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Conflict {
+    /// One id is in use at two addresses: a disk was cloned. The node with the lower address keeps the
+    /// identity; the other one gives up its leases until it is given an id of its own.
+    Identity {
+        /// The id.
+        id: NodeId,
+        /// The addresses, the lower one first.
+        addresses: [SocketAddr; 2],
+    },
+    /// Two nodes have one underlay address. Traffic for both goes to the one with the lower id.
+    Address {
+        /// The address.
+        address: IpAddr,
+        /// The nodes, the lower id first.
+        nodes: [NodeId; 2],
+        /// Their names, in the same order.
+        names: [String; 2],
+    },
+    /// Two nodes hold one subnet. The traffic goes to the winner, and the other one gives the subnet up
+    /// as soon as it knows.
+    Lease {
+        /// The subnet.
+        prefix: IpNetwork,
+        /// Who keeps it.
+        winner: NodeId,
+        /// Who gives it up.
+        loser: NodeId,
+    },
+}
+
+impl std::fmt::Display for Conflict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Identity { id, addresses: [low, high] } => write!(
+                f,
+                "node id {id} is in use at {low} and at {high}: {high} stands down until its node id \
+                 file is removed and its daemon restarted"
+            ),
+            Self::Address { address, nodes: [low, high], names: [low_name, high_name] } => write!(
+                f,
+                "underlay address {address} is used by {low_name} ({low}) and by {high_name} ({high}): \
+                 choose another address for one of them; until then traffic goes to {low_name} only"
+            ),
+            Self::Lease { prefix, winner, loser } => write!(
+                f,
+                "subnet {prefix} is held by {winner} and by {loser}: {winner} keeps it, {loser} takes \
+                 another"
+            ),
+        }
+    }
+}
+
+impl Member {
+    /// The prefixes that are routed to this node.
+    pub fn routes(&self) -> impl Iterator<Item = IpNetwork> {
+        let active = self.state.is_active() && !self.shadowed;
+        let held =
+            self.leases.iter().filter(|lease| lease.claim == Claim::Held && !lease.contested);
+        held.filter(move |_| active).map(|lease| lease.prefix)
+    }
+}
+
+impl SubnetMap {
+    /// Finds whose `address` is, as far as leases tell.
+    pub fn holder(&self, address: IpAddr) -> Option<&Member> {
+        self.members.values().find(|member| member.routes().any(|prefix| prefix.contains(address)))
+    }
+
+    /// All other live nodes, in the order of their ids, as the switch wants them.
+    ///
+    /// `own_mtu` is the longest IP packet of this node's own underlay interface. What fits the tunnel is
+    /// the lesser of both ends' less its headers.
+    pub fn peers(&self, own: NodeId, own_mtu: u16) -> Vec<Peer> {
+        let others = self.members.values().filter(|member| member.id != own);
+        let reachable = others.filter(|member| member.state.is_active() && !member.shadowed);
+        reachable
+            .map(|member| Peer {
+                name: member.name.clone(),
+                underlay: SocketAddr::new(member.underlay, member.vxlan_port),
+                vtep_mac: member.vtep_mac,
+                mtu: inner_mtu(own_mtu.min(member.underlay_mtu), member.underlay),
+                leases: member.routes().collect(),
+            })
+            .collect()
+    }
+
+    /// Marks the claims that lose and the nodes that cannot be told apart, and collects the leases that
+    /// two nodes hold.
+    pub(crate) fn settle(&mut self) {
+        let contested = self.contested();
+        for (loser, prefix, _) in &contested {
+            let lease =
+                self.members.get_mut(loser).into_iter().flat_map(|member| &mut member.leases);
+            for lease in lease.filter(|lease| lease.prefix == *prefix) {
+                lease.contested = true;
+            }
+        }
+        let held = |id: &NodeId, prefix: &IpNetwork| {
+            let member = self.members.get(id);
+            member.is_some_and(|member| {
+                member.leases.iter().any(|l| l.prefix == *prefix && l.claim == Claim::Held)
+            })
+        };
+        for (loser, prefix, winner) in contested.iter().filter(|(id, prefix, _)| held(id, prefix)) {
+            let (prefix, winner, loser) = (*prefix, *winner, *loser);
+            self.conflicts.push(Conflict::Lease { prefix, winner, loser });
+        }
+
+        let mut first: BTreeMap<IpAddr, NodeId> = BTreeMap::new();
+        for member in self.members.values_mut().filter(|member| member.state.is_active()) {
+            let owner = *first.entry(member.underlay).or_insert(member.id);
+            member.shadowed = owner != member.id;
+        }
+    }
+
+    /// (loser, its prefix, winner) of every claim of an active node that a better one contradicts.
+    ///
+    /// All leases of a family have one length, so two of them overlap only if they are equal.
+    fn contested(&self) -> Vec<(NodeId, IpNetwork, NodeId)> {
+        let active = self.members.values().filter(|member| member.state.is_active());
+        let claims = active.flat_map(|member| {
+            member.leases.iter().map(|lease| (lease.prefix, (lease.claim, lease.epoch, member.id)))
+        });
+        let mut best: BTreeMap<IpNetwork, (Claim, u64, NodeId)> = BTreeMap::new();
+        for (prefix, claim) in claims.clone() {
+            let winner = best.entry(prefix).or_insert(claim);
+            if rank(claim, *winner) == Ordering::Greater {
+                *winner = claim;
+            }
+        }
+        let winners = claims.filter_map(|(prefix, claim)| {
+            let winner = best.get(&prefix)?.2;
+            (winner != claim.2).then_some((claim.2, prefix, winner))
+        });
+        winners.collect()
+    }
+}
+
+/// The longest inner IP packet of a tunnel over `address` whose outer packets are at most `mtu` long:
+/// less 50 bytes over IPv4 (RFC 7348 §5: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14), 70 over IPv6.
+pub fn inner_mtu(mtu: u16, address: IpAddr) -> u16 {
+    mtu.saturating_sub(if address.is_ipv6() { 70 } else { 50 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(id: u8, state: MemberState, leases: &[(&str, Claim, u64)]) -> Member {
+        let id = NodeId([id; 16]);
+        let leases = leases.iter().map(|(prefix, claim, epoch)| Lease {
+            prefix: prefix.parse().unwrap(),
+            claim: *claim,
+            epoch: *epoch,
+            contested: false,
+        });
+        Member {
+            id,
+            name: id.short(),
+            underlay: IpAddr::from([192, 0, 2, id.0[0]]),
+            vxlan_port: 4789,
+            gossip_port: 7946,
+            vtep_mac: id.vtep_mac(),
+            underlay_mtu: 1500,
+            leases: leases.collect(),
+            state,
+            version: 1,
+            since: Instant::now(),
+            shadowed: false,
+        }
+    }
+
+    fn map(members: Vec<Member>) -> SubnetMap {
+        let members = members.into_iter().map(|member| (member.id, member)).collect();
+        let mut map = SubnetMap { generation: 1, members, conflicts: Vec::new() };
+        map.settle();
+        map
+    }
+
+    #[test]
+    fn only_held_leases_of_live_nodes_are_routes() {
+        let map = map(vec![
+            member(1, MemberState::Alive, &[("10.244.1.0/24", Claim::Held, 1)]),
+            member(2, MemberState::Suspect, &[("10.244.2.0/24", Claim::Held, 1)]),
+            member(3, MemberState::Dead, &[("10.244.3.0/24", Claim::Held, 1)]),
+            member(4, MemberState::Alive, &[("10.244.4.0/24", Claim::Claiming, 1)]),
+            member(5, MemberState::Left, &[("10.244.5.0/24", Claim::Held, 1)]),
+        ]);
+        let peers = map.peers(NodeId([1; 16]), 9000);
+        let names: Vec<_> =
+            peers.iter().map(|peer| (peer.name.as_str(), peer.leases.len())).collect();
+        assert_eq!(names, [("02020202", 1), ("04040404", 0)]);
+        assert_eq!(peers[0].mtu, 1450);
+        assert!(map.holder("10.244.2.9".parse().unwrap()).is_some());
+        assert!(map.holder("10.244.3.9".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn the_rank_is_a_strict_order() {
+        let claims: Vec<_> = [Claim::Claiming, Claim::Held]
+            .into_iter()
+            .flat_map(|claim| [1, 2].map(|epoch| (claim, epoch)))
+            .flat_map(|(claim, epoch)| [1, 2].map(|id| (claim, epoch, NodeId([id; 16]))))
+            .collect();
+        for (ix, one) in claims.iter().enumerate() {
+            for (other_ix, other) in claims.iter().enumerate() {
+                assert_eq!(rank(*one, *other), rank(*other, *one).reverse());
+                assert_eq!(rank(*one, *other) == Ordering::Equal, ix == other_ix);
+            }
+        }
+        let best = claims.iter().copied().max_by(|a, b| rank(*a, *b));
+        assert_eq!(best, Some((Claim::Held, 2, NodeId([1; 16]))));
+    }
+
+    #[test]
+    fn of_two_holders_only_the_winner_has_the_route() {
+        let map = map(vec![
+            member(1, MemberState::Alive, &[("10.244.1.0/24", Claim::Held, 1)]),
+            member(2, MemberState::Alive, &[("10.244.1.0/24", Claim::Held, 2)]),
+            member(3, MemberState::Alive, &[("10.244.1.0/24", Claim::Claiming, 9)]),
+            member(4, MemberState::Dead, &[("10.244.1.0/24", Claim::Held, 10)]),
+        ]);
+        let holder = map.holder("10.244.1.1".parse().unwrap()).unwrap();
+        assert_eq!(holder.id, NodeId([2; 16]));
+        assert_eq!(
+            map.conflicts,
+            [Conflict::Lease {
+                prefix: "10.244.1.0/24".parse().unwrap(),
+                winner: NodeId([2; 16]),
+                loser: NodeId([1; 16]),
+            }]
+        );
+    }
+
+    #[test]
+    fn of_two_nodes_with_one_address_the_lower_id_is_the_peer() {
+        let mut twin = member(3, MemberState::Alive, &[("10.244.3.0/24", Claim::Held, 1)]);
+        twin.underlay = IpAddr::from([192, 0, 2, 2]);
+        let map = map(vec![
+            member(1, MemberState::Alive, &[]),
+            member(2, MemberState::Alive, &[("10.244.2.0/24", Claim::Held, 1)]),
+            twin,
+        ]);
+        let peers = map.peers(NodeId([1; 16]), 1500);
+        assert_eq!(peers.len(), 1);
+        assert_eq!(peers[0].name, "02020202");
+        assert!(map.holder("10.244.3.1".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn the_inner_mtu_leaves_room_for_the_outer_headers() {
+        assert_eq!(inner_mtu(1500, "192.0.2.1".parse().unwrap()), 1450);
+        assert_eq!(inner_mtu(1500, "2001:db8::1".parse().unwrap()), 1430);
+    }
+}
