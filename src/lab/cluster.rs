@@ -193,7 +193,8 @@ impl Lab {
             netlink::add_address(&underlay, BRIDGE, Plan::router(family))?;
             netlink::add_address(&underlay, WORLD, Plan::world_router(family))?;
             netlink::add_address(&world, NODE_LINK, Plan::world(family))?;
-            netlink::add_route(&world, Plan::router(family), Plan::world_router(family).ip())?;
+            let gateway = Plan::world_router(family).ip();
+            netlink::add_route(&world, NODE_LINK, Plan::router(family), gateway)?;
         }
         Ok(())
     }
@@ -380,7 +381,8 @@ impl Lab {
         netlink::join_bridge(&underlay, &name, BRIDGE)?;
         for family in Self::families()? {
             netlink::add_address(&node, NODE_LINK, Plan::node(family, number))?;
-            netlink::add_route(&node, Plan::anywhere(family), Plan::router(family).ip())?;
+            let gateway = Plan::router(family).ip();
+            netlink::add_route(&node, NODE_LINK, Plan::anywhere(family), gateway)?;
         }
         Ok(name)
     }
@@ -397,9 +399,7 @@ impl Lab {
             errors.note(self.tear_down_namespace(&pod.name));
         }
         errors.note(self.tear_down_namespace(name));
-        // Its other end may have gone with the node's namespace already; gone is what it shall be.
-        let underlay = self.namespace(UNDERLAY)?;
-        let _ = netlink::remove_link(&underlay, name);
+        errors.note(netlink::remove_link(&self.namespace(UNDERLAY)?, name));
         errors.note(fs::remove_dir_all(daemon::dir(&self.dir, name)).map_err(Into::into));
         self.state.nodes.retain(|node| node.name != name);
         errors.note(self.save());

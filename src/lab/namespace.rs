@@ -4,20 +4,20 @@
 //! `/proc` onto a file in the lab's directory: the form in which container runtimes hand namespaces to CNI
 //! plugins, and which `nsenter --net=PATH` takes.
 
-// `unshare` has no safe form: with CLONE_FILES it can take file descriptors away from other threads.
+// `pre_exec`, by which a program starts in a namespace, has no safe form: it runs between fork and exec.
 #![allow(unsafe_code)]
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use cni::netns::{self, Netns, NetnsError};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use rustix::process::Signal;
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace with a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,18 +30,9 @@ impl Namespace {
     ///
     /// # Errors
     /// When the kernel refuses the namespace or the mount; nothing is left behind then.
-    pub fn create(path: impl Into<PathBuf>) -> io::Result<Self> {
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self, NetnsError> {
         let namespace = Self { path: path.into() };
-        File::create_new(&namespace.path)?;
-        let bound = on_own_thread(|| {
-            // SAFETY: CLONE_FILES is not among the flags, so no file descriptor table is split.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET)? };
-            Ok(mount_bind("/proc/thread-self/ns/net", &namespace.path)?)
-        });
-        if let Err(error) = bound {
-            fs::remove_file(&namespace.path)?;
-            return Err(error);
-        }
+        Netns::create()?.pin(&namespace.path)?;
         Ok(namespace)
     }
 
@@ -55,14 +46,6 @@ impl Namespace {
         &self.path
     }
 
-    /// Opens it, to hand to the kernel.
-    ///
-    /// # Errors
-    /// When the path is gone.
-    pub fn open(&self) -> io::Result<OwnedFd> {
-        Ok(File::open(&self.path)?.into())
-    }
-
     /// Runs `work` inside, on a thread of its own. Sockets opened there stay in the namespace and can be
     /// used from any thread afterwards.
     ///
@@ -72,11 +55,7 @@ impl Namespace {
     /// # Panics
     /// When `work` panics.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        let fd = self.open()?;
-        on_own_thread(|| {
-            move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::Network))?;
-            Ok(work())
-        })
+        netns::run_in(&self.path, work).map_err(io::Error::other)
     }
 
     /// Makes `command` start inside. With `die_with_parent`, it is killed when the thread that starts it
@@ -84,13 +63,17 @@ impl Namespace {
     ///
     /// # Errors
     /// When the path is gone.
-    pub fn start_inside(&self, command: &mut Command, die_with_parent: bool) -> io::Result<()> {
-        let fd = self.open()?;
+    pub fn start_inside(
+        &self,
+        command: &mut Command,
+        die_with_parent: bool,
+    ) -> Result<(), NetnsError> {
+        let netns = Netns::open(&self.path)?;
         let enter = move || {
             if die_with_parent {
                 rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             }
-            move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::Network))?;
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
             Ok(())
         };
         // SAFETY: between fork and exec only async-signal-safe functions may run; the closure makes two
@@ -103,8 +86,8 @@ impl Namespace {
     ///
     /// # Errors
     /// When the path is gone.
-    pub fn inode(&self) -> io::Result<u64> {
-        Ok(fs::metadata(&self.path)?.ino())
+    pub fn inode(&self) -> Result<u64, NetnsError> {
+        Ok(netns::identity(&self.path)?.inode)
     }
 
     /// Unbinds it. The kernel frees it once the last process in it has ended. It is no error if it is
@@ -113,14 +96,12 @@ impl Namespace {
     /// # Errors
     /// When the kernel refuses.
     pub fn remove(&self) -> io::Result<()> {
-        match unmount(&self.path, UnmountFlags::DETACH) {
-            // EINVAL: a file that is no mount point. EPERM: an ordinary user whose mount namespace is gone,
-            // and with it the mount; if it is not, then removing the file fails and says so.
-            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM) => {
-                fs::remove_file(&self.path)
-            }
-            Err(rustix::io::Errno::NOENT) => Ok(()),
-            Err(error) => Err(error.into()),
+        match netns::unpin(&self.path) {
+            Ok(()) => Ok(()),
+            // An ordinary user whose mount namespace is gone, and with it the mount. If it is not, then
+            // removing the file fails and says so.
+            Err(NetnsError::NotPermitted { .. }) => fs::remove_file(&self.path),
+            Err(error) => Err(io::Error::other(error)),
         }
     }
 }
@@ -148,12 +129,4 @@ pub(super) fn unmake_private(dir: &Path) -> io::Result<()> {
         }
         Err(error) => Err(error.into()),
     }
-}
-
-fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        let thread =
-            std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work)?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }

@@ -126,13 +126,15 @@ pub(super) fn ping_all(
     let chunks = pairs.chunks(pairs.len().div_ceil(threads).max(1));
     std::thread::scope(|scope| {
         let ping = |chunk: &[(&Endpoint, &Endpoint, IpAddr)]| -> Result<Vec<Pair>> {
-            chunk.iter().map(|(source, target, address)| {
-                interrupt.check()?;
-                ping_one(source, &target.name, *address)
-            }).collect()
+            chunk
+                .iter()
+                .map(|(source, target, address)| {
+                    interrupt.check()?;
+                    ping_one(source, &target.name, *address)
+                })
+                .collect()
         };
-        let running: Vec<_> =
-            chunks.map(|chunk| scope.spawn(move || ping(chunk))).collect();
+        let running: Vec<_> = chunks.map(|chunk| scope.spawn(move || ping(chunk))).collect();
         let mut results = Vec::new();
         for thread in running {
             let done = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
