@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use super::admin::Admin;
@@ -31,6 +31,9 @@ const BRIDGE: &str = "br0";
 
 /// A node's link to the underlay, in the node.
 const NODE_LINK: &str = "eth0";
+
+/// Longest path that a Unix socket can have (`sun_path`, unix(7)), without its final zero.
+const SOCKET_PATH_LEN_MAX: usize = 107;
 
 /// How long a daemon may take until pods can be attached.
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -96,6 +99,13 @@ impl Lab {
         if labs.read(&config.name).is_ok_and(|state| state.is_abandoned()) {
             Self::remove(labs, &config.name)?;
         }
+        let longest = daemon::socket(&labs.dir(&config.name), &format!("n{NODES_MAX}"));
+        ensure!(
+            longest.as_os_str().len() <= SOCKET_PATH_LEN_MAX,
+            "{} is too long for the path of a socket: give the lab a shorter name, or set WEFT_LAB_DIR \
+             to a shorter directory",
+            longest.display()
+        );
         let owner = if config.keep { None } else { Some(ProcessId::own()?) };
         let dir = labs.create(&config.name)?;
         let lock = state::lock(&dir)?;
@@ -643,7 +653,7 @@ impl Drop for Lab {
             return;
         }
         if let Err(error) = self.tear_down() {
-            tracing::error!("removing lab {}: {error:#}", self.state.config.name);
+            eprintln!("removing lab {}: {error:#}", self.state.config.name);
         }
     }
 }

@@ -215,8 +215,8 @@ fn reach_world(
 ) -> Result<()> {
     let pod = endpoints.iter().find(|endpoint| endpoint.is_pod).context("a demo has pods")?;
     let problems = lab.admin(&pod.node)?.status()?.problems;
-    if problems.iter().any(|problem| problem.contains("`nft`")) {
-        outcome.detail = "left out: the program `nft` is not installed (package nftables)".to_owned();
+    if let Some(problem) = problems.iter().find(|problem| problem.contains("`nft`")) {
+        outcome.detail = format!("left out: {problem}");
         return Ok(());
     }
     for family in families {

@@ -1,0 +1,281 @@
+//! The command line from outside: what it prints, how it exits, and that the demo works and leaves nothing
+//! behind, however it ends.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A place of its own for labs, so that tests see nobody else's.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        // Not in a long $TMPDIR: the path of a Unix socket has at most 107 bytes.
+        Self { dir: tempfile::Builder::new().prefix("weft-cli-").tempdir_in("/tmp").unwrap() }
+    }
+
+    fn weft(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+        command.env("WEFT_LAB_DIR", self.labs());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.weft().args(arguments).output().unwrap()
+    }
+
+    fn labs(&self) -> std::path::PathBuf {
+        self.dir.path().join("labs")
+    }
+
+    /// Nothing of any lab is left: no process that was started from it, no mount, no file.
+    fn assert_clean(&self) {
+        let labs = self.labs();
+        let text = labs.to_string_lossy().into_owned();
+        eventually("its processes are gone", || processes_of(&labs).is_empty());
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(&text), "{mounts}");
+        let left = fs::read_dir(&labs).map(|entries| entries.count()).unwrap_or(0);
+        assert_eq!(left, 0, "files are left in {text}");
+    }
+}
+
+fn processes_of(labs: &Path) -> Vec<String> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let text = labs.to_string_lossy().into_owned();
+    entries
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "))
+        .filter(|line| line.contains(&text))
+        .collect()
+}
+
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        pause();
+    }
+}
+
+/// Another process's state can only be looked at again and again.
+#[allow(clippy::disallowed_methods)]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(20));
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Whether the machine forbids labs to this user; then says so.
+fn is_forbidden(stderr: &str) -> bool {
+    let forbidden = stderr.contains("does not let an ordinary user")
+        || stderr.contains("/dev/net/tun cannot be opened");
+    if forbidden {
+        eprintln!("skipped: {stderr}");
+    }
+    forbidden
+}
+
+#[test]
+fn exit_codes_tell_success_failure_and_wrong_usage() {
+    let place = Place::new();
+    for (arguments, code) in [
+        (&["--help"][..], 0),
+        (&["version"], 0),
+        (&["lab", "list"], 0),
+        (&["status", "--socket", "/nowhere/weftd.sock"], 1),
+        (&["lab", "show", "--lab", "nobody"], 1),
+        (&[], 2),
+        (&["frobnicate"], 2),
+        (&["demo", "--nodes", "1"], 2),
+        (&["status", "--lab", "x"], 2),
+        (&["port", "add", "eth0", "not-a-mac"], 2),
+    ] {
+        let output = place.run(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let place = Place::new();
+    let output = place.run(&["status", "--socket", "/nowhere/weftd.sock"]);
+    let text = stderr(&output);
+    assert!(text.contains("/nowhere/weftd.sock") && text.contains("systemctl start"), "{text}");
+
+    let text = stderr(&place.run(&["lab", "exec", "--lab", "blue", "n1", "--", "true"]));
+    assert!(text.contains("no lab `blue`") && text.contains("weft lab up --lab blue"), "{text}");
+}
+
+#[test]
+fn json_is_for_programs() {
+    let place = Place::new();
+    let output = place.run(&["lab", "list", "-o", "json"]);
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), serde_json::json!([]));
+}
+
+#[test]
+fn the_program_is_what_it_is_called() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, arguments, expected) in
+        [("weft-cni", &[][..], "supportedVersions"), ("weftd", &["--help"], "--config")]
+    {
+        let path = dir.path().join(name);
+        symlink(env!("CARGO_BIN_EXE_weft"), &path).unwrap();
+        let output = Command::new(path).args(arguments).env("CNI_COMMAND", "VERSION").output();
+        let text = stdout(&output.unwrap());
+        assert!(text.contains(expected), "{name}: {text}");
+    }
+}
+
+#[test]
+fn the_demo_passes_and_cleans_up() {
+    let place = Place::new();
+    let output = place.run(&["demo", "--nodes", "2", "--pods", "2", "-o", "json"]);
+    if is_forbidden(&stderr(&output)) {
+        return;
+    }
+    assert!(output.status.success(), "{}{}", stderr(&output), stdout(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["passed"], true);
+    assert_eq!(report["nodes"].as_array().unwrap().len(), 2);
+    // 4 × 3 between pods, 4 × 2 from pods to nodes, and as many back.
+    for family in ["pings_v4", "pings_v6"] {
+        let pairs = report[family].as_array().unwrap();
+        assert_eq!(pairs.len(), 28, "{family}");
+        assert!(pairs.iter().all(|pair| pair["ping"]["received"] == pair["ping"]["sent"]));
+    }
+    assert_eq!(report["seen"].as_array().unwrap().len(), 56);
+    assert_eq!(report["speeds"].as_array().unwrap().len(), 4);
+    assert_eq!(report["failure"]["same_lease"], true);
+    for account in report["accounts"].as_array().unwrap() {
+        assert_eq!(account["counters"]["queued"], 0);
+    }
+    place.assert_clean();
+}
+
+/// Starts a demo and gives it back in the middle of its work: daemons run, pods are attached.
+fn demo_at_work(place: &Place) -> Option<Child> {
+    let mut child = place
+        .weft()
+        .args(["demo", "--nodes", "2", "--pods", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    for line in lines {
+        if line.contains("pods attached") {
+            return Some(child);
+        }
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(is_forbidden(&stderr(&output)), "{}", stderr(&output));
+    None
+}
+
+fn signal(child: &Child, signal: i32) {
+    let status = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn an_interrupted_demo_cleans_up_and_fails() {
+    for number in [2, 15] {
+        let place = Place::new();
+        let Some(child) = demo_at_work(&place) else { return };
+        assert!(!processes_of(&place.labs()).is_empty());
+        signal(&child, number);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        place.assert_clean();
+    }
+}
+
+#[test]
+fn a_demo_that_is_killed_takes_everything_but_files_with_it() {
+    let place = Place::new();
+    let Some(mut child) = demo_at_work(&place) else { return };
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("its daemons have ended", || processes_of(&place.labs()).is_empty());
+    let listed = stdout(&place.run(&["lab", "list"]));
+    assert!(listed.contains("abandoned"), "{listed}");
+    assert!(place.run(&["lab", "down", "--all"]).status.success());
+    place.assert_clean();
+}
+
+#[test]
+fn a_lab_stays_is_changed_by_later_commands_and_goes() {
+    let place = Place::new();
+    let output = place.run(&["lab", "up", "--nodes", "2", "--pods", "1"]);
+    if is_forbidden(&stderr(&output)) {
+        return;
+    }
+    let succeed = |arguments: &[&str]| {
+        let output = place.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        stdout(&output)
+    };
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(!place.run(&["lab", "up"]).status.success(), "there is one of that name");
+
+    let shown = |place: &Place| -> Value {
+        serde_json::from_slice(&place.run(&["lab", "show", "-o", "json"]).stdout).unwrap()
+    };
+    assert_eq!(shown(&place)["nodes"].as_array().unwrap().len(), 2);
+    succeed(&["lab", "add-node"]);
+    assert!(succeed(&["lab", "add-pod", "n3"]).contains("n3-p1: 10.244."));
+    let pods: Value =
+        serde_json::from_str(&succeed(&["pods", "--node", "n3", "-o", "json"])).unwrap();
+    assert_eq!(pods[0]["name"], "n3-p1");
+    let interfaces = succeed(&["lab", "exec", "n3-p1", "--", "cat", "/proc/net/dev"]);
+    assert!(interfaces.contains("eth0:"), "{interfaces}");
+    let output = place.run(&["lab", "exec", "n3-p1", "--", "sh", "-c", "exit 7"]);
+    assert_eq!(output.status.code(), Some(7));
+
+    let alive = |place: &Place| -> Vec<String> {
+        let output = place.run(&["nodes", "--node", "n1", "-o", "json"]);
+        let nodes: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let nodes = nodes.as_array().cloned().unwrap_or_default();
+        let alive = nodes.iter().filter(|node| node["state"] == "alive");
+        let mut names: Vec<_> =
+            alive.filter_map(|node| Some(node["name"].as_str()?.to_owned())).collect();
+        names.sort();
+        names
+    };
+    eventually("three nodes are alive", || alive(&place) == ["n1", "n2", "n3"]);
+    succeed(&["lab", "stop", "n2"]);
+    eventually("n2 has left", || alive(&place) == ["n1", "n3"]);
+    succeed(&["lab", "start", "n2"]);
+    eventually("n2 is back", || alive(&place) == ["n1", "n2", "n3"]);
+    succeed(&["lab", "kill", "n2"]);
+    succeed(&["lab", "start", "n2"]);
+    succeed(&["lab", "cut", "n3"]);
+    succeed(&["lab", "heal", "n3"]);
+    succeed(&["lab", "set-mtu", "n3", "1400"]);
+    succeed(&["lab", "remove-pod", "n1-p1"]);
+    succeed(&["lab", "remove-node", "n3"]);
+    let state = shown(&place);
+    assert_eq!(state["nodes"].as_array().unwrap().len(), 2);
+    assert_eq!(state["nodes"][0]["pods"].as_array().unwrap().len(), 0);
+    assert!(succeed(&["status", "--node", "n1"]).contains("ready"));
+
+    succeed(&["lab", "down"]);
+    place.assert_clean();
+}
