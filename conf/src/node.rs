@@ -1,0 +1,529 @@
+//! The node file as types that cannot hold a wrong value.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// `weft.toml`. The meaning, default and bounds of each field are in [`crate::schema`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Name of the network; nodes with another name are not talked to.
+    pub network: String,
+    /// Nodes that are asked first. Empty only on the very first node.
+    pub seeds: Vec<Seed>,
+    /// The node's name; [`NodeConfig::node_name`] fills in the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<NodeName>,
+    /// The network below.
+    #[serde(default)]
+    pub underlay: UnderlayConfig,
+    /// The tunnel and the gossip.
+    #[serde(default)]
+    pub overlay: overlay::config::Config,
+    /// The cluster's address ranges and the node's share of them.
+    #[serde(default)]
+    pub lease: overlay::config::LeaseConfig,
+    /// The switch.
+    #[serde(default)]
+    pub switch: vswitch::config::Config,
+    /// The node's own interface.
+    #[serde(default)]
+    pub host: HostConfig,
+    /// Where files go.
+    #[serde(default)]
+    pub paths: PathsConfig,
+    /// Metrics and health.
+    #[serde(default)]
+    pub metrics: MetricsConfig,
+    /// The log.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+impl NodeConfig {
+    /// A file with only its two required fields: everything else has its default.
+    pub fn new(network: impl Into<String>, seeds: Vec<Seed>) -> Self {
+        Self {
+            network: network.into(),
+            seeds,
+            name: None,
+            underlay: UnderlayConfig::default(),
+            overlay: overlay::config::Config::default(),
+            lease: overlay::config::LeaseConfig::default(),
+            switch: vswitch::config::Config::default(),
+            host: HostConfig::default(),
+            paths: PathsConfig::default(),
+            metrics: MetricsConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+
+    /// The seeds as host and port, to be resolved each time they are tried.
+    pub fn seed_endpoints(&self) -> impl Iterator<Item = (&str, u16)> {
+        self.seeds
+            .iter()
+            .map(|seed| (seed.host.as_str(), seed.port.unwrap_or(self.overlay.gossip_port)))
+    }
+
+    /// The node's name: the one in the file, else the host's.
+    ///
+    /// # Errors
+    /// When the host's name cannot be read, or cannot name a node.
+    pub fn node_name(&self) -> Result<NodeName, String> {
+        if let Some(name) = &self.name {
+            return Ok(name.clone());
+        }
+        let file = "/proc/sys/kernel/hostname";
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| format!("the host's name cannot be read from {file}: {error}"))?;
+        let text = text.trim();
+        text.parse().map_err(|why| {
+            format!("the host's name {text:?} cannot name a node: {why}; set name in weft.toml")
+        })
+    }
+}
+
+/// A node that is asked first: `host`, `host:port`, `[v6]:port`, or a bare IPv6 address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Seed {
+    /// An address or a DNS name; an IPv6 address is without brackets.
+    pub host: String,
+    /// The gossip port there; `None` is the node's own gossip port.
+    pub port: Option<u16>,
+}
+
+impl Seed {
+    /// The address, when the seed is one.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+}
+
+impl FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.parse::<Ipv6Addr>().is_ok() {
+            return Ok(Self { host: text.into(), port: None });
+        }
+        if let Some(rest) = text.strip_prefix('[') {
+            let (host, rest) = rest.split_once(']').ok_or("the bracket is not closed")?;
+            host.parse::<Ipv6Addr>().map_err(|_| "only an IPv6 address stands in brackets")?;
+            let port = match rest.strip_prefix(':') {
+                Some(port) => Some(port_of(port)?),
+                None if rest.is_empty() => None,
+                None => return Err("after the bracket comes :port or nothing".into()),
+            };
+            return Ok(Self { host: host.into(), port });
+        }
+        let (host, port) = match text.split_once(':') {
+            Some((host, port)) => (host, Some(port_of(port)?)),
+            None => (text, None),
+        };
+        check_host(host)?;
+        Ok(Self { host: host.into(), port })
+    }
+}
+
+impl fmt::Display for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.port, self.host.contains(':')) {
+            (Some(port), true) => write!(f, "[{}]:{port}", self.host),
+            (Some(port), false) => write!(f, "{}:{port}", self.host),
+            (None, _) => f.write_str(&self.host),
+        }
+    }
+}
+
+/// A node's name, as people and metrics see it: 1 to 63 letters, digits, `-`, `_` and `.`, with a letter
+/// or digit at both ends. It is not the node's identity, which is generated once and kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NodeName(String);
+
+impl NodeName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for NodeName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = text.as_bytes();
+        if bytes.len() <= 63
+            && bytes.iter().copied().all(good)
+            && end(bytes.first())
+            && end(bytes.last())
+        {
+            return Ok(Self(text.into()));
+        }
+        Err("a name is 1 to 63 letters, digits, - _ and ., with a letter or digit at both ends"
+            .into())
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The `[underlay]` section.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UnderlayConfig {
+    /// Which of the host's addresses other nodes send to.
+    pub address: UnderlayAddress,
+    /// MTU of the network below, in bytes. `None` is that of the interface which holds the address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+}
+
+/// How the node's underlay address is chosen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum UnderlayAddress {
+    /// The source address that the host's routing uses towards the seeds.
+    #[default]
+    Auto,
+    /// This address.
+    Address(IpAddr),
+    /// The first global address in this range.
+    Range(IpNetwork),
+    /// The first global address of this interface.
+    Interface(String),
+}
+
+impl FromStr for UnderlayAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        if let Ok(address) = text.parse() {
+            return usable(address).map(|()| Self::Address(address));
+        }
+        if text.contains('/') {
+            return text.parse().map(Self::Range).map_err(|error| format!("not a range: {error}"));
+        }
+        if text.contains(':') || text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+            return Err("looks like an IP address, but is none".into());
+        }
+        check_interface(text).map(|()| Self::Interface(text.into()))
+    }
+}
+
+impl fmt::Display for UnderlayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Address(address) => address.fmt(f),
+            Self::Range(range) => range.fmt(f),
+            Self::Interface(name) => f.write_str(name),
+        }
+    }
+}
+
+/// The `[host]` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostConfig {
+    /// Name of the node's own interface into the switch.
+    pub interface: String,
+    /// Whether what pods send to the world outside gets the node's address.
+    pub masquerade: bool,
+}
+
+impl Default for HostConfig {
+    fn default() -> Self {
+        Self { interface: "weft0".into(), masquerade: true }
+    }
+}
+
+/// The `[paths]` section. All are absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PathsConfig {
+    /// What must survive a reboot: the node's identity, its lease, the pods' addresses.
+    pub state: PathBuf,
+    /// What must not: the daemon's socket.
+    pub run: PathBuf,
+    /// Where the container runtime looks for plugins.
+    pub cni_bin: PathBuf,
+    /// Where the container runtime looks for network configurations.
+    pub cni_conf: PathBuf,
+}
+
+impl PathsConfig {
+    /// The daemon's Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("weftd.sock")
+    }
+}
+
+impl Default for PathsConfig {
+    fn default() -> Self {
+        Self {
+            state: "/var/lib/weft".into(),
+            run: "/run/weft".into(),
+            cni_bin: "/opt/cni/bin".into(),
+            cni_conf: "/etc/cni/net.d".into(),
+        }
+    }
+}
+
+/// The `[metrics]` section.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Where metrics and health are served.
+    pub listen: MetricsListen,
+}
+
+/// Where metrics and health are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum MetricsListen {
+    /// Nowhere.
+    Off,
+    /// Over HTTP on this address and TCP port.
+    At(SocketAddr),
+}
+
+impl Default for MetricsListen {
+    fn default() -> Self {
+        Self::At(SocketAddr::from(([127, 0, 0, 1], 9144)))
+    }
+}
+
+impl FromStr for MetricsListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(at) if at.port() != 0 => Ok(Self::At(at)),
+            Ok(_) => Err("port 0 would be another one at each start".into()),
+            Err(_) => Err("it is neither \"off\" nor address:port".into()),
+        }
+    }
+}
+
+impl fmt::Display for MetricsListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::At(at) => at.fmt(f),
+        }
+    }
+}
+
+/// The `[log]` section.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// The least important lines that are written.
+    pub level: LogLevel,
+}
+
+/// How important a log line must be to be written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What does not work.
+    Error,
+    /// And what works less well than it could.
+    Warn,
+    /// And what changes: nodes, pods, leases.
+    #[default]
+    Info,
+    /// And why decisions were made.
+    Debug,
+    /// And every message.
+    Trace,
+}
+
+impl LogLevel {
+    /// The level's name, as a filter takes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// What can be a Linux interface name (`dev_valid_name` in net/core/dev.c): 1 to 15 bytes, neither `.` nor
+/// `..`, without `/`, `:` and white space.
+pub(crate) fn check_interface(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > 15 || name == "." || name == ".." {
+        return Err("an interface's name is 1 to 15 bytes long".into());
+    }
+    if name.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control()) {
+        return Err("an interface's name has no / : or white space".into());
+    }
+    Ok(())
+}
+
+/// What can be a network's name.
+pub(crate) fn check_network(name: &str) -> Result<(), String> {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if (1..=63).contains(&name.len()) && name.bytes().all(good) {
+        return Ok(());
+    }
+    Err("a network's name is 1 to 63 lower-case letters, digits and -".into())
+}
+
+/// An IPv4 address or a DNS name (RFC 1123 §2.1).
+fn check_host(host: &str) -> Result<(), String> {
+    if host.parse::<IpAddr>().is_ok() {
+        return Ok(());
+    }
+    if host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return Err("looks like an IPv4 address, but is none".into());
+    }
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(good);
+    let name = host.strip_suffix('.').unwrap_or(host);
+    if name.len() <= 253 && name.split('.').all(label) {
+        return Ok(());
+    }
+    Err("it is neither an address nor a host name".into())
+}
+
+fn port_of(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("a port is a number from 1 to 65535".into()),
+        Ok(port) => Ok(port),
+    }
+}
+
+fn usable(address: IpAddr) -> Result<(), String> {
+    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+        return Err("other nodes cannot send to it".into());
+    }
+    Ok(())
+}
+
+/// Text in the file, checked type in the program: both ways through `FromStr` and `Display`.
+macro_rules! as_text {
+    ($($type:ty),*) => {$(
+        impl TryFrom<String> for $type {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> Self {
+                value.to_string()
+            }
+        }
+    )*};
+}
+
+as_text!(Seed, NodeName, UnderlayAddress, MetricsListen);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_in_all_their_forms() {
+        for (text, host, port) in [
+            ("192.168.10.11", "192.168.10.11", None),
+            ("192.168.10.11:7000", "192.168.10.11", Some(7000)),
+            ("node-a.example.org", "node-a.example.org", None),
+            ("node-a:7946", "node-a", Some(7946)),
+            ("fd00::1", "fd00::1", None),
+            ("[fd00::1]", "fd00::1", None),
+            ("[fd00::1]:7946", "fd00::1", Some(7946)),
+        ] {
+            let seed: Seed = text.parse().unwrap();
+            assert_eq!((seed.host.as_str(), seed.port), (host, port), "{text}");
+            assert_eq!(seed.to_string().parse::<Seed>().unwrap(), seed);
+        }
+        for text in [
+            "",
+            ":",
+            ":7946",
+            "a:0",
+            "a:99999",
+            "a:b",
+            "a b",
+            "192.168.10.300",
+            "[fd00::1",
+            "[a]:1",
+            "[fd00::1]7946",
+            "a..b",
+            "fd00::1::2",
+            "http://a",
+        ] {
+            assert!(text.parse::<Seed>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn underlay_addresses_in_all_their_forms() {
+        let parse = |text: &str| text.parse::<UnderlayAddress>();
+        assert_eq!(parse("auto"), Ok(UnderlayAddress::Auto));
+        assert_eq!(parse("10.0.0.7"), Ok(UnderlayAddress::Address("10.0.0.7".parse().unwrap())));
+        assert_eq!(parse("fd00::7"), Ok(UnderlayAddress::Address("fd00::7".parse().unwrap())));
+        assert_eq!(parse("10.0.0.0/8"), Ok(UnderlayAddress::Range("10.0.0.0/8".parse().unwrap())));
+        assert_eq!(parse("enp3s0"), Ok(UnderlayAddress::Interface("enp3s0".into())));
+        for text in [
+            "",
+            "10.0.0.300",
+            "10.0.0.0/33",
+            "fd00::zz",
+            "a b",
+            "longer-than-15-b",
+            "127.0.0.1",
+            "0.0.0.0",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn metrics_listen_in_both_forms() {
+        let parse = |text: &str| text.parse::<MetricsListen>();
+        assert_eq!(parse("off"), Ok(MetricsListen::Off));
+        assert_eq!(parse("127.0.0.1:9144"), Ok(MetricsListen::default()));
+        assert_eq!(parse("[::1]:80").unwrap().to_string(), "[::1]:80");
+        for text in ["", "on", "9144", "127.0.0.1", "127.0.0.1:0", "localhost:9144"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_named_by_the_file_or_by_its_host() {
+        let mut config = NodeConfig::new("prod", vec![]);
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        assert_eq!(config.node_name().unwrap().as_str(), host.trim());
+        config.name = Some("node-a".parse().unwrap());
+        assert_eq!(config.node_name().unwrap().as_str(), "node-a");
+        for text in ["", "-a", "a-", "a b", &"a".repeat(64)] {
+            assert!(text.parse::<NodeName>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,494 @@
+//! The one table of all fields of `weft.toml`: what each means and which values it takes.
+//!
+//! The checks, `docs/configuration.md` and `conf/examples/full.toml` all come from it. Defaults are not
+//! here: they are read from [`crate::NodeConfig`], so there is one place for each.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::node::{self, MetricsListen, NodeName, Seed, UnderlayAddress};
+
+/// The smallest file, as the fix for a missing one.
+pub const TWO_LINES: &str =
+    "two lines are enough: network = \"prod\" and seeds = [\"192.168.10.11\"]";
+
+/// A part of the file.
+#[derive(Debug)]
+pub struct Section {
+    /// The name in brackets; empty for what stands before the first bracket.
+    pub name: &'static str,
+    /// What the section is about.
+    pub doc: &'static str,
+    /// The fields, in reading order.
+    pub fields: &'static [Field],
+}
+
+/// A field of a section.
+#[derive(Debug)]
+pub struct Field {
+    /// The name before `=`.
+    pub name: &'static str,
+    /// Which values it takes.
+    pub kind: Kind,
+    /// What it is when the file does not say.
+    pub default: Default,
+    /// Meaning, and what happens at the bounds.
+    pub doc: &'static str,
+}
+
+/// Which values a field takes.
+#[derive(Debug)]
+pub enum Kind {
+    /// A string that passes the check; `form` says in words which do.
+    Text {
+        /// Completes "takes …".
+        form: &'static str,
+        /// Says what is wrong with a value.
+        check: Check,
+    },
+    /// A whole number.
+    Whole {
+        /// Smallest value.
+        min: u64,
+        /// Largest value.
+        max: u64,
+        /// The unit; empty for a plain number.
+        unit: &'static str,
+    },
+    /// `true` or `false`.
+    Switch,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A list of strings that pass the check.
+    List {
+        /// Completes "a list of …".
+        form: &'static str,
+        /// Says what is wrong with an entry.
+        check: Check,
+        /// Fewest entries.
+        count_min: usize,
+        /// Most entries.
+        count_max: usize,
+    },
+}
+
+/// Says what is wrong with a value.
+pub type Check = fn(&str) -> Result<(), String>;
+
+/// What a field is when the file does not say.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Default {
+    /// The file must say; the example is a valid value in TOML.
+    Required(&'static str),
+    /// The value in [`crate::NodeConfig::new`].
+    Fixed,
+    /// Found out at start, as these words say.
+    Found(&'static str),
+}
+
+/// All sections.
+pub static SECTIONS: &[Section] =
+    &[TOP, UNDERLAY, OVERLAY, LEASE, SWITCH, HOST, PATHS, METRICS, LOG];
+
+const TOP: Section = Section {
+    name: "",
+    doc: "These stand at the top of the file, before the first section.",
+    fields: &[
+        Field {
+            name: "network",
+            kind: Kind::Text {
+                form: "1 to 63 lower-case letters, digits and -",
+                check: node::check_network,
+            },
+            default: Default::Required("\"prod\""),
+            doc: "Name of the network. All its nodes have the same; gossip with another name is dropped \
+                  and counted, so two networks on one underlay do not mix.",
+        },
+        Field {
+            name: "seeds",
+            kind: Kind::List {
+                form: "host, host:port or [IPv6]:port",
+                check: parses::<Seed>,
+                count_min: 0,
+                count_max: 64,
+            },
+            default: Default::Required("[\"192.168.10.11\"]"),
+            doc: "Nodes that are asked first; two or three are enough, and a node's own address does no \
+                  harm, so every node can have the same list. It may be empty only on the very first \
+                  node. Without a port, it is `gossip_port`. Names are resolved again at each attempt. \
+                  While no seed answers, the daemon keeps trying and serves its own pods.",
+        },
+        Field {
+            name: "name",
+            kind: Kind::Text {
+                form: "1 to 63 letters, digits, - _ and ., with a letter or digit at both ends",
+                check: parses::<NodeName>,
+            },
+            default: Default::Found("the host's name"),
+            doc: "The node's name in tables, logs and metrics. It is not the node's identity, which is \
+                  generated once and kept in `paths.state`.",
+        },
+    ],
+};
+
+const UNDERLAY: Section = Section {
+    name: "underlay",
+    doc: "The network below, which carries the tunnel between nodes.",
+    fields: &[
+        Field {
+            name: "address",
+            kind: Kind::Text {
+                form: "\"auto\", an IP address, an interface's name, or a range like 10.0.0.0/8",
+                check: parses::<UnderlayAddress>,
+            },
+            default: Default::Fixed,
+            doc: "Which of the host's addresses other nodes send to. `auto` is the one that the host's \
+                  own routing uses towards the seeds; an interface or a range stands for the first \
+                  global address that it holds. \
+                  Two nodes with one address is an error that both report.",
+        },
+        Field {
+            name: "mtu",
+            kind: Kind::Whole { min: 626, max: 65_535, unit: "bytes" },
+            default: Default::Found("the MTU of the interface that holds the underlay address"),
+            doc: "Largest IP packet that the network below carries. Pods get 50 bytes less over IPv4 and \
+                  70 bytes less over IPv6, which is what VXLAN takes. Set it where a link on the way \
+                  carries less than the node's own interface. Below 626 an IPv4 pod would have less than \
+                  the 576 bytes that every host must take; with IPv6 ranges, pods need 1280.",
+        },
+    ],
+};
+
+const OVERLAY: Section = Section {
+    name: "overlay",
+    doc: "How nodes talk to each other. Nodes may have different ports: each announces its own.",
+    fields: &[
+        Field {
+            name: "vxlan_port",
+            kind: Kind::Whole { min: 1, max: 65_535, unit: "" },
+            default: Default::Fixed,
+            doc: "UDP port of the tunnel (RFC 7348). Linux' own vxlan devices take 8472 when told \
+                  nothing. When something else on the host has the port, the daemon does not start and \
+                  says what to look for. Pods cannot send to it.",
+        },
+        Field {
+            name: "vni",
+            kind: Kind::Whole { min: 0, max: 16_777_215, unit: "" },
+            default: Default::Fixed,
+            doc: "VXLAN network identifier, 24 bits (RFC 7348 §5). It must be the same on every node: what \
+                  arrives with another one is dropped and counted.",
+        },
+        Field {
+            name: "gossip_port",
+            kind: Kind::Whole { min: 1, max: 65_535, unit: "" },
+            default: Default::Fixed,
+            doc: "UDP port of membership and the subnet map. Pods cannot send to it.",
+        },
+        Field {
+            name: "nodes_max",
+            kind: Kind::Whole { min: 2, max: 65_000, unit: "nodes" },
+            default: Default::Fixed,
+            doc: "Most nodes that this one remembers, dead ones included, at about 300 bytes each. At the \
+                  bound, further nodes are refused and counted.",
+        },
+    ],
+};
+
+const LEASE: Section = Section {
+    name: "lease",
+    doc: "The cluster's address ranges, of which each node leases one subnet per family. All nodes of a \
+          network must have the same `ranges` and prefix lengths.",
+    fields: &[
+        Field {
+            name: "ranges",
+            kind: Kind::List {
+                form: "ranges like 10.244.0.0/16 or fd00:10:244::/56",
+                check: check_range,
+                count_min: 1,
+                count_max: 16,
+            },
+            default: Default::Fixed,
+            doc: "The ranges that pods' addresses come from, at most one of them IPv6. A node leases one \
+                  subnet per family. The ranges must not overlap with the underlay or anything else that pods should reach. \
+                  When all subnets of a range are leased, a further node gets none, says so, and adding \
+                  a pod there fails with a clear error.",
+        },
+        Field {
+            name: "prefix_len_v4",
+            kind: Kind::Whole { min: 8, max: 30, unit: "bits" },
+            default: Default::Fixed,
+            doc: "Length of a node's IPv4 subnet. 24 leaves 253 pods: the network and broadcast \
+                  addresses are not used, and the first is the node's. When all are in use, adding a pod \
+                  fails with a clear error.",
+        },
+        Field {
+            name: "prefix_len_v6",
+            kind: Kind::Whole { min: 8, max: 126, unit: "bits" },
+            default: Default::Fixed,
+            doc: "Length of a node's IPv6 subnet. Set it only with an IPv6 range.",
+        },
+        Field {
+            name: "hold_s",
+            kind: Kind::Whole { min: 0, max: 31_536_000, unit: "seconds" },
+            default: Default::Fixed,
+            doc: "How long the subnet of a node that died or left is kept for its return. When nothing \
+                  else is free, the one that has been without its holder for longest is given away \
+                  earlier.",
+        },
+        Field {
+            name: "claim_wait_ms",
+            kind: Kind::Whole { min: 100, max: 600_000, unit: "milliseconds" },
+            default: Default::Fixed,
+            doc: "How long a node without a subnet tries to reach a seed before it claims one on its own. \
+                  Shorter starts lone nodes sooner; longer makes it less likely that two nodes which \
+                  cannot reach each other yet choose the same.",
+        },
+        Field {
+            name: "claim_confirm_ms",
+            kind: Kind::Whole { min: 100, max: 60_000, unit: "milliseconds" },
+            default: Default::Fixed,
+            doc: "How long a claim must stand without contradiction before the subnet is used. It should \
+                  be longer than news take to reach every node.",
+        },
+    ],
+};
+
+const SWITCH: Section = Section {
+    name: "switch",
+    doc: "Limits of the switch. The defaults suit a node of up to a thousand pods.",
+    fields: &[
+        Field {
+            name: "workers",
+            kind: Kind::Whole { min: 1, max: 64, unit: "threads" },
+            default: Default::Fixed,
+            doc: "Threads that carry frames. The last one reads the underlay, the others share the pods' \
+                  ports. With 1, a single thread does both. More than the host's CPUs is slower.",
+        },
+        Field {
+            name: "ports_max",
+            kind: Kind::Whole { min: 2, max: 65_535, unit: "ports" },
+            default: Default::Fixed,
+            doc: "Most local ports, the node's own included. A port costs a few hundred bytes of \
+                  counters per worker. At the bound, adding a pod fails with a clear error.",
+        },
+        Field {
+            name: "buffers",
+            kind: Kind::Whole { min: 128, max: 65_535, unit: "buffers" },
+            default: Default::Fixed,
+            doc: "Buffers per worker, of 66 kB each, used as traffic demands. When all are in use the \
+                  worker stops reading, and the kernel's queues fill.",
+        },
+        Field {
+            name: "icmp_errors_per_s",
+            kind: Kind::Whole { min: 1, max: 1_000_000, unit: "packets per second" },
+            default: Default::Fixed,
+            doc: "Most ICMP and ICMPv6 errors per second and worker (RFC 1812 §4.3.2.8, RFC 4443 §2.4 f). \
+                  Above it errors are not sent; the drops are still counted.",
+        },
+    ],
+};
+
+const HOST: Section = Section {
+    name: "host",
+    doc: "The node itself, as a host on the network of pods.",
+    fields: &[
+        Field {
+            name: "interface",
+            kind: Kind::Text {
+                form: "an interface's name: 1 to 15 bytes without / : and white space",
+                check: node::check_interface,
+            },
+            default: Default::Fixed,
+            doc: "Name of the node's own interface into the switch. It is made at start, holds the first \
+                  address of the node's lease, and is removed by `weft uninstall`.",
+        },
+        Field {
+            name: "masquerade",
+            kind: Kind::Switch,
+            default: Default::Fixed,
+            doc: "Whether what pods send to addresses outside the cluster gets the node's address, by a \
+                  small nftables table of our own. Needs the program `nft`; without it everything else \
+                  works and the daemon says that this does not. With `false`, the network outside must \
+                  have routes back to the pods.",
+        },
+    ],
+};
+
+const PATHS: Section = Section {
+    name: "paths",
+    doc: "Where files are. All paths are absolute.",
+    fields: &[
+        Field {
+            name: "state",
+            kind: PATH,
+            default: Default::Fixed,
+            doc: "What must survive a reboot: the node's identity, its lease, the pods' addresses. Must \
+                  be on a disk of the node's own: a copy on two nodes is an error that both report.",
+        },
+        Field {
+            name: "run",
+            kind: PATH,
+            default: Default::Fixed,
+            doc: "The daemon's socket `weftd.sock`, for root only. Best on a tmpfs.",
+        },
+        Field {
+            name: "cni_bin",
+            kind: PATH,
+            default: Default::Fixed,
+            doc: "Where the container runtime looks for plugins: `weft-cni` belongs here.",
+        },
+        Field {
+            name: "cni_conf",
+            kind: PATH,
+            default: Default::Fixed,
+            doc: "Where the container runtime looks for networks: `10-weft.conflist` belongs here.",
+        },
+    ],
+};
+
+const METRICS: Section = Section {
+    name: "metrics",
+    doc: "For the monitoring.",
+    fields: &[Field {
+        name: "listen",
+        kind: Kind::Text { form: "address:port, or \"off\"", check: parses::<MetricsListen> },
+        default: Default::Fixed,
+        doc: "TCP address that serves `/metrics` (Prometheus) and `/healthz`. They are read-only, and \
+              whoever reaches them can read them.",
+    }],
+};
+
+const LOG: Section = Section {
+    name: "log",
+    doc: "What the daemon writes to standard error, which systemd keeps in the journal.",
+    fields: &[Field {
+        name: "level",
+        kind: Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
+        default: Default::Fixed,
+        doc: "The least important lines that are written. No level logs frames one by one; counters and \
+              captures are for that.",
+    }],
+};
+
+const PATH: Kind = Kind::Text { form: "an absolute path", check: check_path };
+
+impl Section {
+    /// The section with this name.
+    pub fn find(name: &str) -> Option<&'static Self> {
+        SECTIONS.iter().find(|section| section.name == name)
+    }
+
+    /// The field with this name.
+    pub fn field(&self, name: &str) -> Option<&'static Field> {
+        self.fields.iter().find(|field| field.name == name)
+    }
+
+    /// A field's full name, as messages and relations use it.
+    pub fn path(&self, field: &str) -> String {
+        if self.name.is_empty() { field.into() } else { format!("{}.{field}", self.name) }
+    }
+}
+
+fn parses<T: std::str::FromStr<Err = String>>(text: &str) -> Result<(), String> {
+    text.parse::<T>().map(|_| ())
+}
+
+/// Longest path that leaves room for a socket's name in `sockaddr_un` (108 bytes, unix(7)).
+const PATH_LEN_MAX: usize = 90;
+
+fn check_path(text: &str) -> Result<(), String> {
+    if !text.starts_with('/') {
+        return Err("it does not start with /".into());
+    }
+    if text.len() > PATH_LEN_MAX || text.contains('\0') {
+        return Err(format!("it has more than {PATH_LEN_MAX} bytes, or a zero byte"));
+    }
+    if text.split('/').any(|part| part == "..") {
+        return Err("it goes upwards with ..".into());
+    }
+    Ok(())
+}
+
+fn check_range(text: &str) -> Result<(), String> {
+    let range: IpNetwork = match (text.contains('/'), text.parse()) {
+        (true, Ok(range)) => range,
+        (true, Err(error)) => return Err(format!("it is not a range: {error}")),
+        (false, _) => return Err("a range ends with / and the length of its prefix".into()),
+    };
+    if range.ip() != range.network() {
+        let network = range.network();
+        return Err(format!("its first address is {network}/{}", range.prefix()));
+    }
+    let bounds = if range.is_ipv4() { 8..=30 } else { 8..=126 };
+    if !bounds.contains(&range.prefix()) {
+        return Err(format!("its prefix has {} to {} bits", bounds.start(), bounds.end()));
+    }
+    let special = match range.ip() {
+        IpAddr::V4(ip) => {
+            ip.is_loopback() || ip.is_multicast() || ip.is_link_local() || ip.octets()[0] == 0
+        }
+        IpAddr::V6(ip) => {
+            ip.is_loopback()
+                || ip.is_multicast()
+                || ip.is_unicast_link_local()
+                || ip.is_unspecified()
+        }
+    };
+    if special || range.ip().is_ipv4() && range.ip() >= IpAddr::from([240, 0, 0, 0]) {
+        return Err("such addresses cannot be routed".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_can_be_routed() {
+        for text in ["10.244.0.0/16", "fd00:10:244::/56", "100.64.0.0/10", "2001:db8::/32"] {
+            assert_eq!(check_range(text), Ok(()), "{text}");
+        }
+        for text in [
+            "",
+            "10.244.0.0",
+            "10.244.1.0/16",
+            "10.244.0.0/33",
+            "10.0.0.0/7",
+            "127.0.0.0/8",
+            "224.0.0.0/8",
+            "169.254.0.0/16",
+            "0.0.0.0/8",
+            "240.0.0.0/8",
+            "fe80::/64",
+            "ff00::/8",
+            "::/16",
+            "10.0.0.0/31",
+        ] {
+            assert!(check_range(text).is_err(), "{text}");
+        }
+        assert_eq!(check_range("10.244.1.0/16"), Err("its first address is 10.244.0.0/16".into()));
+    }
+
+    #[test]
+    fn paths_are_absolute_and_short_enough_for_a_socket() {
+        assert_eq!(check_path("/run/weft"), Ok(()));
+        for text in ["", "run/weft", "/run/../etc", &format!("/{}", "a".repeat(90))] {
+            assert!(check_path(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut all: Vec<String> = SECTIONS
+            .iter()
+            .flat_map(|section| section.fields.iter().map(|field| section.path(field.name)))
+            .chain(SECTIONS.iter().map(|section| section.name.into()))
+            .collect();
+        let count = all.len();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+}
