@@ -1,6 +1,9 @@
 //! The command line from outside: what it prints, how it exits, and that the demo works and leaves nothing
 //! behind, however it ends.
 
+// Clippy takes only functions marked `#[test]` for tests, not what they call.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;

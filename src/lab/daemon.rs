@@ -133,7 +133,7 @@ mod tests {
     use crate::lab::config::LabConfig;
 
     #[test]
-    fn nodes_are_seeded_with_each_other_and_never_with_themselves() {
+    fn the_file_is_valid_and_seeds_are_others() {
         let node = |number: u8| NodeState {
             name: format!("n{number}"),
             number,
@@ -157,6 +157,11 @@ mod tests {
         assert_eq!(seeds(&state, &node(3)), ["192.168.77.1", "192.168.77.2"]);
 
         let text = config_text(Path::new("/run/weft-lab/a"), &state, &node(2));
+        let file = std::env::temp_dir().join(format!("weft-lab-{}.toml", std::process::id()));
+        fs::write(&file, &text).unwrap();
+        let loaded = conf::load(&file);
+        fs::remove_file(file).unwrap();
+        assert!(loaded.is_ok(), "{}", loaded.unwrap_err());
         assert!(text.contains("run = \"/run/weft-lab/a/nodes/n2/run\""), "{text}");
         assert!(text.contains("address = \"192.168.77.2\""), "{text}");
     }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 
 use super::args::{DemoArgs, Format};
 use super::{lab, signals};
-use crate::lab::{Family, Interrupt, Lab, LabConfig, Labs, sandbox};
+use crate::lab::{Family, Interrupt, Lab, LabConfig, Labs, Plan, sandbox};
 use measure::Endpoint;
 use progress::{Outcome, Progress};
 use report::{NodeFailure, Report};
@@ -214,6 +214,7 @@ fn reach_world(
     report: &mut Report,
 ) -> Result<()> {
     let pod = endpoints.iter().find(|endpoint| endpoint.is_pod).context("a demo has pods")?;
+    let number = lab.state().node(&pod.node)?.number;
     let problems = lab.admin(&pod.node)?.status()?.problems;
     if let Some(problem) = problems.iter().find(|problem| problem.contains("`nft`")) {
         outcome.detail = format!("left out: {problem}");
@@ -221,7 +222,13 @@ fn reach_world(
     }
     for family in families {
         match measure::seen_by_world(lab, pod, *family) {
-            Ok(seen) => report.seen_by_world.push(seen),
+            Ok(seen) => {
+                let lent = Plan::node(*family, number).ip();
+                outcome.require(seen.seen == lent, || {
+                    format!("{} is seen as {} instead of {lent}, its node", seen.own, seen.seen)
+                });
+                report.seen_by_world.push(seen);
+            }
             Err(error) => outcome.failures.push(format!("{error:#}")),
         }
     }
