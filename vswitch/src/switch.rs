@@ -20,7 +20,7 @@ use crate::mac::Mac;
 use crate::port::{Context, NodeIx, PortIx};
 use crate::tables::{PortEntry, PortKind, ROUTER_V4, ROUTER_V6, Route, Tables};
 use crate::verdict::{Egress, Reason, Verdict};
-use crate::wire::{self, ETHERNET_LEN, Fragment, Headers, Ip, Network, Transport, checksum};
+use crate::wire::{self, ETHERNET_LEN, Fragment, Headers, Ip, Network, Transport, checksum, udp};
 use crate::{fragment, neighbor};
 
 /// The switch of one worker.
@@ -96,6 +96,8 @@ impl Switch {
         if headers.destination.is_multicast() || is_group(ip.destination) {
             return Verdict::Drop(Reason::Multicast);
         }
+        // Padding is of the link, too: behind a short packet it could exceed any MTU.
+        frame.set_len(ETHERNET_LEN + ip.len);
 
         // Admit: the source address is the sender's.
         if let Err(reason) = admit(tables, sender, &ip) {
@@ -376,7 +378,7 @@ fn is_for_tunnel(tables: &Tables, ip: &Ip) -> bool {
         Transport::Udp { destination, .. } => {
             [tables.node.vxlan_port, tables.node.gossip_port].contains(&destination)
         }
-        Transport::Other => ip.protocol == UDP && ip.fragment != Fragment::Later,
+        Transport::Other => ip.protocol == udp::PROTOCOL && ip.fragment != Fragment::Later,
         Transport::Tcp { .. } | Transport::Icmp { .. } => false,
     };
     suspicious && (tables.is_node(ip.destination) || tables.route(ip.destination) == Route::Host)
@@ -477,9 +479,7 @@ impl Next {
     }
 
     fn address(&self, frame: &mut Frame) {
-        let data = frame.data_mut();
-        data[0..6].copy_from_slice(&self.destination.0);
-        data[6..12].copy_from_slice(&self.source.0);
+        wire::set_macs(frame.data_mut(), self.destination, self.source);
     }
 }
 
@@ -491,7 +491,7 @@ fn packet_len_max(frame: &Frame, ip: &Ip) -> Result<usize, Reason> {
     let header_len = match (gso.kind, ip.transport, ip.source) {
         (GsoKind::Tcp4, Transport::Tcp { header_len, .. }, IpAddr::V4(_))
         | (GsoKind::Tcp6, Transport::Tcp { header_len, .. }, IpAddr::V6(_)) => header_len,
-        (GsoKind::Udp, Transport::Udp { .. }, _) => UDP_LEN,
+        (GsoKind::Udp, Transport::Udp { .. }, _) => udp::HEADER_LEN,
         (GsoKind::Tcp4 | GsoKind::Tcp6 | GsoKind::Udp, _, _) => return Err(Reason::BadOffload),
     };
     if ip.fragment != Fragment::Whole || gso.size == 0 {
@@ -539,11 +539,6 @@ fn write_echo_reply(frame: &mut Frame, ip: &Ip) -> Result<(), Reason> {
     frame.meta = Meta { ingress: Ingress::Switch, gso: None, checksum: frame.meta.checksum };
     Ok(())
 }
-
-const UDP_LEN: usize = 8;
-
-/// IANA "Assigned Internet Protocol Numbers".
-const UDP: u8 = 17;
 
 // RFC 792.
 const V4_ECHO_REQUEST: u8 = 8;

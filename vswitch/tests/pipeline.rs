@@ -213,6 +213,16 @@ fn link_addresses_are_checked() {
 }
 
 #[test]
+fn padding_is_cut_off() {
+    let mut bench = Bench::new();
+    let packet = udp(MAC_A, "10.244.1.2", "10.244.2.9", b"short");
+    let padded = [&packet[..], &[0xee; 30_000]].concat();
+    let out = bench.run(FROM_A, &padded);
+    assert_eq!(out[0].0, Egress::Node(PEER));
+    assert_eq!(out[0].1.len(), packet.len());
+}
+
+#[test]
 fn pods_do_not_reach_the_tunnel() {
     let mut bench = Bench::new();
     for (destination, port, expected) in [
