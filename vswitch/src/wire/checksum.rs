@@ -155,9 +155,11 @@ pub fn verify(frame: &[u8], ip: &Ip) -> Verification {
     if pseudo.add_bytes(segment).checksum() == 0 {
         return Verification::Right;
     }
-    let has_pseudo_header = ip.protocol != icmp::PROTOCOL_V4;
+    // Completing it later means to sum to the end of the packet.
+    let is_completable = ip.protocol != icmp::PROTOCOL_V4
+        && ip.transport_offset + segment.len() == ETHERNET_LEN + ip.len;
     match (u16::try_from(ip.transport_offset), u16::try_from(offset)) {
-        (Ok(start), Ok(offset)) if has_pseudo_header && field == pseudo.fold() => {
+        (Ok(start), Ok(offset)) if is_completable && field == pseudo.fold() => {
             Verification::Partial { start, offset }
         }
         _ => Verification::Wrong,

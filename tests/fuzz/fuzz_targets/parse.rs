@@ -1,0 +1,4 @@
+#![no_main]
+//! See `weft_fuzz::vswitch_targets::parse`.
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| weft_fuzz::vswitch_targets::parse(input));

@@ -1,0 +1,6 @@
+//! What the fuzz targets do. Each function takes any bytes and panics if something does not hold.
+//!
+//! One file for each crate that is fuzzed. It uses nothing but that crate's public API, so that the
+//! crate's `tests/corpus.rs` can include it and replay the committed corpus with the stable compiler.
+
+pub mod vswitch_targets;

@@ -1,0 +1,175 @@
+//! The parsers of the data path.
+
+use std::net::IpAddr;
+
+use vswitch::frame::{Batch, Frame, Ingress, Pool};
+use vswitch::offload::{self, Coalescer, Cut, Options, VnetHeader};
+use vswitch::port::NodeIx;
+use vswitch::wire::checksum::{self, Verification};
+use vswitch::wire::{self, ETHERNET_LEN, Fragment, Headers, Ip, Network, Transport, flow, tcp};
+
+/// A frame, as a pod or another node may send it.
+pub fn parse(frame: &[u8]) {
+    let Ok(headers) = wire::parse(frame) else {
+        return;
+    };
+    flow::hash(&headers, 1);
+    let Network::Ip(ip) = headers.network else {
+        return;
+    };
+    assert!(ip.transport_offset <= ETHERNET_LEN + ip.len && ETHERNET_LEN + ip.len <= frame.len());
+    checksum::verify(frame, &ip);
+    let mut routed = frame.to_vec();
+    wire::decrement_ttl(&mut routed);
+    let ttl = ip.ttl.saturating_sub(1);
+    let network = Network::Ip(Ip { ttl, ..ip });
+    assert_eq!(wire::parse(&routed), Ok(Headers { network, ..headers }));
+}
+
+/// A virtio-net header and a frame, as a pod may send them.
+pub fn cut(input: &[u8]) {
+    let Some(header) = VnetHeader::from_slice(input) else {
+        return;
+    };
+    let mut frame = Frame::new();
+    if !frame.append(&input[VnetHeader::LEN..]) || offload::decode(&header, &mut frame).is_err() {
+        return;
+    }
+    offload::encode(&frame);
+    let Ok(headers) = wire::parse(frame.data()) else {
+        assert_eq!(frame.meta.gso, None, "a super-frame can be parsed");
+        return;
+    };
+    let is_super_frame = frame.meta.gso.is_some();
+    let packets = cut_all(&frame, &headers);
+    assert!(packets.len() <= usize::from(offload::SEGMENTS_MAX));
+    for packet in packets {
+        let after = wire::parse(&packet).expect("a part of a packet is a packet");
+        assert_eq!((after.source, after.destination), (headers.source, headers.destination));
+        if let (Network::Ip(before), Network::Ip(after)) = (headers.network, after.network) {
+            assert_eq!(before.source, after.source);
+            assert_eq!(before.destination, after.destination);
+            assert_eq!(flow::ports(&before), flow::ports(&after));
+            if is_super_frame {
+                assert_eq!(checksum::verify(&packet, &after), Verification::Right);
+            }
+        }
+    }
+}
+
+/// Packets out of the tunnel: the first byte says whether their checksums are made right, and every
+/// packet has its length, in two bytes, in front.
+pub fn coalesce(input: &[u8]) {
+    let Some((&mode, mut rest)) = input.split_first() else {
+        return;
+    };
+    let options = Options { merge_udp: mode & 2 != 0, mtu: u16::MAX };
+    let mut coalescer = Coalescer::new(options);
+    let mut pool = Pool::new(PACKETS_MAX);
+    let mut batch = Batch::new();
+    let mut accepted = Vec::new();
+    while let Some((packet, behind)) = next_packet(rest)
+        && accepted.len() < PACKETS_MAX
+    {
+        rest = behind;
+        let mut packet = packet.to_vec();
+        if mode & 1 != 0 {
+            repair(&mut packet);
+        }
+        let ingress = Ingress::Node(NodeIx(0));
+        if coalescer.push(&packet, ingress, &mut pool, &mut batch).is_ok() {
+            accepted.push(packet);
+        }
+    }
+    coalescer.finish(&mut batch);
+    let mut cut = Vec::new();
+    for frame in &batch {
+        let headers = wire::parse(frame.data()).expect("a merged frame is one");
+        let packets = cut_all(frame, &headers);
+        assert_eq!(packets.len() as u64, frame.packets());
+        cut.extend(packets);
+    }
+    // Flows may overtake each other; within a flow everything stays in order.
+    let sorted = |packets: &[Vec<u8>]| {
+        let mut sorted: Vec<_> = packets.iter().map(|packet| comparable(packet)).collect();
+        sorted.sort_by_key(|(flow, _)| *flow);
+        sorted
+    };
+    assert_eq!(sorted(&cut), sorted(&accepted));
+}
+
+/// Most packets that one input stands for.
+const PACKETS_MAX: usize = 256;
+
+fn next_packet(input: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = input.split_first_chunk()?;
+    let len = usize::from(u16::from_be_bytes(*len)).min(rest.len());
+    Some(rest.split_at(len))
+}
+
+fn cut_all(frame: &Frame, headers: &Headers) -> Vec<Vec<u8>> {
+    let cut = Cut::new(frame, headers).expect("the meta data fits the frame");
+    (0..cut.segments())
+        .map(|ix| {
+            let mut packet = vec![0; cut.segment_len(ix)];
+            assert_eq!(cut.write(ix, &mut packet), packet.len());
+            packet
+        })
+        .collect()
+}
+
+/// Makes checksums right, so that a changed byte does not hide what lies behind the check.
+fn repair(packet: &mut [u8]) {
+    if let Some(header) = packet.get_mut(ETHERNET_LEN..)
+        && header.first().is_some_and(|first| first >> 4 == 4)
+    {
+        let len = usize::from(header[0] & 0xf) * 4;
+        if (20..=header.len()).contains(&len) {
+            checksum::set_ipv4_header(&mut header[..len]);
+        }
+    }
+    let Ok(Headers { network: Network::Ip(ip), .. }) = wire::parse(packet) else {
+        return;
+    };
+    let Some(offset) = checksum::checksum_offset(ip.transport) else {
+        return;
+    };
+    let segment = &mut packet[ip.transport_offset..ETHERNET_LEN + ip.len];
+    if segment.len() < offset + 2 || matches!(segment[offset..offset + 2], [0, 0]) {
+        return;
+    }
+    segment[offset..offset + 2].fill(0);
+    let sum = if ip.protocol == 1 {
+        checksum::internet(segment)
+    } else {
+        checksum::transport(ip.source, ip.destination, ip.protocol, segment)
+    };
+    segment[offset..offset + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Addresses and ports.
+type Flow = (IpAddr, IpAddr, (u16, u16));
+
+/// A packet's flow in its direction, and the packet without what coalescing may change: padding, a
+/// checksum that was left to be done, PSH, and an identification that means nothing.
+fn comparable(packet: &[u8]) -> (Option<Flow>, Vec<u8>) {
+    let headers = wire::parse(packet).expect("accepted, so it is sound");
+    let Network::Ip(ip) = headers.network else {
+        return (None, packet.to_vec());
+    };
+    let flow = Some((ip.source, ip.destination, flow::ports(&ip)));
+    let mut packet = packet[..ETHERNET_LEN + ip.len].to_vec();
+    if ip.source.is_ipv4() && ip.dont_fragment {
+        packet[18..20].fill(0);
+        checksum::set_ipv4_header(&mut packet[ETHERNET_LEN..ETHERNET_LEN + 20]);
+    }
+    if let Some(offset) = checksum::checksum_offset(ip.transport)
+        && ip.fragment == Fragment::Whole
+    {
+        packet[ip.transport_offset + offset..][..2].fill(0);
+    }
+    if matches!(ip.transport, Transport::Tcp { .. }) {
+        packet[ip.transport_offset + tcp::FLAGS_OFFSET] &= !tcp::flag::PSH;
+    }
+    (flow, packet)
+}
