@@ -2,7 +2,7 @@
 //!
 //! In order: [`may_answer`] says whether a packet may be answered with an error at all, [`RateLimit`]
 //! whether one may be sent now, [`copy_first_packet`] turns what the switch holds back into a packet
-//! as its sender put it on the wire, and [`write`] builds the error that quotes it.
+//! as its sender put it on the wire, and [`write()`] builds the error that quotes it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};

@@ -7,8 +7,8 @@
 //!          Malformed  …      Answered   Spoofed  TunnelPort  …  TtlExpired TooBig   + an ICMP error
 //! ```
 //!
-//! [`Switch::forward`] drains a batch and does the accounting, [`Switch::decide`] is the pipeline. There
-//! is no other control flow of a frame. Nothing here allocates, locks, logs or reads the clock.
+//! [`Switch::forward`] drains a batch and does the accounting; `decide` is the pipeline. There is no other
+//! control flow of a frame. Nothing here allocates, locks, logs or reads the clock.
 
 use std::net::IpAddr;
 use std::time::Instant;

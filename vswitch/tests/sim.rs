@@ -102,6 +102,41 @@ fn pods_on_one_node_ping_each_other_and_the_router() {
 }
 
 #[test]
+fn the_node_and_its_pods_reach_each_other() {
+    let mut clock = Clock::new();
+    let mut sim = node_sim(1, false, &clock);
+    let config = HostConfig {
+        mac: Mac::HOST,
+        mtu: 1450,
+        addresses: vec!["10.244.1.1/0".parse().unwrap(), "fd00:10:244:1::1/128".parse().unwrap()],
+        gateways: vec![ip("fe80::1")],
+        offload: false,
+        seed: 1,
+    };
+    let ranges = ["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()];
+    let mut tables = TablesBuilder::new(2, sim.tables().node.clone(), &ranges);
+    let entry = PortEntry { kind: PortKind::Host, ..config.port_entry() };
+    tables.port(PortIx::HOST, entry).port(A, pod(1, 2, false).port_entry());
+    sim.set_tables(tables.build());
+    sim.attach(PortIx::HOST, Host::new(&config, clock.now()));
+    let pings = [(PortIx::HOST, v4(1, 2)), (PortIx::HOST, v6(1, 2)), (A, v4(1, 1)), (A, v6(1, 1))];
+    for (from, target) in pings {
+        sim.host(from).ping(target, 1);
+        for _ in 0..300 {
+            sim.run(clock.now());
+            clock.advance(STEP);
+        }
+        assert_eq!(sim.host(from).take_echo_replies(), [(target, 1)], "{target}");
+    }
+    // And outside of the cluster there is nobody to answer, but the host gets the packet.
+    let before = sim.port_totals(PortIx::HOST).delivered;
+    sim.host(A).ping(ip("198.51.100.7"), 2);
+    sim.run(clock.now());
+    assert_eq!(sim.port_totals(PortIx::HOST).delivered, before + 1);
+    assert_eq!(sim.totals().queued(), 0);
+}
+
+#[test]
 fn nobody_answers_for_an_address_that_nobody_has() {
     let mut clock = Clock::new();
     let mut sim = node_sim(1, false, &clock);
@@ -225,9 +260,9 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(seed: u64, faults: Faults) -> Self {
+    fn new(seed: u64, faults: Faults, offload: bool) -> Self {
         let clock = Clock::new();
-        let nodes = [node_sim(1, false, &clock), node_sim(2, false, &clock)];
+        let nodes = [node_sim(1, offload, &clock), node_sim(2, offload, &clock)];
         let mut net = Net::new(seed);
         net.set_faults(faults);
         Self { clock, nodes, net, trace: Vec::new() }
@@ -245,10 +280,8 @@ impl Pair {
             for from in 0..2 {
                 let node = &mut self.nodes[from];
                 node.run(now);
-                while let Some((_, frame)) = node.take_wire() {
-                    self.net.send(now, from, 1 - from, frame.data().to_vec());
-                    node.sent(frame);
-                }
+                let net = &mut self.net;
+                node.send_wire(|_, packet| net.send(now, from, 1 - from, packet.to_vec()));
             }
             self.clock.advance(Duration::from_millis(1));
         }
@@ -272,8 +305,8 @@ const BAD: Faults = Faults {
     jitter: Duration::from_millis(6),
 };
 
-fn transfer_over(seed: u64, target: std::net::IpAddr) -> Pair {
-    let mut pair = Pair::new(seed, BAD);
+fn transfer_over(seed: u64, target: std::net::IpAddr, offload: bool) -> Pair {
+    let mut pair = Pair::new(seed, BAD, offload);
     let [near, far] = &mut pair.nodes;
     let to = SocketAddr::new(target, 80);
     let mut transfer = Transfer::new(near.host(A), far.host(A), to, 100_000);
@@ -289,8 +322,10 @@ fn transfer_over(seed: u64, target: std::net::IpAddr) -> Pair {
 
 #[test]
 fn tcp_survives_loss_reorder_and_duplication() {
-    for (seed, target) in [(1, v4(2, 2)), (2, v6(2, 2)), (3, v4(2, 2))] {
-        let pair = transfer_over(seed, target);
+    for (seed, target, offload) in
+        [(1, v4(2, 2), false), (2, v6(2, 2), false), (3, v4(2, 2), true), (4, v6(2, 2), true)]
+    {
+        let pair = transfer_over(seed, target, offload);
         pair.assert_conserved();
         assert!(pair.net.totals().lost > 0);
         assert!(pair.net.totals().duplicated > 0);
@@ -299,7 +334,7 @@ fn tcp_survives_loss_reorder_and_duplication() {
 
 #[test]
 fn one_seed_gives_one_trace() {
-    let trace = |seed| transfer_over(seed, v4(2, 2)).trace;
+    let trace = |seed| transfer_over(seed, v4(2, 2), false).trace;
     let first = trace(5);
     assert!(first.len() > 100);
     assert!(first == trace(5));
@@ -308,7 +343,7 @@ fn one_seed_gives_one_trace() {
 
 #[test]
 fn a_partition_stops_pods_and_healing_brings_them_back() {
-    let mut pair = Pair::new(1, Faults::NONE);
+    let mut pair = Pair::new(1, Faults::NONE, false);
     let ping = |pair: &mut Pair, sequence| {
         pair.nodes[0].host(A).ping(v4(2, 3), sequence);
         pair.run_for(Duration::from_secs(3));

@@ -30,7 +30,8 @@ pub struct HostConfig {
     /// Longest IP packet that its interface takes.
     pub mtu: u16,
     /// Its addresses, at most one per family, with what it takes to be on its link. smoltcp believes ARP
-    /// replies only from there, so an IPv4 prefix has to contain the gateway; in IPv6, /128 does.
+    /// replies only from there, so an IPv4 prefix has to contain the gateway. With /0 it takes everything
+    /// to be there and needs no gateway: the switch answers for all addresses. In IPv6, /128 does.
     pub addresses: Vec<IpNetwork>,
     /// Its default gateways, at most one per family.
     pub gateways: Vec<IpAddr>,

@@ -62,7 +62,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! For several nodes, take each node's frames for the others with [`SwitchSim::take_wire`], carry them
+//! For several nodes, take each node's frames for the others with [`SwitchSim::send_wire`], carry them
 //! (encapsulated or as they are) through one [`Net`], and hand them in with [`SwitchSim::receive`].
 
 mod clock;

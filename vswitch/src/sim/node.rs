@@ -10,16 +10,19 @@ use super::Host;
 use crate::config::Config;
 use crate::counters::{Counters, PortTotals, Totals, WorkerCounters};
 use crate::frame::{BATCH_MAX, Batch, Frame, Ingress, Pool};
+use crate::offload::Cut;
 use crate::port::{Context, NodeIx, PortIx};
 use crate::switch::Switch;
 use crate::tables::Tables;
 use crate::verdict::{Egress, Reason};
+use crate::wire;
 
 /// The real [`Switch`] with a [`Host`] on each port.
 ///
-/// [`SwitchSim::run`] does all that can be done at one moment. Frames for other nodes then wait in
-/// [`SwitchSim::take_wire`], and frames from them go in with [`SwitchSim::receive`]. A tunnel that is to
-/// be simulated too works with [`SwitchSim::context`], as it does in a worker.
+/// [`SwitchSim::run`] does all that can be done at one moment. Frames for other nodes then wait for
+/// [`SwitchSim::send_wire`], and packets from them go in with [`SwitchSim::receive`]. A tunnel that is to
+/// be simulated too takes frames whole with [`SwitchSim::take_wire`], hands them in with
+/// [`SwitchSim::inject`], and works with [`SwitchSim::context`], as it does in a worker.
 #[derive(Debug)]
 pub struct SwitchSim {
     switch: Switch,
@@ -148,7 +151,29 @@ impl SwitchSim {
         Ok(frame)
     }
 
-    /// Takes the oldest frame that waits to be sent to another node. Until [`SwitchSim::sent`] or
+    /// Hands every packet that waits for another node to `carry`, as it would be on a wire: super-frames
+    /// cut, checksums filled in. It then counts as delivered.
+    pub fn send_wire(&mut self, mut carry: impl FnMut(NodeIx, &[u8])) {
+        let mut packet = Vec::new();
+        while let Some((node, frame)) = self.wire.pop_front() {
+            let cut = wire::parse(frame.data()).and_then(|headers| Cut::new(&frame, &headers)).map(
+                |cut| {
+                    for ix in 0..cut.segments() {
+                        packet.resize(cut.segment_len(ix), 0);
+                        cut.write(ix, &mut packet);
+                        carry(node, &packet);
+                    }
+                },
+            );
+            match cut {
+                Ok(()) => self.sent(frame),
+                Err(reason) => self.dropped(frame, reason),
+            }
+        }
+    }
+
+    /// Takes the oldest frame that waits to be sent to another node, for a tunnel that is simulated too.
+    /// Until [`SwitchSim::sent`] or
     /// [`SwitchSim::dropped`] is told of it, it counts as queued.
     pub fn take_wire(&mut self) -> Option<(NodeIx, Frame)> {
         self.wire.pop_front()
