@@ -10,7 +10,7 @@ pub fn markdown() -> String {
     let mut out = String::from(
         "# The node file\n\n\
          <!-- Made from conf/src/schema.rs. To change it, change that table, then run\n     \
-         WEFT_WRITE_REFERENCE=1 cargo test -p conf --test reference -->\n\n\
+         WEFT_WRITE_DOCS=1 cargo test -p conf --test reference -->\n\n\
          `weftd --config FILE` reads one TOML file, by default `/etc/weft/weft.toml`. Two lines are enough \
          on a real host:\n\n\
          ```toml\n\
