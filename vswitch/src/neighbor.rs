@@ -81,15 +81,17 @@ pub fn answer_discovery(tables: &Tables, asker: &PortEntry, ip: &Ip, frame: &mut
 /// Whether somebody holds `target`, and not (only) the asker. A probe for the asker's own address thus
 /// gets no answer, and one for an address of somebody else shows that it is taken.
 ///
-/// The gateway addresses are the pods' next hop, and so always there, even while the host's port is not.
+/// The gateway addresses are the pods' next hop, and so always there for them, even while the host's port
+/// is not. The host is not told so: it has to find them free in order to take them.
 fn is_held_by_another(tables: &Tables, asker: &PortEntry, target: IpAddr) -> bool {
     let is_gateway = match target {
         IpAddr::V4(v4) => tables.node.gateway_v4 == Some(v4),
         IpAddr::V6(v6) => tables.node.gateway_v6 == Some(v6),
     };
+    let is_next_hop = is_gateway && asker.kind == PortKind::Pod;
     let is_held = match tables.route(target) {
         Route::Port(_) | Route::Node(_) | Route::Host | Route::Router => true,
-        Route::Nobody | Route::Outside => is_gateway,
+        Route::Nobody | Route::Outside => is_next_hop,
     };
     is_held && !asker.addresses.contains(&target)
 }
@@ -331,6 +333,26 @@ mod tests {
         let mut reply = who_has(ASKER, own, [10, 244, 1, 1]);
         reply.data_mut()[21] = 2;
         assert_eq!(answer_arp(&tables(), &pod(2), &mut reply), ignored);
+    }
+
+    #[test]
+    fn the_host_finds_the_gateway_address_free() {
+        let host = PortEntry {
+            kind: PortKind::Host,
+            mac: Mac::HOST,
+            mtu: 1450,
+            addresses: vec![[192, 0, 2, 1].into()],
+        };
+        for (target, expected) in [
+            ([10, 244, 1, 1], Verdict::Drop(Reason::NeighborIgnored)),
+            ([10, 244, 1, 3], Verdict::Answered),
+            ([169, 254, 1, 1], Verdict::Answered),
+        ] {
+            for sender in [[0; 4], [192, 0, 2, 1]] {
+                let mut frame = who_has(Mac::HOST, sender, target);
+                assert_eq!(answer_arp(&tables(), &host, &mut frame), expected, "{target:?}");
+            }
+        }
     }
 
     /// A neighbor solicitation with the given options, right in every other respect.
