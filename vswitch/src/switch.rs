@@ -381,7 +381,14 @@ fn is_for_tunnel(tables: &Tables, ip: &Ip) -> bool {
         Transport::Other => ip.protocol == udp::PROTOCOL && ip.fragment != Fragment::Later,
         Transport::Tcp { .. } | Transport::Icmp { .. } => false,
     };
-    suspicious && (tables.is_node(ip.destination) || tables.route(ip.destination) == Route::Host)
+    // An address outside may be that of a node which this one has not heard of. The host would send such
+    // a packet on under its own address, and the other node would take it for this node's.
+    suspicious
+        && match tables.route(ip.destination) {
+            Route::Host | Route::Outside => true,
+            Route::Node(_) => tables.is_node(ip.destination),
+            Route::Port(_) | Route::Router | Route::Nobody => false,
+        }
 }
 
 /// Where a packet goes.

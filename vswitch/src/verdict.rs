@@ -80,7 +80,7 @@ reasons! {
     NoSuchAddress => "no_such_address",
     /// The packet is longer than the MTU ahead and may not be fragmented.
     TooBig => "too_big",
-    /// A pod sent to the VXLAN or gossip port of a node.
+    /// A pod sent to the VXLAN or gossip port of a node, or of an address outside that may be one.
     TunnelPort => "tunnel_port",
     /// The layer 4 checksum is wrong.
     BadChecksum => "bad_checksum",

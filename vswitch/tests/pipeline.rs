@@ -232,7 +232,7 @@ fn pods_do_not_reach_the_tunnel() {
         ("10.244.1.1", 4789, Some(Reason::TunnelPort)),
         ("192.0.2.2", 53, None),
         ("10.244.1.3", 4789, None),
-        ("198.51.100.7", 4789, None),
+        ("198.51.100.7", 4789, Some(Reason::TunnelPort)),
     ] {
         let bytes = udp_to(MAC_A, Mac::ROUTER, "10.244.1.2", destination, port, b"");
         assert_eq!(bench.reason_for(FROM_A, &bytes).0, expected, "{destination}:{port}");
