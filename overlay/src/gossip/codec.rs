@@ -1,12 +1,14 @@
 //! What goes over the wire: the one place where bytes become messages and back.
 //!
 //! ```text
-//!  0        1                  9       10
-//!  +--------+------------------+-------+------------------------------+
-//!  | version| hash of the      | kind  | body, encoded by postcard;   |
-//!  | 1      | network's name   |       | kind 0: the failure detector |
-//!  +--------+------------------+-------+------------------------------+
+//!  0        1                  9         13      14
+//!  +--------+------------------+---------+-------+------------------------------+
+//!  | version| hash of the      | check   | kind  | body, encoded by postcard;   |
+//!  | 1      | network's name   | sum     |       | kind 0: the failure detector |
+//!  +--------+------------------+---------+-------+------------------------------+
 //! ```
+//!
+//! The check sum covers kind and body. It keeps damage out, not enemies.
 //!
 //! No message is longer than [`DATAGRAM_MAX`], so none is ever fragmented.
 
@@ -23,7 +25,7 @@ use crate::node_id::NodeId;
 pub const DATAGRAM_MAX: usize = 1200;
 
 /// Bytes before the body.
-pub(super) const ENVELOPE_LEN: usize = 10;
+pub(super) const ENVELOPE_LEN: usize = 14;
 
 const VERSION: u8 = 1;
 const KIND_SWIM: u8 = 0;
@@ -105,8 +107,13 @@ pub(super) struct RecordItem {
 
 /// The hash of a network's name: it keeps networks apart by mistake, not by force.
 pub(super) fn network_hash(name: &str) -> u64 {
-    stir(name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    hash(name.as_bytes())
+}
+
+/// FNV-1a, with the bits stirred so that every part of the result is as good as the whole.
+pub(super) fn hash(bytes: &[u8]) -> u64 {
+    stir(bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     }))
 }
 
@@ -114,13 +121,13 @@ pub(super) fn network_hash(name: &str) -> u64 {
 pub(super) fn encode_swim(network: u64, body: &[u8]) -> Vec<u8> {
     let mut datagram = envelope(network, KIND_SWIM, body.len());
     datagram.extend_from_slice(body);
-    datagram
+    finish(datagram)
 }
 
 /// Encodes a message.
 pub(super) fn encode(network: u64, envelope_: &Envelope) -> Vec<u8> {
     let datagram = envelope(network, KIND_MESSAGE, 256);
-    postcard::to_extend(envelope_, datagram).expect("memory takes whatever is encoded")
+    finish(postcard::to_extend(envelope_, datagram).expect("memory takes whatever is encoded"))
 }
 
 /// Encodes a record alone.
@@ -137,8 +144,23 @@ fn envelope(network: u64, kind: u8, body_len: usize) -> Vec<u8> {
     let mut datagram = Vec::with_capacity(ENVELOPE_LEN + body_len);
     datagram.push(VERSION);
     datagram.extend_from_slice(&network.to_be_bytes());
+    datagram.extend_from_slice(&[0; 4]);
     datagram.push(kind);
     datagram
+}
+
+/// Fills in the check sum.
+fn finish(mut datagram: Vec<u8>) -> Vec<u8> {
+    let sum = check_sum(&datagram[CHECKED_FROM..]);
+    datagram[CHECKED_FROM - 4..CHECKED_FROM].copy_from_slice(&sum);
+    datagram
+}
+
+const CHECKED_FROM: usize = ENVELOPE_LEN - 1;
+
+fn check_sum(bytes: &[u8]) -> [u8; 4] {
+    let [a, b, c, d, ..] = hash(bytes).to_be_bytes();
+    [a, b, c, d]
 }
 
 /// Opens a datagram.
@@ -148,12 +170,15 @@ pub(super) fn decode(network: u64, datagram: &[u8]) -> Result<Datagram<'_>, Refu
     }
     let (envelope, body) =
         datagram.split_first_chunk::<ENVELOPE_LEN>().ok_or(Refused::Malformed)?;
-    let [version, hash @ .., kind] = *envelope;
+    let [version, n0, n1, n2, n3, n4, n5, n6, n7, sum @ .., kind] = *envelope;
     if version != VERSION {
         return Err(Refused::Version);
     }
-    if u64::from_be_bytes(hash) != network {
+    if u64::from_be_bytes([n0, n1, n2, n3, n4, n5, n6, n7]) != network {
         return Err(Refused::ForeignNetwork);
+    }
+    if sum != check_sum(&datagram[CHECKED_FROM..]) {
+        return Err(Refused::Damaged);
     }
     match kind {
         KIND_SWIM => Ok(Datagram::Swim(body)),
@@ -295,11 +320,14 @@ mod tests {
         let mut newer = bytes.clone();
         newer[0] = 2;
         assert_eq!(decode(5, &newer).unwrap_err(), Refused::Version);
+        let mut damaged = bytes.clone();
+        damaged[40] ^= 1;
+        assert_eq!(decode(5, &damaged).unwrap_err(), Refused::Damaged);
         assert_eq!(decode(5, &[1; 9]).unwrap_err(), Refused::Malformed);
         assert_eq!(decode(5, &[1; DATAGRAM_MAX + 1]).unwrap_err(), Refused::Oversize);
         let mut longer = bytes;
         longer.push(0);
-        assert_eq!(decode(5, &longer).unwrap_err(), Refused::Malformed);
+        assert_eq!(decode(5, &finish(longer)).unwrap_err(), Refused::Malformed);
     }
 
     proptest! {
@@ -307,7 +335,7 @@ mod tests {
         fn random_bytes_never_panic(body in proptest::collection::vec(any::<u8>(), 0..1300)) {
             let mut datagram = envelope(5, KIND_MESSAGE, body.len());
             datagram.extend_from_slice(&body);
-            let _ = decode(5, &datagram).is_ok();
+            let _ = decode(5, &finish(datagram)).is_ok();
             let _ = decode(5, &body).is_ok();
             let _ = SwimCodec::peek(&body).is_ok();
         }
@@ -324,9 +352,9 @@ mod tests {
                 let ix = ix.index(bytes.len());
                 bytes[ix] = *value;
             }
-            let _ = decode(5, &bytes).is_ok();
-            let cut = cut.index(bytes.len());
-            let _ = decode(5, &bytes[..cut]).is_ok();
+            let cut = cut.index(bytes.len()).max(ENVELOPE_LEN);
+            let _ = decode(5, &finish(bytes[..cut].to_vec())).is_ok();
+            let _ = decode(5, &finish(bytes)).is_ok();
         }
     }
 }

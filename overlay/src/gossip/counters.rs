@@ -12,6 +12,8 @@ pub enum Refused {
     Version,
     /// Of a network with another name.
     ForeignNetwork,
+    /// Its check sum is wrong.
+    Damaged,
     /// It does not decode.
     Malformed,
     /// The sender claims another address than it sent from: address translation, or a forgery.
@@ -49,6 +51,7 @@ impl Refused {
             Self::Oversize => "oversize",
             Self::Version => "version",
             Self::ForeignNetwork => "foreign_network",
+            Self::Damaged => "damaged",
             Self::Malformed => "malformed",
             Self::SourceMismatch => "source_mismatch",
             Self::OwnAddress => "own_address",

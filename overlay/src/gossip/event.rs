@@ -154,4 +154,6 @@ pub struct Memory {
     pub clock: u64,
     /// The leases.
     pub leases: Vec<RememberedLease>,
+    /// Gossip addresses of some members: further seeds after a restart.
+    pub peers: Vec<SocketAddr>,
 }

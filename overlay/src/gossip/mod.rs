@@ -94,6 +94,9 @@ pub struct LocalNode {
     pub vxlan_port: u16,
     /// Longest IP packet that its underlay interface takes.
     pub underlay_mtu: u16,
+    /// Whether seeds are configured, though their addresses are perhaps not known yet: without a lease
+    /// of its own, the node then waits for them before it claims one.
+    pub has_seeds: bool,
     /// What it saved before it was restarted.
     pub memory: Memory,
 }
@@ -122,6 +125,8 @@ pub struct Gossip {
 
     pull: Option<Pull>,
     synced: bool,
+    /// Whether something could have been claimed when this was last decided.
+    claims_looked: bool,
     replies: Limiter,
     rumors: BTreeSet<NodeId>,
     rumor_at: Option<Instant>,
@@ -134,6 +139,8 @@ pub struct Gossip {
     probed_twin: Option<Instant>,
     translated: BTreeMap<SocketAddr, Instant>,
     candidates: BTreeMap<Conflict, Candidate>,
+    /// Some members, remembered for the next start.
+    peers: Vec<SocketAddr>,
     departure: Option<Departure>,
     goodbye_to: Vec<SocketAddr>,
 
@@ -210,6 +217,7 @@ impl Gossip {
             saving: None,
             pull: None,
             synced: false,
+            claims_looked: false,
             replies: Limiter::new(now),
             rumors: BTreeSet::new(),
             rumor_at: None,
@@ -220,6 +228,7 @@ impl Gossip {
             probed_twin: None,
             translated: BTreeMap::new(),
             candidates: BTreeMap::new(),
+            peers: Vec::new(),
             departure: None,
             goodbye_to: Vec::new(),
             map: Arc::new(SubnetMap::default()),
@@ -232,7 +241,11 @@ impl Gossip {
             local,
         };
         gossip.apply_changes(remembered);
-        gossip.settle();
+        gossip.peers.clone_from(&gossip.local.memory.peers);
+        for peer in gossip.peers.clone() {
+            gossip.join(peer, now);
+        }
+        gossip.publish();
         gossip.view();
         gossip
     }
@@ -246,6 +259,12 @@ impl Gossip {
         if seed != self.swim.identity().address && self.seeds.add(seed, &self.config.timing, now) {
             self.dial_seeds();
         }
+    }
+
+    /// Tells whether to wait for seeds that have not joined yet; see [`LocalNode::has_seeds`]. A node
+    /// that finds out that it is its own only seed need not wait.
+    pub fn expect_seeds(&mut self, has_seeds: bool) {
+        self.local.has_seeds = has_seeds;
     }
 
     /// Stops dialling a seed.
@@ -308,6 +327,7 @@ impl Gossip {
             let pause = self.config.timing.sync;
             self.next_sync = now + pause.mul_f64(self.rng.random_range(0.9..1.1));
             self.forget_expired();
+            self.remember_peers();
             self.start_sync(None);
             // Suspicions come and go without news.
             self.dirty = true;
@@ -323,7 +343,7 @@ impl Gossip {
         if let Some(departure) = self.departure {
             return (departure.repeats > 0).then_some(departure.next);
         }
-        let claim_at = (!self.may_claim()).then(|| self.claim_deadline());
+        let claim_at = (!self.claims_looked).then(|| self.claim_deadline());
         let view_at = self.dirty.then(|| self.viewed + view::PAUSE);
         let times = [
             Some(self.next_sync),
@@ -332,7 +352,7 @@ impl Gossip {
             self.swim.poll_timeout(),
             self.seeds.poll_timeout(),
             self.claims.poll_timeout(),
-            claim_at.filter(|_| !self.claims.is_complete()),
+            claim_at,
             view_at,
         ];
         times.into_iter().flatten().min()
@@ -371,6 +391,12 @@ impl Gossip {
             self.unsaved = true;
         }
         self.settle();
+    }
+
+    /// What [`Gossip::poll_memory`] gave last could not be saved: it is given again.
+    pub fn handle_save_failed(&mut self) {
+        self.saving = None;
+        self.unsaved = true;
     }
 
     /// The map as it is now known.
@@ -420,7 +446,8 @@ impl Gossip {
             self.follow_news();
             self.resume_if_alone();
             if !self.suspended {
-                let changes = self.claims.tick(&self.store, self.may_claim(), self.now);
+                self.claims_looked = self.may_claim();
+                let changes = self.claims.tick(&self.store, self.claims_looked, self.now);
                 self.apply_changes(changes);
             }
             self.publish();
@@ -471,10 +498,13 @@ impl Gossip {
 
     /// Whether this node may claim something: once it knows what others hold, or nobody can tell it.
     fn may_claim(&self) -> bool {
-        self.synced || self.seeds.is_empty() || self.now >= self.claim_deadline()
+        self.synced || self.now >= self.claim_deadline()
     }
 
     fn claim_deadline(&self) -> Instant {
+        if !self.local.has_seeds && self.seeds.is_empty() {
+            return self.started;
+        }
         let wait = Duration::from_millis(u64::from(self.config.lease.claim_wait_ms));
         // A seed that has answered once will tell the rest, unless very much is lost.
         self.started + if self.seeds.any_answered() { wait * 4 } else { wait }
@@ -482,7 +512,9 @@ impl Gossip {
 
     fn dial_seeds(&mut self) {
         let members: BTreeSet<_> = self.swim.active().map(|member| member.address).collect();
-        let due = self.seeds.due(&self.config.timing, self.now, |seed| members.contains(&seed));
+        let timing = &self.config.timing;
+        let alone = members.is_empty();
+        let due = self.seeds.due(timing, self.now, alone, |seed| members.contains(&seed));
         for (address, unanswered) in due {
             if unanswered == 1 || (unanswered > 0 && unanswered % 10 == 0) {
                 self.event(Event::SeedUnreachable { address, unanswered });

@@ -1,5 +1,6 @@
 //! The own record, and who else believes to be its owner.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,6 +10,9 @@ use super::identity::COUNTER_MAX;
 use super::record::Record;
 use super::timing::FANOUT;
 use super::{GOODBYE_FANOUT, GOODBYE_PAUSE, Gossip};
+
+/// Most members that are remembered for the next start.
+const PEERS_MAX: usize = 8;
 
 /// How many versions are reserved on disk at once, so that most changes need no write.
 pub(super) const RESERVE: u64 = 1024;
@@ -63,7 +67,24 @@ impl Gossip {
     }
 
     pub(super) fn memory(&self) -> Memory {
-        Memory { counter: self.reserved, clock: self.claims.clock(), leases: self.claims.to_save() }
+        Memory {
+            counter: self.reserved,
+            clock: self.claims.clock(),
+            leases: self.claims.to_save(),
+            peers: self.peers.clone(),
+        }
+    }
+
+    /// Keeps a few live members in mind. Saved when most of those on disk do not live any more, or there
+    /// were fewer than there could be: seldom, in a cluster that stands.
+    pub(super) fn remember_peers(&mut self) {
+        let active: BTreeSet<_> = self.swim.active().map(|member| member.address).collect();
+        let alive = self.peers.iter().filter(|peer| active.contains(peer)).count();
+        if alive < PEERS_MAX.min(active.len()).div_ceil(2) {
+            self.peers = self.some_members(PEERS_MAX);
+            self.peers.sort_unstable();
+            self.unsaved = true;
+        }
     }
 
     /// The cluster knows version `known` of the own record: the next one is above it.

@@ -75,13 +75,13 @@ impl Gossip {
         let Envelope { from: sender, message, .. } = envelope;
         match message {
             Message::Hello { you } => {
-                self.learn_own_past(you);
+                self.learn_own_past(sender.address, you);
                 let you = Some(self.view_of(sender.id, sender.address));
                 self.send(sender.address, Message::Welcome { you });
                 Ok(())
             }
             Message::Welcome { you } => {
-                self.learn_own_past(you);
+                self.learn_own_past(sender.address, you);
                 self.welcome(sender);
                 Ok(())
             }
@@ -100,7 +100,7 @@ impl Gossip {
 
     /// Somebody answered: ask to be taken in, and for all that is known.
     fn welcome(&mut self, sender: Identity) {
-        self.seeds.answered(sender.address, &self.config.timing);
+        self.seeds.answered(sender.address, &self.config.timing, self.now);
         let known = self.swim.state(sender.id, sender.address);
         let alive = known.is_some_and(|(_, state)| state != foca::State::Down);
         if !alive {
@@ -113,8 +113,8 @@ impl Gossip {
         }
     }
 
-    /// Goes above whatever the cluster remembers of this node's former lives.
-    fn learn_own_past(&mut self, view: Option<View>) {
+    /// Goes above whatever life of this node the cluster remembers.
+    fn learn_own_past(&mut self, from: SocketAddr, view: Option<View>) {
         let Some(view) = view.filter(|view| view.id == self.local.id) else { return };
         let own = self.swim.identity().incarnation;
         if let Some((incarnation, down)) = view.incarnation
@@ -123,8 +123,9 @@ impl Gossip {
         {
             self.swim.overtake(incarnation, self.now);
         }
-        if let Some(version) = view.version.filter(|version| *version < publish::COUNTER_SANE) {
-            self.go_above(version);
+        // The record itself is wanted: it may tell of leases that this node has forgotten.
+        if view.version.is_some_and(|version| version > self.version) {
+            self.send(from, Message::Request { ids: vec![self.local.id] });
         }
     }
 }

@@ -90,14 +90,9 @@ impl Record {
 
     /// A short stand-in for the whole content, equal on every node.
     ///
-    /// It finds differences, it does not prove anything: FNV-1a over the encoded record, with the bits
-    /// stirred so that sums of digests are as good as digests.
+    /// It finds differences, it does not prove anything.
     pub(super) fn digest(&self) -> u64 {
-        let fnv =
-            codec::encode_record(self).iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-            });
-        stir(fnv)
+        codec::hash(&codec::encode_record(self))
     }
 
     /// Which of two records of one node is newer. Equal versions happen when a disk was set back or

@@ -48,14 +48,17 @@ impl Seeds {
     }
 
     /// The seeds to dial now, with how often in a row each has not answered. Those that are members
-    /// already, as `is_member` knows, are only looked at again later.
+    /// already, as `is_member` knows, are only looked at again later. A node that is `alone` has nothing
+    /// better to do, and does not slow down as much.
     pub(super) fn due(
         &mut self,
         timing: &Timing,
         now: Instant,
+        alone: bool,
         is_member: impl Fn(SocketAddr) -> bool,
     ) -> Vec<(SocketAddr, u32)> {
         let mut due = Vec::new();
+        let pause_max = if alone { timing.dead_dial } else { timing.seed_retry_max };
         for (address, seed) in self.seeds.iter_mut().filter(|(_, seed)| seed.next <= now) {
             if is_member(*address) {
                 seed.next = now + timing.seed_retry_max;
@@ -65,6 +68,7 @@ impl Seeds {
             }
             due.push((*address, seed.unanswered));
             seed.unanswered = seed.unanswered.saturating_add(1);
+            seed.pause = seed.pause.min(pause_max);
             seed.next = now + seed.pause;
             seed.pause = (seed.pause * 2).min(timing.seed_retry_max);
         }
@@ -72,11 +76,13 @@ impl Seeds {
     }
 
     /// A node at this address has answered.
-    pub(super) fn answered(&mut self, address: SocketAddr, timing: &Timing) {
+    pub(super) fn answered(&mut self, address: SocketAddr, timing: &Timing, now: Instant) {
         if let Some(seed) = self.seeds.get_mut(&address) {
             seed.answered = true;
             seed.unanswered = 0;
             seed.pause = timing.seed_retry;
+            // If what follows is lost, it is tried again soon.
+            seed.next = seed.next.min(now + timing.seed_retry);
         }
     }
 
@@ -98,13 +104,14 @@ mod tests {
         let mut dials = Vec::new();
         while dials.len() < 9 {
             let now = seeds.poll_timeout().unwrap();
-            assert_eq!(seeds.due(&timing, now, |_| false).len(), 1);
+            assert_eq!(seeds.due(&timing, now, false, |_| false).len(), 1);
             dials.push((now - start).as_secs());
         }
         assert_eq!(dials, [0, 1, 3, 7, 15, 31, 61, 91, 121]);
-        seeds.answered(address, &timing);
+        seeds.answered(address, &timing, start + Duration::from_secs(121));
         let now = seeds.poll_timeout().unwrap();
-        assert_eq!(seeds.due(&timing, now, |_| true), []);
+        assert_eq!(now, start + Duration::from_secs(122));
+        assert_eq!(seeds.due(&timing, now, false, |_| true), []);
         assert_eq!(seeds.poll_timeout(), Some(now + timing.seed_retry_max));
         assert!(seeds.any_answered());
     }

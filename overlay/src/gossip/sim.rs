@@ -57,7 +57,7 @@ pub struct Network {
     pub faults: Faults,
     /// What nodes that are added from now on have in common.
     pub config: GossipConfig,
-    /// Every datagram that was sent: when, from where, where to, how long.
+    /// Total length of all datagrams, without UDP and IP headers.
     pub bytes_sent: u64,
     started: Instant,
     now: Instant,
@@ -107,8 +107,7 @@ impl Network {
         }
     }
 
-    /// Adds and starts a node with an id by chance, the next free address in 192.0.2.0/24 or
-    /// 198.18.0.0/15, and the first node as its seed. Returns its index.
+    /// Adds and starts a node with an id by chance, the next free address in 198.18.0.0/15, and the first node as its seed. Returns its index.
     pub fn add_node(&mut self) -> usize {
         let ix = self.nodes.len();
         let seeds: Vec<_> = (ix > 0).then(|| self.address(0)).into_iter().collect();
@@ -129,6 +128,7 @@ impl Network {
             gossip_port: 7946,
             vxlan_port: 4789,
             underlay_mtu: 1500,
+            has_seeds: false,
             memory: Memory::default(),
         }
     }

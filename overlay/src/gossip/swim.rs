@@ -80,11 +80,6 @@ impl Swim {
         self.foca.iter_members().map(|member| *member.id())
     }
 
-    /// How many members count as alive, this node not included.
-    pub(super) fn active_count(&self) -> usize {
-        self.foca.num_members()
-    }
-
     /// Everybody that was ever heard of, with the state of their last life.
     pub(super) fn states(&self) -> impl Iterator<Item = (Identity, State)> {
         self.foca.iter_membership_state().map(|member| (*member.id(), member.state()))

@@ -84,13 +84,16 @@ impl Timing {
     }
 }
 
-/// How often one piece of news is passed on by each node: four times the decimal logarithm of the
-/// number of nodes, as memberlist does, and never less than six.
+/// How often one piece of news is passed on by each node. Twelve reach everybody in a small cluster even
+/// when a tenth of all datagrams is lost, and leave no suspicion without its answer; three more for each
+/// doubling beyond 32 nodes.
 fn transmissions(nodes: usize) -> NonZeroU8 {
-    let digits = nodes.max(1).ilog2() * 12 / 10 + 1;
-    let count = u8::try_from(digits.clamp(6, 20)).unwrap_or(6);
-    NonZeroU8::new(count).unwrap_or(NonZeroU8::MIN)
+    let doublings = (nodes / 32).max(1).ilog2();
+    let count = u8::try_from(12 + 3 * doublings).unwrap_or(TRANSMISSIONS_MAX);
+    NonZeroU8::new(count.min(TRANSMISSIONS_MAX)).unwrap_or(NonZeroU8::MIN)
 }
+
+const TRANSMISSIONS_MAX: u8 = 36;
 
 #[cfg(test)]
 mod tests {
@@ -98,8 +101,8 @@ mod tests {
 
     #[test]
     fn news_are_told_more_often_in_larger_clusters() {
-        assert_eq!(transmissions(0).get(), 6);
-        assert_eq!(transmissions(100).get(), 8);
-        assert_eq!(transmissions(5000).get(), 15);
+        assert_eq!(transmissions(0).get(), 12);
+        assert_eq!(transmissions(100).get(), 15);
+        assert_eq!(transmissions(5000).get(), 33);
     }
 }

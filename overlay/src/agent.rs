@@ -1,0 +1,547 @@
+//! Gossip with a socket, a clock and a disk: the shell around [`Gossip`].
+//!
+//! One task owns everything. It reads the socket empty before it looks at the clock, so that a process
+//! that stood still does not take unread answers for silence; it saves before it sends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::error::Error;
+use crate::gossip::{
+    Counters, DATAGRAM_MAX, Event, Gossip, GossipConfig, LeaseState, LocalNode, Memory,
+    RememberedLease,
+};
+use crate::node_id::NodeId;
+use crate::state_file;
+use crate::subnet::SubnetMap;
+
+/// What an agent is started with.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// The network's settings.
+    pub gossip: GossipConfig,
+    /// This node. Its memory and `has_seeds` are filled in by the agent.
+    pub local: LocalNode,
+    /// The way into the cluster: `host`, `host:port`, `address` or `[address]:port`; without a port, the
+    /// node's own gossip port. Names are resolved again and again.
+    pub seeds: Vec<String>,
+    /// Where to remember leases and counters; made if missing.
+    pub state_file: PathBuf,
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct AgentHandle {
+    map: watch::Receiver<Arc<SubnetMap>>,
+    lease: watch::Receiver<LeaseState>,
+    counters: watch::Receiver<Counters>,
+    events: Option<mpsc::Receiver<Event>>,
+    leave: mpsc::Sender<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+/// Starts agents.
+#[derive(Debug)]
+pub struct Agent {
+    gossip: Gossip,
+    socket: UdpSocket,
+    state_file: PathBuf,
+    id: NodeId,
+    seeds: watch::Receiver<Resolved>,
+    /// Whether the seeds' addresses may still change.
+    resolving: bool,
+    joined: BTreeSet<SocketAddr>,
+    map: watch::Sender<Arc<SubnetMap>>,
+    lease: watch::Sender<LeaseState>,
+    counters: watch::Sender<Counters>,
+    events: mpsc::Sender<Event>,
+    counted: Instant,
+}
+
+/// What the seeds' names lead to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Resolved {
+    addresses: BTreeSet<SocketAddr>,
+    /// Whether every name has been resolved at least once.
+    complete: bool,
+}
+
+/// Events that may wait to be read; further ones are dropped with a log line.
+const EVENTS_MAX: usize = 1024;
+
+/// Datagrams that are read before the clock is looked at.
+const READS_MAX: usize = 256;
+
+/// How long a goodbye may take.
+const LEAVE_MAX: Duration = Duration::from_secs(1);
+
+/// How often names are resolved, while some cannot be and afterwards.
+const RESOLVE_RETRY: Duration = Duration::from_secs(2);
+const RESOLVE_PAUSE: Duration = Duration::from_secs(30);
+
+/// How often totals are published.
+const COUNT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long to wait after the disk refused a write.
+const SAVE_RETRY: Duration = Duration::from_secs(1);
+
+impl Agent {
+    /// Opens the socket at the underlay address, reads what was remembered, and starts gossiping.
+    ///
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be bound, the state file cannot be read or written, or is damaged.
+    pub async fn spawn(config: AgentConfig) -> Result<AgentHandle, Error> {
+        let AgentConfig { gossip, mut local, seeds, state_file } = config;
+        let address = SocketAddr::new(local.underlay, local.gossip_port);
+        let socket = UdpSocket::bind(address)
+            .await
+            .map_err(|source| Error::BindGossip { address, source })?;
+        local.memory = load(&state_file, local.id)?;
+        local.has_seeds = !seeds.is_empty();
+        let id = local.id;
+        let gossip = Gossip::new(gossip, local, random_seed()?, Instant::now());
+
+        let (map_in, map) = watch::channel(Arc::clone(gossip.map()));
+        let (lease_in, lease) = watch::channel(gossip.lease_state());
+        let (counters_in, counters) = watch::channel(Counters::default());
+        let (events_in, events) = mpsc::channel(EVENTS_MAX);
+        let (leave, leave_out) = mpsc::channel(1);
+        let mut agent = Self {
+            gossip,
+            socket,
+            state_file,
+            id,
+            seeds: resolve_for_ever(seeds, address),
+            resolving: true,
+            joined: BTreeSet::new(),
+            map: map_in,
+            lease: lease_in,
+            counters: counters_in,
+            events: events_in,
+            counted: Instant::now(),
+        };
+        // A disk that cannot be written is told before anybody relies on it.
+        if let Some(memory) = agent.gossip.poll_memory() {
+            save(&agent.state_file, id, &memory)?;
+            agent.gossip.handle_saved(Instant::now());
+        }
+        let task = tokio::spawn(agent.run(leave_out));
+        Ok(AgentHandle { map, lease, counters, events: Some(events), leave, task })
+    }
+
+    async fn run(mut self, mut leave: mpsc::Receiver<oneshot::Sender<()>>) {
+        let mut buffer = vec![0; DATAGRAM_MAX + 1];
+        let mut left = None;
+        let mut give_up = None;
+        loop {
+            let saved = self.save().await;
+            if saved {
+                self.transmit().await;
+            }
+            self.publish();
+            if left.is_some()
+                && (self.gossip.has_left() || give_up.is_some_and(|at| Instant::now() >= at))
+            {
+                break;
+            }
+            let retry = (!saved).then(|| Instant::now() + SAVE_RETRY);
+            let wake = [self.gossip.poll_timeout(), retry, give_up].into_iter().flatten().min();
+            let wake = wake.unwrap_or_else(|| Instant::now() + COUNT_PAUSE);
+            tokio::select! {
+                biased;
+                readable = self.socket.readable() => {
+                    if let Err(error) = readable {
+                        tracing::warn!(%error, "the gossip socket failed");
+                        tokio::time::sleep(SAVE_RETRY).await;
+                    }
+                    self.receive(&mut buffer);
+                }
+                asked = leave.recv(), if left.is_none() => {
+                    // Without anybody left to ask for it, the handle is gone: go as well.
+                    left = Some(asked);
+                    give_up = Some(Instant::now() + LEAVE_MAX);
+                    self.gossip.leave(Instant::now());
+                    continue;
+                }
+                changed = self.seeds.changed(), if self.resolving => {
+                    self.resolving = changed.is_ok();
+                    self.join_seeds();
+                }
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+            let now = Instant::now();
+            if self.gossip.poll_timeout().is_some_and(|at| at <= now) {
+                self.receive(&mut buffer);
+                self.gossip.handle_timeout(now);
+            }
+        }
+        if let Some(Some(done)) = left {
+            // Whoever asked may have stopped waiting.
+            let _gone = done.send(());
+        }
+    }
+
+    /// Reads what has arrived, within reason.
+    fn receive(&mut self, buffer: &mut [u8]) {
+        for _ in 0..READS_MAX {
+            match self.socket.try_recv_from(buffer) {
+                Ok((len, from)) => {
+                    self.gossip.handle_datagram(from, &buffer[..len], Instant::now());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // An ICMP error about something that was sent earlier: the failure detector will see.
+                Err(error) => tracing::debug!(%error, "the gossip socket reports an error"),
+            }
+        }
+    }
+
+    /// Saves what is to be saved; `false` if the disk refused.
+    async fn save(&mut self) -> bool {
+        while let Some(memory) = self.gossip.poll_memory() {
+            let (path, id) = (self.state_file.clone(), self.id);
+            let result = tokio::task::spawn_blocking(move || save(&path, id, &memory)).await;
+            match result {
+                Ok(Ok(())) => self.gossip.handle_saved(Instant::now()),
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "nothing is announced until this can be written");
+                    self.gossip.handle_save_failed();
+                    return false;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "writing the state was interrupted");
+                    self.gossip.handle_save_failed();
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    async fn transmit(&mut self) {
+        while let Some((to, datagram)) = self.gossip.poll_transmit() {
+            if let Err(error) = self.socket.send_to(&datagram, to).await {
+                tracing::debug!(%to, %error, "gossip was not sent");
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let map = self.gossip.map();
+        self.map.send_if_modified(|published| {
+            let newer = published.generation != map.generation;
+            if newer {
+                *published = Arc::clone(map);
+            }
+            newer
+        });
+        let lease = self.gossip.lease_state();
+        self.lease.send_if_modified(|published| {
+            let newer = *published != lease;
+            if newer {
+                *published = lease;
+            }
+            newer
+        });
+        if self.counted.elapsed() >= COUNT_PAUSE {
+            self.counted = Instant::now();
+            self.counters.send_replace(self.gossip.counters().clone());
+        }
+        while let Some(event) = self.gossip.poll_event() {
+            if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
+                tracing::warn!(?event, "nobody reads the events of gossip");
+            }
+        }
+    }
+
+    fn join_seeds(&mut self) {
+        let resolved = self.seeds.borrow_and_update().clone();
+        let now = Instant::now();
+        for gone in self.joined.difference(&resolved.addresses) {
+            self.gossip.forget_seed(*gone);
+        }
+        for seed in &resolved.addresses {
+            self.gossip.join(*seed, now);
+        }
+        // A node that is its own only seed is the first one.
+        self.gossip.expect_seeds(!resolved.complete || !resolved.addresses.is_empty());
+        self.joined = resolved.addresses;
+    }
+}
+
+impl AgentHandle {
+    /// The subnet map, and whether it has changed.
+    pub fn map(&self) -> watch::Receiver<Arc<SubnetMap>> {
+        self.map.clone()
+    }
+
+    /// The own leases, and whether they have changed.
+    pub fn lease(&self) -> watch::Receiver<LeaseState> {
+        self.lease.clone()
+    }
+
+    /// Totals, a second old at most.
+    pub fn counters(&self) -> Counters {
+        self.counters.borrow().clone()
+    }
+
+    /// The stream of events; `None` if somebody has taken it already.
+    pub fn take_events(&mut self) -> Option<mpsc::Receiver<Event>> {
+        self.events.take()
+    }
+
+    /// Says goodbye to the cluster and ends the agent, within about a second.
+    pub async fn leave(self) {
+        let (done, finished) = oneshot::channel();
+        if self.leave.send(done).await.is_ok() {
+            // An agent that ended without an answer has ended, too.
+            let _ended = finished.await;
+        }
+        let _ended = self.task.await;
+    }
+
+    /// Ends the agent as if the machine had failed: nobody is told.
+    pub fn abort(self) {
+        self.task.abort();
+    }
+}
+
+/// Resolves the seeds' names in a task of its own, so that a slow name server holds up nothing.
+fn resolve_for_ever(seeds: Vec<String>, own: SocketAddr) -> watch::Receiver<Resolved> {
+    let (publish, resolved) = watch::channel(Resolved::default());
+    if !seeds.is_empty() {
+        tokio::spawn(async move {
+            let mut known = BTreeMap::new();
+            while !publish.is_closed() {
+                for seed in &seeds {
+                    match resolve(seed, own.port()).await {
+                        Ok(addresses) => {
+                            known.insert(seed.clone(), addresses);
+                        }
+                        Err(error) => tracing::warn!(%seed, %error, "cannot resolve a seed"),
+                    }
+                }
+                let addresses = known.values().flatten().copied();
+                let addresses = addresses
+                    .filter(|seed| *seed != own && seed.is_ipv6() == own.is_ipv6())
+                    .collect();
+                let complete = known.len() == seeds.len();
+                publish.send_if_modified(|published| {
+                    let news = Resolved { addresses, complete };
+                    let changed = *published != news;
+                    *published = news;
+                    changed
+                });
+                tokio::time::sleep(if complete { RESOLVE_PAUSE } else { RESOLVE_RETRY }).await;
+            }
+        });
+    }
+    resolved
+}
+
+/// Finds the addresses of `host`, `host:port`, `address` or `[address]:port`.
+///
+/// # Errors
+///
+/// When the name cannot be resolved, or the port is none.
+pub async fn resolve(seed: &str, default_port: u16) -> io::Result<Vec<SocketAddr>> {
+    let bare = seed.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(seed);
+    if let Ok(address) = bare.parse() {
+        return Ok(vec![SocketAddr::new(address, default_port)]);
+    }
+    if let Ok(address) = seed.parse() {
+        return Ok(vec![address]);
+    }
+    let (host, port) = match seed.rsplit_once(':') {
+        Some((host, port)) => {
+            let port = port.parse().map_err(|_| {
+                io::Error::new(io::ErrorKind::InvalidInput, format!("`{port}` is not a port"))
+            })?;
+            (host, port)
+        }
+        None => (seed, default_port),
+    };
+    Ok(tokio::net::lookup_host((host, port)).await?.collect())
+}
+
+fn random_seed() -> Result<u64, Error> {
+    let [a, b, c, d, e, f, g, h, ..] = NodeId::generate()?.0;
+    Ok(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+}
+
+/// The state file's content.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    node_id: NodeId,
+    counter: u64,
+    clock: u64,
+    leases: Vec<LeaseLine>,
+    #[serde(default)]
+    peers: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeaseLine {
+    prefix: IpNetwork,
+    epoch: u64,
+}
+
+fn save(path: &Path, node_id: NodeId, memory: &Memory) -> Result<(), Error> {
+    let leases = memory.leases.iter();
+    let state = State {
+        node_id,
+        counter: memory.counter,
+        clock: memory.clock,
+        leases: leases
+            .map(|lease| LeaseLine { prefix: lease.prefix, epoch: lease.epoch })
+            .collect(),
+        peers: memory.peers.clone(),
+    };
+    let mut text = serde_json::to_vec_pretty(&state).map_err(|error| Error::WriteState {
+        path: path.to_owned(),
+        source: io::Error::other(error),
+    })?;
+    text.push(b'\n');
+    state_file::write(path, &text)
+}
+
+fn load(path: &Path, node_id: NodeId) -> Result<Memory, Error> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Memory::default()),
+        Err(source) => return Err(Error::ReadState { path: path.to_owned(), source }),
+    };
+    let state: State = serde_json::from_slice(&text)
+        .map_err(|error| Error::CorruptState { path: path.to_owned(), why: error.to_string() })?;
+    if state.node_id != node_id {
+        // The identity was given up on purpose; what belonged to it stays with it.
+        tracing::warn!(path = %path.display(), former = %state.node_id, "ignoring another node's state");
+        return Ok(Memory::default());
+    }
+    let leases = state.leases.into_iter();
+    Ok(Memory {
+        counter: state.counter,
+        clock: state.clock,
+        leases: leases
+            .map(|lease| RememberedLease { prefix: lease.prefix, epoch: lease.epoch })
+            .collect(),
+        peers: state.peers,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::config::LeaseConfig;
+
+    fn agent(dir: &Path, last: u8, seeds: &[&str]) -> AgentConfig {
+        let lease =
+            LeaseConfig { claim_confirm_ms: 100, claim_wait_ms: 1000, ..LeaseConfig::default() };
+        AgentConfig {
+            gossip: GossipConfig::new("agent-test", lease),
+            local: LocalNode {
+                id: NodeId([last; 16]),
+                name: format!("node-{last}"),
+                underlay: IpAddr::from([127, 77, 3, last]),
+                gossip_port: 7946,
+                vxlan_port: 4789,
+                underlay_mtu: 1500,
+                has_seeds: false,
+                memory: Memory::default(),
+            },
+            seeds: seeds.iter().map(|seed| (*seed).to_owned()).collect(),
+            state_file: dir.join(format!("{last}/gossip.json")),
+        }
+    }
+
+    async fn until<T>(receiver: &mut watch::Receiver<T>, goal: impl FnMut(&T) -> bool) {
+        let reached = tokio::time::timeout(Duration::from_secs(10), receiver.wait_for(goal)).await;
+        reached.expect("within ten seconds").expect("the agent runs");
+    }
+
+    #[tokio::test]
+    async fn agents_find_each_other_keep_their_leases_and_say_goodbye() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Agent::spawn(agent(dir.path(), 1, &["127.77.3.1"])).await.unwrap();
+        let second = Agent::spawn(agent(dir.path(), 2, &["127.77.3.1:7946"])).await.unwrap();
+        let both = |map: &Arc<SubnetMap>| {
+            map.members.values().filter(|member| member.routes().count() == 1).count() == 2
+        };
+        until(&mut first.map(), both).await;
+        until(&mut second.map(), both).await;
+        let lease = second.lease().borrow().held().to_vec();
+        assert_eq!(lease.len(), 1);
+
+        second.leave().await;
+        until(&mut first.map(), |map| {
+            let member = &map.members[&NodeId([2; 16])];
+            member.state == crate::subnet::MemberState::Left
+        })
+        .await;
+
+        let second = Agent::spawn(agent(dir.path(), 2, &["127.77.3.1"])).await.unwrap();
+        assert_eq!(second.lease().borrow().held(), lease, "at once, from the disk");
+        until(&mut first.map(), both).await;
+        first.abort();
+        second.abort();
+    }
+
+    #[tokio::test]
+    async fn a_damaged_state_file_and_a_taken_port_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = agent(dir.path(), 9, &[]);
+        fs::create_dir_all(config.state_file.parent().unwrap()).unwrap();
+        fs::write(&config.state_file, "{\"node_id\": ").unwrap();
+        let error = Agent::spawn(config.clone()).await.unwrap_err();
+        assert!(matches!(error, Error::CorruptState { .. }), "{error}");
+        fs::remove_file(&config.state_file).unwrap();
+        let running = Agent::spawn(config.clone()).await.unwrap();
+        let error = Agent::spawn(config).await.unwrap_err();
+        assert!(error.to_string().contains("127.77.3.9:7946"), "{error}");
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn seeds_are_written_in_any_usual_way() {
+        let resolved = async |seed| resolve(seed, 7946).await.unwrap()[0].to_string();
+        assert_eq!(resolved("192.0.2.1").await, "192.0.2.1:7946");
+        assert_eq!(resolved("192.0.2.1:7").await, "192.0.2.1:7");
+        assert_eq!(resolved("2001:db8::1").await, "[2001:db8::1]:7946");
+        assert_eq!(resolved("[2001:db8::1]").await, "[2001:db8::1]:7946");
+        assert_eq!(resolved("[2001:db8::1]:7").await, "[2001:db8::1]:7");
+        assert!(resolve("host:port", 7946).await.is_err());
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_by_the_same_node_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gossip.json");
+        let id = NodeId([1; 16]);
+        let memory = Memory {
+            counter: 5,
+            clock: 6,
+            leases: vec![RememberedLease { prefix: "10.244.7.0/24".parse().unwrap(), epoch: 3 }],
+            peers: vec!["192.0.2.1:7946".parse().unwrap()],
+        };
+        save(&path, id, &memory).unwrap();
+        assert_eq!(load(&path, id).unwrap(), memory);
+        assert_eq!(load(&path, NodeId([2; 16])).unwrap(), Memory::default());
+    }
+}
