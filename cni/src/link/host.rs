@@ -1,9 +1,13 @@
 //! The node's own interface: addresses of the lease, and routes to the cluster through the switch.
 //!
 //! ```text
-//! weft0  10.244.1.1/32   10.244.0.0/16     via 169.254.1.1 dev weft0 onlink src 10.244.1.1
+//! weft0  10.244.1.1/32   169.254.1.1       dev weft0 scope link
+//!                        10.244.0.0/16     via 169.254.1.1 dev weft0 onlink src 10.244.1.1
 //!        fd00:…:1::1/128 fd00:10:244::/56  via fe80::1     dev weft0 onlink src fd00:10:244:1::1
 //! ```
+//!
+//! The route to the IPv4 router makes the kernel accept what the router says itself, its ICMP errors: with
+//! `rp_filter` a source needs a way back. An IPv6 link-local address has one on every interface.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -35,7 +39,9 @@ impl HostInterface {
         let of_family = |list: &[IpAddr], range: &IpNetwork| {
             list.iter().copied().find(|address| address.is_ipv4() == range.is_ipv4())
         };
-        self.ranges.iter().filter_map(move |range| {
+        let routers = self.routers.iter().filter(|router| router.is_ipv4());
+        let on_link = routers.map(move |router| Route::on_link(IpNetwork::from(*router), index));
+        on_link.chain(self.ranges.iter().filter_map(move |range| {
             Some(Route {
                 destination: IpNetwork::new(range.network(), range.prefix()).ok()?,
                 gateway: Some(of_family(&self.routers, range)?),
@@ -44,7 +50,7 @@ impl HostInterface {
                 scope: RouteScope::Universe,
                 onlink: true,
             })
-        })
+        }))
     }
 }
 
