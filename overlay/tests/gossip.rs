@@ -2,6 +2,8 @@
 //!
 //! Every scenario runs with many seeds; a failing one is named in the message, and replays exactly.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -12,6 +14,13 @@ use overlay::subnet::{Conflict, MemberState};
 
 fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
+}
+
+/// The seeds to run, `WEFT_SIM_FACTOR` times as many as usual.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let factor = std::env::var("WEFT_SIM_FACTOR")
+        .map_or(1, |factor| factor.parse().expect("WEFT_SIM_FACTOR is a number"));
+    0..count * factor
 }
 
 fn cluster(seed: u64, nodes: usize) -> Network {
@@ -83,7 +92,7 @@ fn has_event(network: &Network, ix: usize, is: impl Fn(&Event) -> bool) -> bool 
 #[test]
 fn three_nodes_agree() {
     let mut longest = Duration::ZERO;
-    for seed in 0..200 {
+    for seed in seeds(200) {
         let mut network = cluster(seed, 3);
         let time = reach(&mut network, seed, 5, |network| network.agrees_on(3));
         longest = longest.max(time);
@@ -93,7 +102,7 @@ fn three_nodes_agree() {
 
 #[test]
 fn fifty_nodes_agree() {
-    for seed in 0..2 {
+    for seed in seeds(2) {
         let mut network = cluster(seed, 50);
         let time = reach(&mut network, seed, 10, |network| network.agrees_on(50));
         println!("fifty nodes agree after {time:?}");
@@ -103,7 +112,7 @@ fn fifty_nodes_agree() {
 #[test]
 fn a_killed_node_is_gone_within_ten_seconds_and_returns_with_its_lease() {
     let (mut gone, mut back) = (Duration::ZERO, Duration::ZERO);
-    for seed in 0..200 {
+    for seed in seeds(200) {
         let mut network = agreed(seed, 3);
         network.faults.loss = if seed % 2 == 0 { 0.0 } else { 0.1 };
         let ix = usize::try_from(seed % 3).unwrap();
@@ -119,7 +128,7 @@ fn a_killed_node_is_gone_within_ten_seconds_and_returns_with_its_lease() {
 
 #[test]
 fn a_node_that_restarts_at_once_is_taken_back_at_once_as_often_as_it_likes() {
-    for seed in 0..20 {
+    for seed in seeds(20) {
         let mut network = agreed(seed, 3);
         for round in 0..10 {
             let ix = round % 3;
@@ -134,7 +143,7 @@ fn a_node_that_restarts_at_once_is_taken_back_at_once_as_often_as_it_likes() {
 
 #[test]
 fn a_node_whose_disk_was_lost_gets_its_lease_back_from_the_cluster() {
-    for seed in 0..100 {
+    for seed in seeds(100) {
         let mut network = agreed(seed, 3);
         let ix = usize::try_from(seed % 3).unwrap();
         let lease = network.held(ix);
@@ -161,7 +170,7 @@ fn a_hundred_nodes_notice_a_death_in_time() {
 
 #[test]
 fn losses_kill_nobody() {
-    for seed in 0..20 {
+    for seed in seeds(8) {
         let mut network = agreed(seed, if seed % 2 == 0 { 3 } else { 10 });
         network.faults = Faults {
             loss: 0.1,
@@ -169,7 +178,7 @@ fn losses_kill_nobody() {
             delay: Duration::from_millis(1)..Duration::from_millis(60),
             ..Faults::default()
         };
-        network.run_for(secs(300));
+        network.run_for(secs(200));
         for ix in network.running() {
             let died = has_event(&network, ix, |event| matches!(event, Event::MemberDown { .. }));
             assert!(!died, "seed {seed}: {}", picture(&network));
@@ -179,7 +188,7 @@ fn losses_kill_nobody() {
 
 #[test]
 fn a_goodbye_is_heard_within_a_second() {
-    for seed in 0..200 {
+    for seed in seeds(200) {
         let mut network = agreed(seed, 5);
         network.faults.loss = if seed % 2 == 0 { 0.0 } else { 0.1 };
         let lease = network.held(1);
@@ -203,7 +212,7 @@ fn narrow(prefix: &str) -> GossipConfig {
 
 #[test]
 fn of_simultaneous_claims_one_wins_everywhere() {
-    for seed in 0..200 {
+    for seed in seeds(200) {
         let mut network = Network::new(seed);
         network.config = narrow("10.244.0.0/22");
         network.faults.loss = 0.05;
@@ -216,7 +225,7 @@ fn of_simultaneous_claims_one_wins_everywhere() {
 
 #[test]
 fn a_subnet_that_two_nodes_remember_stays_with_the_better_claim() {
-    for seed in 0..200 {
+    for seed in seeds(200) {
         let mut network = agreed(seed, 4);
         let prefix = network.held(2)[0];
         network.kill(2);
@@ -246,7 +255,7 @@ fn a_subnet_that_two_nodes_remember_stays_with_the_better_claim() {
 
 #[test]
 fn a_node_that_slept_over_its_lease_does_not_steal_it_back() {
-    for seed in 0..100 {
+    for seed in seeds(100) {
         let mut network = Network::new(seed);
         network.config = narrow("10.244.0.0/23");
         for _ in 0..2 {
@@ -271,7 +280,7 @@ fn a_node_that_slept_over_its_lease_does_not_steal_it_back() {
 
 #[test]
 fn an_exhausted_range_is_told_and_used_as_soon_as_there_is_room() {
-    for seed in 0..100 {
+    for seed in seeds(100) {
         let mut network = Network::new(seed);
         network.config = narrow("10.244.0.0/23");
         for _ in 0..3 {
@@ -298,7 +307,7 @@ fn an_exhausted_range_is_told_and_used_as_soon_as_there_is_room() {
 
 #[test]
 fn both_families_are_leased_together() {
-    for seed in 0..50 {
+    for seed in seeds(50) {
         let mut network = Network::new(seed);
         network.config.lease.ranges.push("fd00:10:244::/56".parse().unwrap());
         for _ in 0..4 {
@@ -319,7 +328,7 @@ fn both_families_are_leased_together() {
 #[test]
 fn a_partition_heals_however_long_it_was() {
     let mut longest = Duration::ZERO;
-    for seed in 0..200 {
+    for seed in seeds(60) {
         let mut network = agreed(seed, 5);
         let leases: Vec<_> = (0..5).map(|ix| network.held(ix)).collect();
         network.isolate(&[3, 4]);
@@ -341,7 +350,7 @@ fn a_partition_heals_however_long_it_was() {
 
 #[test]
 fn a_partition_heals_though_everybody_restarted_in_it() {
-    for seed in 0..50 {
+    for seed in seeds(30) {
         let mut network = agreed(seed, 5);
         network.isolate(&[3, 4]);
         network.run_for(secs(15));
@@ -360,7 +369,7 @@ fn a_partition_heals_though_everybody_restarted_in_it() {
 
 #[test]
 fn what_was_claimed_on_both_sides_of_a_partition_is_settled() {
-    for seed in 0..100 {
+    for seed in seeds(100) {
         let mut network = Network::new(seed);
         network.config = narrow("10.244.0.0/21");
         for _ in 0..4 {
@@ -381,7 +390,7 @@ fn what_was_claimed_on_both_sides_of_a_partition_is_settled() {
 
 #[test]
 fn a_lone_node_serves_itself_while_its_seeds_are_silent() {
-    for seed in 0..50 {
+    for seed in seeds(50) {
         let mut network = Network::new(seed);
         let mut locals = Vec::new();
         for _ in 0..3 {
@@ -403,7 +412,7 @@ fn a_lone_node_serves_itself_while_its_seeds_are_silent() {
 
 #[test]
 fn a_cloned_node_is_named_and_the_lower_address_keeps_the_id() {
-    for seed in 0..100 {
+    for seed in seeds(30) {
         let mut network = agreed(seed, 4);
         let mut clone = network.next_local();
         clone.id = network.id(2);
@@ -444,7 +453,7 @@ fn a_cloned_node_is_named_and_the_lower_address_keeps_the_id() {
 
 #[test]
 fn two_nodes_with_one_address_are_named_everywhere() {
-    for seed in 0..100 {
+    for seed in seeds(40) {
         let mut network = agreed(seed, 4);
         let mut double = network.next_local();
         double.underlay = network.address(2).ip();
@@ -468,7 +477,7 @@ fn two_nodes_with_one_address_are_named_everywhere() {
 
 #[test]
 fn a_machine_replaced_at_its_address_is_no_conflict() {
-    for seed in 0..50 {
+    for seed in seeds(50) {
         let mut network = agreed(seed, 4);
         let mut successor = network.next_local();
         successor.underlay = network.address(2).ip();
@@ -491,7 +500,7 @@ fn a_machine_replaced_at_its_address_is_no_conflict() {
 
 #[test]
 fn a_node_that_moves_to_another_address_takes_its_lease_along() {
-    for seed in 0..50 {
+    for seed in seeds(50) {
         let mut network = agreed(seed, 4);
         let lease = network.held(2);
         network.kill(2);
@@ -506,7 +515,7 @@ fn a_node_that_moves_to_another_address_takes_its_lease_along() {
 
 #[test]
 fn another_network_at_the_same_seed_is_ignored_and_counted() {
-    for seed in 0..20 {
+    for seed in seeds(20) {
         let mut network = agreed(seed, 3);
         network.config = GossipConfig::new("other", LeaseConfig::default());
         let foreign = network.add_node();
@@ -522,7 +531,7 @@ fn another_network_at_the_same_seed_is_ignored_and_counted() {
 
 #[test]
 fn a_third_of_garbage_does_no_harm() {
-    for seed in 0..50 {
+    for seed in seeds(50) {
         let mut network = cluster(seed, 3);
         network.faults.corruption = 0.3;
         reach(&mut network, seed, 20, |network| network.agrees_on(3));

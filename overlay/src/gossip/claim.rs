@@ -227,10 +227,10 @@ impl Claims {
             match family.step {
                 Step::Idle => {}
                 Step::Exhausted => {
-                    exhausted.extend(family.slots.ranges.iter().map(|(net, _)| *net))
+                    exhausted.extend(family.slots.ranges.iter().map(|(net, _)| *net));
                 }
                 Step::Claiming { prefix, .. } | Step::Saving { prefix, .. } => {
-                    claiming.push(prefix)
+                    claiming.push(prefix);
                 }
                 Step::Held { prefix, .. } => held.push(prefix),
             }

@@ -150,7 +150,7 @@ fn envelope(network: u64, kind: u8, body_len: usize) -> Vec<u8> {
 }
 
 /// Fills in the check sum.
-fn finish(mut datagram: Vec<u8>) -> Vec<u8> {
+pub(super) fn finish(mut datagram: Vec<u8>) -> Vec<u8> {
     let sum = check_sum(&datagram[CHECKED_FROM..]);
     datagram[CHECKED_FROM - 4..CHECKED_FROM].copy_from_slice(&sum);
     datagram

@@ -18,6 +18,8 @@ mod claim;
 mod codec;
 mod counters;
 mod event;
+#[cfg(test)]
+mod hostile;
 mod identity;
 mod publish;
 mod receive;

@@ -77,6 +77,7 @@ impl Gossip {
             Message::Hello { you } => {
                 self.learn_own_past(sender.address, you);
                 let you = Some(self.view_of(sender.id, sender.address));
+                self.swim.introduce(sender, self.now);
                 self.send(sender.address, Message::Welcome { you });
                 Ok(())
             }

@@ -59,6 +59,8 @@ pub struct Network {
     pub config: GossipConfig,
     /// Total length of all datagrams, without UDP and IP headers.
     pub bytes_sent: u64,
+    /// The longest datagram so far.
+    pub longest_sent: usize,
     started: Instant,
     now: Instant,
     rng: StdRng,
@@ -66,6 +68,7 @@ pub struct Network {
     wire: BTreeMap<(Instant, u64), Packet>,
     packets: u64,
     wakes: BTreeSet<(Instant, usize)>,
+    capture: Option<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>,
 }
 
 /// A machine that gossip runs on.
@@ -97,6 +100,7 @@ impl Network {
             faults: Faults::default(),
             config: GossipConfig::new("sim", LeaseConfig::default()),
             bytes_sent: 0,
+            longest_sent: 0,
             started: now,
             now,
             rng: StdRng::seed_from_u64(seed),
@@ -104,6 +108,7 @@ impl Network {
             wire: BTreeMap::new(),
             packets: 0,
             wakes: BTreeSet::new(),
+            capture: None,
         }
     }
 
@@ -202,6 +207,12 @@ impl Network {
     /// Puts a datagram on the wire, on every side of it.
     pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
         self.send(Packet { from, to, side: None, datagram });
+    }
+
+    /// Starts to keep a copy of every datagram that is sent, and gives away what was kept so far: from
+    /// where, where to, and what.
+    pub fn capture(&mut self) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
+        self.capture.replace(Vec::new()).unwrap_or_default()
     }
 
     /// How long the network has been running.
@@ -366,6 +377,10 @@ impl Network {
 
     fn send(&mut self, mut packet: Packet) {
         self.bytes_sent += packet.datagram.len() as u64;
+        self.longest_sent = self.longest_sent.max(packet.datagram.len());
+        if let Some(capture) = &mut self.capture {
+            capture.push((packet.from, packet.to, packet.datagram.clone()));
+        }
         if self.rng.random_bool(self.faults.loss) {
             return;
         }

@@ -103,11 +103,18 @@ impl Swim {
         let result = self.foca.handle_data(body, &mut self.runtime);
         self.collect(now);
         result.map_err(|error| match error {
-            foca::Error::Decode(_) | foca::Error::MalformedPacket => Refused::Malformed,
-            foca::Error::CustomBroadcast(_) => Refused::Malformed,
+            foca::Error::Decode(_)
+            | foca::Error::MalformedPacket
+            | foca::Error::CustomBroadcast(_) => Refused::Malformed,
             foca::Error::DataTooBig => Refused::Oversize,
             foca::Error::DataFromOurselves => Refused::OwnAddress,
-            _ => Refused::Protocol,
+            foca::Error::NotUndead
+            | foca::Error::SameIdentity
+            | foca::Error::NotConnected
+            | foca::Error::IncompleteProbeCycle
+            | foca::Error::IndirectForOurselves
+            | foca::Error::Encode(_)
+            | foca::Error::InvalidConfig => Refused::Protocol,
         })
     }
 
