@@ -25,6 +25,11 @@ fn coalesce() {
     inputs("coalesce").for_each(|input| targets::coalesce(&input));
 }
 
+#[test]
+fn switch() {
+    inputs("switch").for_each(|input| targets::switch(&input));
+}
+
 /// The strict checks of [`offload::decode`] never refuse what Linux hands over.
 #[test]
 fn what_a_kernel_hands_over_is_accepted() {

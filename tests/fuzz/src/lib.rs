@@ -5,4 +5,5 @@
 
 pub mod cni_targets;
 pub mod conf_targets;
+pub mod overlay_targets;
 pub mod vswitch_targets;

@@ -1,10 +1,17 @@
 //! The parsers of the data path.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Instant;
 
+use vswitch::config::Config;
+use vswitch::counters::Counters;
 use vswitch::frame::{Batch, Frame, Ingress, Pool};
+use vswitch::mac::Mac;
 use vswitch::offload::{self, Coalescer, Cut, Options, VnetHeader};
-use vswitch::port::NodeIx;
+use vswitch::port::{Context, NodeIx, PortIx};
+use vswitch::switch::Switch;
+use vswitch::tables::{Node, Peer, PortEntry, PortKind, Tables, TablesBuilder};
+use vswitch::verdict::Egress;
 use vswitch::wire::checksum::{self, Verification};
 use vswitch::wire::{self, ETHERNET_LEN, Fragment, Headers, Ip, Network, Transport, flow, tcp};
 
@@ -97,6 +104,95 @@ pub fn coalesce(input: &[u8]) {
     };
     assert_eq!(sorted(&cut), sorted(&accepted));
 }
+
+/// Frames through the whole pipeline: the first byte says whether checksums are made right; each frame
+/// has where it comes in, and its length in two bytes, in front.
+pub fn switch(input: &[u8]) {
+    let Some((&mode, mut rest)) = input.split_first() else {
+        return;
+    };
+    let tables = tables();
+    let counters = Counters::new(1, 4);
+    let worker = counters.worker(0);
+    let mut pool = Pool::new(PACKETS_MAX);
+    let now = Instant::now();
+    let mut switch = Switch::new(&Config::default(), now);
+    let (mut batch, mut out) = (Batch::new(), Vec::new());
+    while let Some((&from, behind)) = rest.split_first()
+        && let Some((packet, behind)) = next_packet(behind)
+    {
+        rest = behind;
+        let mut packet = packet.to_vec();
+        if mode & 1 != 0 {
+            repair(&mut packet);
+        }
+        let mut frame = pool.take().expect("all buffers came back");
+        assert!(frame.append(&packet));
+        frame.meta.ingress = match from % 4 {
+            3 => Ingress::Node(NodeIx(0)),
+            port => Ingress::Port(PortIx(u16::from(port))),
+        };
+        worker.received.add(1);
+        batch.push(frame);
+        let mut context = Context { tables: &tables, pool: &mut pool, counters: &worker };
+        switch.forward(&mut context, now, &mut batch, &mut out);
+        assert!(batch.is_empty());
+        for (egress, frame) in out.drain(..) {
+            let headers = wire::parse(frame.data()).expect("what goes out is sound");
+            let mtu = match egress {
+                Egress::Port(port) => tables.port(port).expect("it exists").mtu,
+                Egress::Node(node) => tables.peer(node).expect("it exists").mtu,
+            };
+            if let Network::Ip(ip) = headers.network {
+                assert!(ip.len <= usize::from(mtu));
+            }
+            worker.delivered.add(frame.packets());
+            pool.put(frame);
+        }
+    }
+    assert_eq!(
+        counters.sum().queued(),
+        0,
+        "received + originated = delivered + answered + dropped"
+    );
+    assert_eq!(pool.in_use(), 0);
+}
+
+/// The host, two pods and another node.
+fn tables() -> Tables {
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let node = Node {
+        vtep_mac: Mac([2, 0, 0, 0, 1, 1]),
+        gateway_v4: Some(Ipv4Addr::new(10, 99, 0, 254)),
+        gateway_v6: Some(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0xfe)),
+        underlay: Some(ip("192.0.2.1")),
+        vxlan_port: 4789,
+        gossip_port: 7946,
+    };
+    let ranges = ["10.99.0.0/16", "fd99::/56"].map(|range| range.parse().expect("a range"));
+    let mut builder = TablesBuilder::new(1, node, &ranges);
+    let port = |kind, mac, addresses: &[&str]| PortEntry {
+        kind,
+        mac,
+        mtu: 1280,
+        addresses: addresses.iter().map(|address| ip(address)).collect(),
+    };
+    // The addresses are those of the recorded packets.
+    builder
+        .port(PortIx::HOST, port(PortKind::Host, Mac::HOST, &["10.99.0.254", "192.0.2.1"]))
+        .port(PortIx(1), port(PortKind::Pod, POD_MACS[0], &["10.99.0.1", "fd99::1"]))
+        .port(PortIx(2), port(PortKind::Pod, POD_MACS[1], &["10.99.0.2", "fd99::2"]));
+    builder.peer(Peer {
+        name: "peer".to_owned(),
+        underlay: SocketAddr::new(ip("192.0.2.2"), 4789),
+        vtep_mac: Mac([2, 0, 0, 0, 1, 2]),
+        mtu: 1280,
+        leases: vec!["10.99.1.0/24".parse().expect("a lease")],
+    });
+    builder.build()
+}
+
+const POD_MACS: [Mac; 2] = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];
 
 /// Most packets that one input stands for.
 const PACKETS_MAX: usize = 256;

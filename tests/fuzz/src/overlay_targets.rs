@@ -1,0 +1,190 @@
+//! What other nodes, or anybody who can reach the ports, send.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use overlay::config::LeaseConfig;
+use overlay::gossip::{Gossip, GossipConfig, LocalNode, Memory};
+use overlay::node_id::NodeId;
+use overlay::vxlan::{self, Vni};
+
+/// A VXLAN datagram.
+pub fn vxlan(datagram: &[u8]) {
+    if let Ok(inner) = vxlan::decode(datagram, Vni::WEFT) {
+        assert_eq!(inner.len() + vxlan::HEADER_LEN, datagram.len());
+        // The reserved bits are ignored; everything else is what we write.
+        let ours = vxlan::encode(Vni::WEFT);
+        assert_eq!(datagram[0] & ours[0], ours[0]);
+        assert_eq!(datagram[4..7], ours[4..7]);
+    }
+}
+
+/// Two nodes that gossip over a bad network. Each step of the input says what the network does with the
+/// next datagram on its way, or that time passes.
+pub fn gossip(mut input: &[u8]) {
+    let mut pair = Pair::new();
+    let mut steps = 0;
+    while let Some((&step, rest)) = input.split_first()
+        && steps < STEPS_MAX
+    {
+        steps += 1;
+        input = match step % 8 {
+            0 => pair.pass(rest, Duration::from_millis(20)),
+            1 => pair.pass(rest, Duration::from_secs(2)),
+            2 | 3 => pair.deliver(rest),
+            4 => pair.lose(rest),
+            5 => pair.repeat(rest),
+            6 => pair.damage(rest),
+            _ => pair.forge(rest),
+        };
+        pair.collect();
+    }
+    for node in &pair.nodes {
+        assert!(node.map().members.len() <= NODES_MAX);
+    }
+}
+
+const STEPS_MAX: usize = 2000;
+const NODES_MAX: usize = 8;
+/// Most datagrams on their way at a time.
+const FLYING_MAX: usize = 256;
+
+struct Pair {
+    nodes: [Gossip; 2],
+    /// To which node, and what.
+    flying: VecDeque<(usize, Vec<u8>)>,
+    now: Instant,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let now = Instant::now();
+        let nodes = [0, 1].map(|ix| {
+            let mut config = GossipConfig::new("weft", LeaseConfig::default());
+            config.nodes_max = NODES_MAX;
+            let local = LocalNode {
+                id: NodeId([ix + 1; 16]),
+                name: format!("node-{ix}"),
+                underlay: address(usize::from(ix)).ip(),
+                gossip_port: 7946,
+                vxlan_port: 4789,
+                underlay_mtu: 1500,
+                has_seeds: false,
+                memory: Memory::default(),
+            };
+            Gossip::new(config, local, u64::from(ix), now)
+        });
+        let mut pair = Self { nodes, flying: VecDeque::new(), now };
+        pair.nodes[1].join(address(0), now);
+        pair.collect();
+        pair
+    }
+
+    /// Does what a driver does after every call.
+    fn collect(&mut self) {
+        for (ix, node) in self.nodes.iter_mut().enumerate() {
+            while node.poll_memory().is_some() {
+                node.handle_saved(self.now);
+            }
+            while node.poll_event().is_some() {}
+            while let Some((to, datagram)) = node.poll_transmit() {
+                assert!(datagram.len() <= overlay::gossip::DATAGRAM_MAX);
+                if to == address(1 - ix) && self.flying.len() < FLYING_MAX {
+                    assert_eq!(
+                        checked(datagram.clone()),
+                        datagram,
+                        "the sum is not that of codec.rs"
+                    );
+                    self.flying.push_back((1 - ix, datagram));
+                }
+            }
+        }
+    }
+
+    fn pass<'a>(&mut self, rest: &'a [u8], time: Duration) -> &'a [u8] {
+        self.now += time;
+        for node in &mut self.nodes {
+            node.handle_timeout(self.now);
+        }
+        rest
+    }
+
+    fn hand_over(&mut self, to: usize, datagram: &[u8]) {
+        self.nodes[to].handle_datagram(address(1 - to), datagram, self.now);
+    }
+
+    fn deliver<'a>(&mut self, rest: &'a [u8]) -> &'a [u8] {
+        if let Some((to, datagram)) = self.flying.pop_front() {
+            self.hand_over(to, &datagram);
+        }
+        rest
+    }
+
+    fn lose<'a>(&mut self, rest: &'a [u8]) -> &'a [u8] {
+        self.flying.pop_front();
+        rest
+    }
+
+    fn repeat<'a>(&mut self, rest: &'a [u8]) -> &'a [u8] {
+        if let Some((to, datagram)) = self.flying.front().cloned() {
+            self.hand_over(to, &datagram);
+        }
+        rest
+    }
+
+    /// Changes a byte (its place in two bytes, its value in a third) of the next datagram.
+    fn damage<'a>(&mut self, rest: &'a [u8]) -> &'a [u8] {
+        let Some(([high, low, value], rest)) = rest.split_first_chunk() else {
+            return &[];
+        };
+        if let Some((to, mut datagram)) = self.flying.pop_front() {
+            let at = usize::from(u16::from_be_bytes([*high, *low])) % datagram.len();
+            datagram[at] ^= value;
+            self.hand_over(to, &checked(datagram));
+        }
+        rest
+    }
+
+    /// Makes up a datagram: receiver and kind in a byte, its length in another, then its body.
+    fn forge<'a>(&mut self, rest: &'a [u8]) -> &'a [u8] {
+        let Some(([what, len], rest)) = rest.split_first_chunk() else {
+            return &[];
+        };
+        let (body, rest) = rest.split_at(usize::from(*len).min(rest.len()));
+        let Some(mut datagram) = self.flying.front().map(|(_, datagram)| datagram.clone()) else {
+            return rest;
+        };
+        datagram.truncate(SUMMED_FROM);
+        datagram.push(what >> 1);
+        datagram.extend_from_slice(body);
+        self.hand_over(usize::from(what & 1), &checked(datagram));
+        rest
+    }
+}
+
+/// Where the summed part of a datagram begins: at its kind, behind version, network and sum.
+const SUMMED_FROM: usize = 13;
+
+/// Fills in the check sum, as the gossip's `codec.rs` does.
+fn checked(mut datagram: Vec<u8>) -> Vec<u8> {
+    if datagram.len() > SUMMED_FROM {
+        let hash = datagram[SUMMED_FROM..].iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        datagram[SUMMED_FROM - 4..SUMMED_FROM].copy_from_slice(&stir(hash).to_be_bytes()[..4]);
+    }
+    datagram
+}
+
+/// The finalizer of `SplitMix64`.
+fn stir(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+fn address(ix: usize) -> SocketAddr {
+    let host = if ix == 0 { 1 } else { 2 };
+    SocketAddr::new(IpAddr::from([198, 18, 0, host]), 7946)
+}
