@@ -243,6 +243,11 @@ impl Claims {
         self.families.iter().all(|family| matches!(family.step, Step::Held { .. }))
     }
 
+    /// Whether a family would claim something if it could.
+    pub(super) fn is_seeking(&self) -> bool {
+        self.families.iter().any(|family| matches!(family.step, Step::Idle | Step::Exhausted))
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let claiming = self.families.iter().filter_map(|family| match family.step {
             Step::Claiming { since, .. } => Some(since + self.confirm),
@@ -290,10 +295,10 @@ impl Claims {
     }
 
     fn claim(&mut self, store: &Store, now: Instant, changes: &mut Vec<Change>) {
-        let seeking = |family: &Family| matches!(family.step, Step::Idle | Step::Exhausted);
-        if !self.families.iter().any(seeking) {
+        if !self.is_seeking() {
             return;
         }
+        let seeking = |family: &Family| matches!(family.step, Step::Idle | Step::Exhausted);
         let taken = Taken::new(store, self.own, self.hold, now);
         let mut hint = None;
         for family in &mut self.families {

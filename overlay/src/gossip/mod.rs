@@ -129,6 +129,8 @@ pub struct Gossip {
     synced: bool,
     /// Whether something could have been claimed when this was last decided.
     claims_looked: bool,
+    /// The state of the records at which that was.
+    claims_seen: u64,
     replies: Limiter,
     rumors: BTreeSet<NodeId>,
     rumor_at: Option<Instant>,
@@ -220,6 +222,7 @@ impl Gossip {
             pull: None,
             synced: false,
             claims_looked: false,
+            claims_seen: 0,
             replies: Limiter::new(now),
             rumors: BTreeSet::new(),
             rumor_at: None,
@@ -448,9 +451,7 @@ impl Gossip {
             self.follow_news();
             self.resume_if_alone();
             if !self.suspended {
-                self.claims_looked = self.may_claim();
-                let changes = self.claims.tick(&self.store, self.claims_looked, self.now);
-                self.apply_changes(changes);
+                self.tend_claims();
             }
             self.publish();
         }
@@ -459,6 +460,19 @@ impl Gossip {
         }
         if self.dirty && self.now >= self.viewed + view::PAUSE {
             self.view();
+        }
+    }
+
+    /// Decides on leases, if anything that decides has changed.
+    fn tend_claims(&mut self) {
+        let may_claim = self.may_claim();
+        let changed = self.store.changes() != self.claims_seen || may_claim != self.claims_looked;
+        let due = self.claims.poll_timeout().is_some_and(|at| at <= self.now);
+        if changed || due || (may_claim && self.claims.is_seeking()) {
+            self.claims_looked = may_claim;
+            self.claims_seen = self.store.changes();
+            let changes = self.claims.tick(&self.store, may_claim, self.now);
+            self.apply_changes(changes);
         }
     }
 
@@ -513,6 +527,9 @@ impl Gossip {
     }
 
     fn dial_seeds(&mut self) {
+        if self.seeds.poll_timeout().is_none_or(|at| at > self.now) {
+            return;
+        }
         let members: BTreeSet<_> = self.swim.active().map(|member| member.address).collect();
         let timing = &self.config.timing;
         let alone = members.is_empty();

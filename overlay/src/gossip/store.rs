@@ -39,11 +39,12 @@ pub(super) struct Store {
     records: BTreeMap<NodeId, Stored>,
     sums: [u64; BUCKETS],
     nodes_max: usize,
+    changes: u64,
 }
 
 impl Store {
     pub(super) fn new(nodes_max: usize) -> Self {
-        Self { records: BTreeMap::new(), sums: [0; BUCKETS], nodes_max }
+        Self { records: BTreeMap::new(), sums: [0; BUCKETS], nodes_max, changes: 0 }
     }
 
     /// Keeps the newer of `record` and the one that is there.
@@ -71,7 +72,13 @@ impl Store {
         self.put(Stored { record, digest, dead_since: None });
     }
 
+    /// Counts everything that has changed in here.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
     fn put(&mut self, stored: Stored) {
+        self.changes += 1;
         let id = stored.record.id;
         let sum = &mut self.sums[bucket(id)];
         *sum = sum.wrapping_add(weight(&stored));
@@ -82,6 +89,7 @@ impl Store {
 
     pub(super) fn remove(&mut self, id: NodeId) -> Option<Record> {
         let old = self.records.remove(&id)?;
+        self.changes += 1;
         let sum = &mut self.sums[bucket(id)];
         *sum = sum.wrapping_sub(weight(&old));
         Some(old.record)
@@ -98,6 +106,7 @@ impl Store {
     pub(super) fn set_dead_since(&mut self, id: NodeId, dead_since: Option<Instant>) {
         if let Some(stored) = self.records.get_mut(&id) {
             stored.dead_since = dead_since;
+            self.changes += 1;
         }
     }
 
