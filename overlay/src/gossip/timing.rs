@@ -8,7 +8,7 @@ use std::time::Duration;
 /// dead by such losses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timing {
-    /// How often each node asks another one, chosen in random turns, whether it is alive. Default 800 ms.
+    /// How often each node asks another one, chosen in random turns, whether it is alive. Default 700 ms.
     pub probe_period: Duration,
     /// How long to wait for the answer before three others are asked to try. Default 250 ms; less than
     /// half of `probe_period`.
@@ -36,7 +36,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            probe_period: Duration::from_millis(800),
+            probe_period: Duration::from_millis(700),
             probe_rtt: Duration::from_millis(250),
             suspect: Duration::from_secs(3),
             swim_gossip: Duration::from_millis(200),
