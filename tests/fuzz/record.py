@@ -9,6 +9,7 @@ files `kernel-*` of the corpora `cut`, `parse` and `coalesce`. The TCP payloads 
 MTU. Nothing leaves the namespaces, and they are gone at the end.
 """
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -46,6 +47,11 @@ def set_up():
         run("ip", "-n", name, "addr", "add", f"10.99.0.{last}/24", "dev", "v0")
         run("ip", "-n", name, "addr", "add", f"fd99::{last}/64", "dev", "v0", "nodad")
         run("ip", "-n", name, "link", "set", "v0", "up")
+        # A tunnel of the pod's own.
+        run("ip", "-n", name, "link", "add", "vx0", "type", "vxlan", "id", "5", "dev", "v0",
+            "remote", f"10.99.0.{3 - last}", "dstport", "4790")
+        run("ip", "-n", name, "addr", "add", f"10.98.0.{last}/24", "dev", "vx0")
+        run("ip", "-n", name, "link", "set", "vx0", "up")
 
 
 def serve(ready, done):
@@ -87,6 +93,10 @@ def talk():
         udp.sendto(b"segments" * 300, (address, 5000))
         run("ping", "-c", "2", "-i", "0.2", "-s", "40", address)
         run("ping", "-c", "1", "-s", "2000", address)
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.sendto(b"in a tunnel", ("10.98.0.2", 5001))
+    with contextlib.suppress(ConnectionRefusedError):
+        socket.create_connection(("10.98.0.2", 5001))
 
 
 def capture(into, stop):
@@ -111,6 +121,8 @@ def kind_of(packet):
     protocol = frame[23] if name == "v4" else frame[20]
     layer4 = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 44: "fragment", 0: "options"}
     name += "-" + layer4.get(protocol, str(protocol))
+    if b"\0\0\x05\0" in frame[46:50]:
+        name += "-tunnel"
     if name.startswith("v4") and (frame[20] & 0x3F or frame[21]):
         name += "-fragment"
     if header[1]:

@@ -45,7 +45,7 @@ pub fn gossip(mut input: &[u8]) {
     }
 }
 
-const STEPS_MAX: usize = 2000;
+const STEPS_MAX: usize = 400;
 const NODES_MAX: usize = 8;
 /// Most datagrams on their way at a time.
 const FLYING_MAX: usize = 256;

@@ -98,23 +98,26 @@ pub fn decode(header: &VnetHeader, frame: &mut Frame) -> Result<(), Reason> {
     Ok(())
 }
 
-/// A checksum is completed only where the packet has one. Elsewhere it could change an address after it
-/// was checked.
+/// A checksum is completed only where the packet has one, or in what the packet carries: a tunnel's own
+/// packet, whose checksum Linux leaves to be done behind the tunnel's headers. Elsewhere it could change
+/// an address or a port after it was checked.
 fn decode_checksum(header: &VnetHeader, frame: &[u8], ip: &Ip) -> Result<Checksum, Reason> {
-    let start = header.csum_start.get();
-    let offset = header.csum_offset.get();
-    let is_whole_datagram = match ip.transport {
-        Transport::Udp { .. } => {
-            udp::len(&frame[ip.transport_offset..])
-                == Some(ETHERNET_LEN + ip.len - ip.transport_offset)
-        }
-        Transport::Tcp { .. } | Transport::Icmp { .. } => true,
-        Transport::Other => false,
-    };
-    let is_sound = ip.fragment == Fragment::Whole
-        && is_whole_datagram
-        && usize::from(start) == ip.transport_offset
+    let (start, offset) = (header.csum_start.get(), header.csum_offset.get());
+    let end = ETHERNET_LEN + ip.len;
+    let is_own = usize::from(start) == ip.transport_offset
         && Some(usize::from(offset)) == checksum::checksum_offset(ip.transport);
+    let (carried_from, is_whole_datagram) = match ip.transport {
+        Transport::Udp { .. } => {
+            let len = udp::len(&frame[ip.transport_offset..]);
+            (Some(ip.transport_offset + udp::HEADER_LEN), len == Some(end - ip.transport_offset))
+        }
+        Transport::Other => (Some(ip.transport_offset), true),
+        Transport::Tcp { .. } | Transport::Icmp { .. } => (None, true),
+    };
+    let is_carried = header.gso_type == GSO_NONE
+        && carried_from.is_some_and(|from| usize::from(start) >= from)
+        && usize::from(start) + usize::from(offset) + 2 <= end;
+    let is_sound = ip.fragment == Fragment::Whole && is_whole_datagram && (is_own || is_carried);
     if is_sound { Ok(Checksum::Partial { start, offset }) } else { Err(Reason::BadOffload) }
 }
 
