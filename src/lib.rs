@@ -1,1 +1,18 @@
-//! x
+//! Weft: a userspace virtual switch that carries the Kubernetes networking model.
+//!
+//! This crate joins the parts into a node daemon and a command line:
+//!
+//! - [`daemon`] builds every part, supervises them and stops them in reverse order;
+//! - [`control`] turns what is declared and known into the switch's tables, and attaches pods;
+//! - [`host`] is the node's own place in the network: `weft0`, routes, masquerading;
+//! - [`admin`] answers the command line, the CNI plugin and Prometheus;
+//! - [`cli`] is the command line; [`lab`] makes clusters of namespaces on one machine.
+
+pub mod admin;
+pub mod cli;
+pub mod control;
+pub mod daemon;
+mod events;
+pub mod host;
+pub mod lab;
+pub mod uninstall;

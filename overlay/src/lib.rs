@@ -1,5 +1,8 @@
 //! placeholder
 
+pub mod decap;
+pub mod encap;
+pub mod tunnel;
 pub mod udp;
 pub mod vxlan;
 pub mod agent;

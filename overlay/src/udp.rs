@@ -109,6 +109,31 @@ fn probe_segments(socket: &Socket) -> io::Result<usize> {
 pub struct ReceiveSocket {
     socket: Socket,
     buffers: Box<[u8]>,
+    /// What the last system call brought, in order of arrival.
+    messages: [Message; RECEIVE_BATCH],
+    /// The messages from here on have not been taken yet.
+    next: usize,
+    /// There are messages up to here.
+    end: usize,
+}
+
+/// One datagram, or several merged by the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received<'a> {
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// The length of every datagram in `bytes` but the last, which may be shorter. Zero only if `bytes`
+    /// is empty.
+    pub stride: usize,
+    /// The datagrams' payloads, one behind the other.
+    pub bytes: &'a [u8],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Message {
+    from: Option<SocketAddr>,
+    stride: usize,
+    len: usize,
 }
 
 impl ReceiveSocket {
@@ -125,30 +150,60 @@ impl ReceiveSocket {
         // Where the option does not exist, datagrams come one by one; `probe` has told.
         let _told_by_probe = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1);
         socket.bind(&SockAddr::from(address))?;
-        Ok(Self { socket, buffers: vec![0; RECEIVE_BATCH * RECEIVE_LEN].into_boxed_slice() })
+        Ok(Self {
+            socket,
+            buffers: vec![0; RECEIVE_BATCH * RECEIVE_LEN].into_boxed_slice(),
+            messages: [Message { from: None, stride: 0, len: 0 }; RECEIVE_BATCH],
+            next: 0,
+            end: 0,
+        })
     }
 
-    /// Readable when datagrams wait.
+    /// Readable when datagrams wait that were not read yet.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// Takes up to eight datagrams, and hands each to `take` with its sender, and with the length that
-    /// all datagrams merged in it have, but for the last, which may be shorter. Returns how many there
-    /// were: fewer than eight mean that nothing more waits.
+    /// Whether datagrams were read that [`ReceiveSocket::receive`] has not returned yet.
+    pub fn pending(&self) -> bool {
+        self.next < self.end
+    }
+
+    /// Returns the next datagrams; `None` when nothing waits.
     ///
     /// # Errors
-    /// What the kernel says, except that nothing waits: that is `Ok(0)`.
-    pub fn receive(&mut self, mut take: impl FnMut(SocketAddr, usize, &[u8])) -> io::Result<usize> {
+    /// What the kernel says.
+    pub fn receive(&mut self) -> io::Result<Option<Received<'_>>> {
+        loop {
+            if !self.pending() {
+                // A short read means that the queue was empty then; the caller polls.
+                self.read()?;
+                if self.end == 0 {
+                    return Ok(None);
+                }
+            }
+            let ix = self.next;
+            self.next += 1;
+            let Message { from, stride, len } = self.messages[ix];
+            let start = ix * RECEIVE_LEN;
+            if let Some(from) = from {
+                let bytes = &self.buffers[start..start + len];
+                return Ok(Some(Received { from, stride, bytes }));
+            }
+        }
+    }
+
+    /// Reads what waits, up to eight messages.
+    fn read(&mut self) -> io::Result<()> {
         let mut names = [const { MaybeUninit::<libc::sockaddr_storage>::zeroed() }; RECEIVE_BATCH];
         let mut controls = [[0_u64; CONTROL_WORDS]; RECEIVE_BATCH];
         let mut vectors = [EMPTY_VECTOR; RECEIVE_BATCH];
         // SAFETY: `mmsghdr` is plain integers and pointers, for which all zeroes are valid.
-        let mut messages: [libc::mmsghdr; RECEIVE_BATCH] = unsafe { mem::zeroed() };
+        let mut headers: [libc::mmsghdr; RECEIVE_BATCH] = unsafe { mem::zeroed() };
         for (ix, buffer) in self.buffers.chunks_exact_mut(RECEIVE_LEN).enumerate() {
             vectors[ix] =
                 libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-            let header = &mut messages[ix].msg_hdr;
+            let header = &mut headers[ix].msg_hdr;
             header.msg_name = names[ix].as_mut_ptr().cast();
             header.msg_namelen = NAME_LEN;
             header.msg_iov = &raw mut vectors[ix];
@@ -156,12 +211,13 @@ impl ReceiveSocket {
             header.msg_control = controls[ix].as_mut_ptr().cast();
             header.msg_controllen = size_of_val(&controls[ix]);
         }
+        (self.next, self.end) = (0, 0);
         // SAFETY: each of the RECEIVE_BATCH headers points to its own name, control and payload buffer
         // with their true lengths; all of them outlive the call, and no reference to them is in use.
         let received = unsafe {
             libc::recvmmsg(
                 self.socket.as_raw_fd(),
-                messages.as_mut_ptr(),
+                headers.as_mut_ptr(),
                 RECEIVE_MESSAGES,
                 libc::MSG_DONTWAIT,
                 ptr::null_mut(),
@@ -170,20 +226,19 @@ impl ReceiveSocket {
         let Ok(received) = usize::try_from(received) else {
             let error = io::Error::last_os_error();
             return match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::EINTR) => Ok(0),
+                Some(libc::EAGAIN | libc::EINTR) => Ok(()),
                 _ => Err(error),
             };
         };
-        let buffers = self.buffers.chunks_exact(RECEIVE_LEN);
-        for ((message, name), buffer) in messages.iter().zip(&names).zip(buffers).take(received) {
-            let bytes = &buffer[..usize::try_from(message.msg_len).unwrap_or(0).min(RECEIVE_LEN)];
+        for (ix, (header, name)) in headers.iter().zip(&names).enumerate().take(received) {
+            let len = usize::try_from(header.msg_len).unwrap_or(0).min(RECEIVE_LEN);
             // SAFETY: it was zeroed, and `sockaddr_storage` is valid for all bytes.
-            let Some(from) = socket_address(unsafe { name.assume_init_ref() }) else {
-                continue;
-            };
-            take(from, gro_size(&message.msg_hdr).unwrap_or(bytes.len()), bytes);
+            let from = socket_address(unsafe { name.assume_init_ref() });
+            let stride = gro_size(&header.msg_hdr).unwrap_or(len);
+            self.messages[ix] = Message { from, stride, len };
         }
-        Ok(received)
+        self.end = received;
+        Ok(())
     }
 }
 
@@ -520,13 +575,14 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         while data.len() < bytes {
             assert!(Instant::now() < deadline, "only {} of {bytes} bytes came", data.len());
-            let received = socket.receive(|from, stride, bytes| {
-                assert_eq!(from.ip(), LOOPBACK);
-                data.extend_from_slice(bytes);
-                lens.extend(bytes.chunks(stride).map(<[u8]>::len));
-            });
-            received.unwrap();
-            std::thread::yield_now();
+            match socket.receive().unwrap() {
+                Some(Received { from, stride, bytes }) => {
+                    assert_eq!(from.ip(), LOOPBACK);
+                    data.extend_from_slice(bytes);
+                    lens.extend(bytes.chunks(stride).map(<[u8]>::len));
+                }
+                None => std::thread::yield_now(),
+            }
         }
         (data, lens)
     }

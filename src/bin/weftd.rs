@@ -1,4 +1,4 @@
-//! The daemon.
+//! The node daemon.
 
 use std::process::ExitCode;
 

@@ -21,6 +21,7 @@
 
 pub mod config;
 pub mod counters;
+pub mod engine;
 pub mod fragment;
 pub mod frame;
 pub mod icmp_error;
@@ -28,9 +29,13 @@ pub mod mac;
 pub mod neighbor;
 pub mod offload;
 pub mod port;
+mod port_io;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod switch;
 pub mod tables;
+pub mod tap;
 pub mod verdict;
+pub mod veth;
 pub mod wire;
+pub mod worker;

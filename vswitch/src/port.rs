@@ -74,12 +74,16 @@ impl Context<'_> {
 
     /// Counts a frame that ends at local `port`, and puts its buffer back.
     pub fn finish_dropped(&mut self, port: PortIx, reason: Reason, frame: Frame) {
-        let packets = frame.packets();
+        self.count_dropped(port, reason, frame.packets());
+        self.pool.put(frame);
+    }
+
+    /// Counts packets that end at local `port`.
+    pub fn count_dropped(&self, port: PortIx, reason: Reason, packets: u64) {
         self.counters.count_drop(reason, packets);
         if let Some(port) = self.counters.port(port) {
             port.dropped.add(packets);
         }
-        self.pool.put(frame);
     }
 }
 
@@ -94,6 +98,12 @@ pub trait Source: Send + std::fmt::Debug {
     /// # Errors
     /// When the device is gone for good. The worker then stops polling the source.
     fn receive(&mut self, context: &mut Context<'_>, batch: &mut Batch) -> io::Result<()>;
+
+    /// Whether frames wait that the file descriptor does not tell of, because they were read already.
+    /// The worker then comes back without waiting.
+    fn pending(&self) -> bool {
+        false
+    }
 }
 
 /// The sending half of a local port, one per worker.

@@ -1,0 +1,271 @@
+//! The tunnel as the workers see it: a [`Source`] of frames from other nodes, and an [`Uplink`] per worker
+//! to send frames to them.
+//!
+//! [`Encapsulator`] and [`Decapsulator`] decide what is sent and what is believed; here they are tied to
+//! [`crate::udp`]'s sockets.
+
+use std::hash::BuildHasher;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+use foldhash::fast::FixedState;
+use vswitch::frame::{BATCH_MAX, Batch, Frame};
+use vswitch::port::{Context, NodeIx, Source, Uplink};
+use vswitch::verdict::Reason;
+use vswitch::wire::{self, Fragment, Headers, Ip, Network, Transport};
+
+use crate::decap::{Decapsulator, OFFENCES_MAX, Offence};
+use crate::encap::{Encapsulator, Transmit};
+use crate::udp::{self, Capabilities, ReceiveSocket, SendOffload, SendSocket};
+use crate::vxlan::Vni;
+
+/// Source sockets per worker: enough that a few flows rarely share a queue on the way, and few enough
+/// that runs of small datagrams stay long.
+const SOURCES: usize = 8;
+
+/// Bytes that one batch takes before it is handed on; see the like limit of ports.
+const BATCH_BYTES_MAX: usize = 512 << 10;
+
+/// What a tunnel needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelConfig {
+    /// This node's address on the underlay.
+    pub underlay: IpAddr,
+    /// The UDP port that VXLAN is received on.
+    pub port: u16,
+    /// The VXLAN network identifier.
+    pub vni: Vni,
+    /// How many workers send.
+    pub workers: usize,
+    /// Longest IP packet that pods send.
+    pub mtu: u16,
+}
+
+/// Why a tunnel could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TunnelError {
+    /// The kernel could not be probed on this address.
+    #[error("cannot use {underlay} as the underlay address: {source}{}", address_hint(source))]
+    Probe {
+        /// The address.
+        underlay: IpAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The receive socket could not be bound.
+    #[error("cannot receive VXLAN on {address}: {source}{}", port_hint(source))]
+    Bind {
+        /// The address and port.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A send socket could not be bound.
+    #[error("cannot open a socket to send VXLAN from {underlay}: {source}{}", address_hint(source))]
+    BindSource {
+        /// The address.
+        underlay: IpAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn address_hint(source: &io::Error) -> &'static str {
+    if source.kind() == io::ErrorKind::AddrNotAvailable {
+        " (no interface of this network namespace has it)"
+    } else {
+        ""
+    }
+}
+
+fn port_hint(source: &io::Error) -> &'static str {
+    if source.kind() == io::ErrorKind::AddrInUse {
+        " (another program, or a kernel vxlan device, has this UDP port: `ss -ulnp` and `ip -d link show \
+         type vxlan` tell which; remove it, or set another `vxlan_port` on this node)"
+    } else {
+        address_hint(source)
+    }
+}
+
+/// An open tunnel, in parts.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The receiving half.
+    pub source: TunnelSource,
+    /// The sending halves, one per worker.
+    pub uplinks: Vec<TunnelUplink>,
+    /// What it tells the control side.
+    pub status: TunnelStatus,
+}
+
+/// What a tunnel tells the control side. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct TunnelStatus {
+    capabilities: Arc<Capabilities>,
+    send_offload: Arc<SendOffload>,
+    offences: Arc<ArrayQueue<Offence>>,
+}
+
+impl Tunnel {
+    /// Opens the sockets in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// [`TunnelError`], whose text says what to do where that is known.
+    pub fn open(config: &TunnelConfig) -> Result<Self, TunnelError> {
+        let TunnelConfig { underlay, port, vni, workers, mtu } = *config;
+        let capabilities =
+            udp::probe(underlay).map_err(|source| TunnelError::Probe { underlay, source })?;
+        let address = SocketAddr::new(underlay, port);
+        let socket = ReceiveSocket::bind(address)
+            .map_err(|source| TunnelError::Bind { address, source })?;
+        let offences = Arc::new(ArrayQueue::new(OFFENCES_MAX));
+        let decapsulator = Decapsulator::new(vni, mtu, Arc::clone(&offences));
+
+        let send_offload = Arc::new(SendOffload::new(&capabilities));
+        let mut uplinks = Vec::with_capacity(workers);
+        for _ in 0..workers {
+            let mut sockets = Vec::with_capacity(SOURCES);
+            for _ in 0..SOURCES {
+                let socket = SendSocket::bind(underlay, Arc::clone(&send_offload))
+                    .map_err(|source| TunnelError::BindSource { underlay, source })?;
+                sockets.push(socket);
+            }
+            let encapsulator = Encapsulator::new(vni, capabilities.segments_max);
+            uplinks.push(TunnelUplink { encapsulator, sockets });
+        }
+        Ok(Self {
+            source: TunnelSource { socket, decapsulator },
+            uplinks,
+            status: TunnelStatus {
+                capabilities: Arc::new(capabilities),
+                send_offload,
+                offences,
+            },
+        })
+    }
+}
+
+impl TunnelStatus {
+    /// What the kernel offered when the tunnel was opened.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Whether sends are still merged.
+    ///
+    /// # Errors
+    /// The error for which they no longer are: a device on the way out cannot, or the kernel cannot.
+    pub fn send_offload(&self) -> io::Result<()> {
+        self.send_offload.check()
+    }
+
+    /// The next datagram that was not acceptable.
+    pub fn take_offence(&self) -> Option<Offence> {
+        self.offences.pop()
+    }
+}
+
+/// The receiving half of a tunnel.
+#[derive(Debug)]
+pub struct TunnelSource {
+    socket: ReceiveSocket,
+    decapsulator: Decapsulator,
+}
+
+impl Source for TunnelSource {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd()
+    }
+
+    fn receive(&mut self, context: &mut Context<'_>, batch: &mut Batch) -> io::Result<()> {
+        let mut bytes = 0;
+        // One message can add as many frames as the kernel merges datagrams, so the batch may end up longer.
+        while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
+            let Some(received) = self.socket.receive()? else {
+                break;
+            };
+            bytes += received.bytes.len();
+            let udp::Received { from, stride, bytes } = received;
+            self.decapsulator.push(from, stride, bytes, context, batch);
+        }
+        self.decapsulator.finish(context, batch);
+        Ok(())
+    }
+
+    fn pending(&self) -> bool {
+        self.socket.pending()
+    }
+}
+
+/// The sending half of a tunnel, of one worker.
+#[derive(Debug)]
+pub struct TunnelUplink {
+    encapsulator: Encapsulator,
+    sockets: Vec<SendSocket>,
+}
+
+impl Uplink for TunnelUplink {
+    fn send(&mut self, context: &mut Context<'_>, node: NodeIx, frame: Frame) {
+        if let Err(reason) = self.encapsulate(context, node, &frame) {
+            context.counters.count_drop(reason, frame.packets());
+        }
+        context.pool.put(frame);
+    }
+
+    fn flush(&mut self, context: &mut Context<'_>) {
+        let Self { encapsulator, sockets } = self;
+        encapsulator.flush(&mut |transmit| send(sockets, context, transmit));
+    }
+}
+
+impl TunnelUplink {
+    fn encapsulate(
+        &mut self,
+        context: &Context<'_>,
+        node: NodeIx,
+        frame: &Frame,
+    ) -> Result<(), Reason> {
+        let peer = context.tables.peer(node).ok_or(Reason::NodeGone)?;
+        let headers = wire::parse(frame.data())?;
+        let socket_ix = source_of(&headers, self.sockets.len());
+        let Self { encapsulator, sockets } = self;
+        encapsulator.push(peer, socket_ix, frame, &headers, &mut |transmit| {
+            send(sockets, context, transmit);
+        })
+    }
+}
+
+fn send(sockets: &[SendSocket], context: &Context<'_>, transmit: Transmit<'_>) {
+    let sent = sockets[transmit.socket_ix].send(transmit.to, transmit.segment_len, transmit.bytes);
+    let counters = context.counters;
+    counters.delivered.add(sent.taken);
+    counters.count_drop(Reason::UnderlayFull, sent.full);
+    counters.count_drop(Reason::UnderlayError, sent.refused);
+    if sent.taken > 0 {
+        let average = transmit.frame_bytes() / transmit.datagrams;
+        let lost = (sent.full + sent.refused) * average;
+        counters.delivered_bytes.add(transmit.frame_bytes() - lost);
+    }
+}
+
+/// Chooses the source socket by the flow, so that a flow's packets take one way and keep their order.
+/// Fragments have ports in the first only, so for all of them the addresses decide.
+fn source_of(headers: &Headers, sockets: usize) -> usize {
+    let Network::Ip(ip) = headers.network else {
+        return 0;
+    };
+    let Ip { source, destination, protocol, .. } = ip;
+    let ports = match (ip.fragment, ip.transport) {
+        (
+            Fragment::Whole,
+            Transport::Tcp { source, destination, .. } | Transport::Udp { source, destination },
+        ) => (source, destination),
+        _ => (0, 0),
+    };
+    let hash = FixedState::with_seed(0).hash_one((source, destination, protocol, ports));
+    usize::try_from(hash % sockets.max(1) as u64).unwrap_or(0)
+}

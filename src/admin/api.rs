@@ -1,0 +1,188 @@
+//! What the admin socket says: the JSON of `weft -o json`, and of `curl --unix-socket`.
+//!
+//! | method | path | request | answer |
+//! | --- | --- | --- | --- |
+//! | GET | `/v1/status` | | [`Status`] |
+//! | GET | `/v1/nodes` | | list of [`NodeStatus`] |
+//! | GET | `/v1/pods` | | list of [`PodStatus`] |
+//! | GET | `/v1/counters` | | [`CountersReport`] |
+//! | POST | `/v1/ports` | [`PortRequest`] | [`PodStatus`] |
+//! | DELETE | `/v1/ports/NAME` | | |
+//! | POST | `/v1/cni` | `cni::rpc::CniRequest` | `cni::rpc::CniResponse` |
+//!
+//! An error is answered with a status of 400 or above and an [`ErrorBody`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use vswitch::counters::PortTotals;
+use vswitch::mac::Mac;
+
+/// The node and its health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Name of the network.
+    pub network: String,
+    /// Name of the node.
+    pub name: String,
+    /// Identity of the node: 32 hexadecimal digits, kept for its life.
+    pub node_id: String,
+    /// Underlay address; absent until it is known.
+    pub underlay: Option<IpAddr>,
+    /// MTU of the underlay interface.
+    pub underlay_mtu: Option<u16>,
+    /// MTU of pods' interfaces.
+    pub pod_mtu: Option<u16>,
+    /// VTEP MAC address.
+    pub vtep_mac: Mac,
+    /// Leased prefixes, once held.
+    pub leases: Vec<IpNetwork>,
+    /// State of the lease, in words: `held`, `claiming`, `waiting`, `exhausted`, `lost`.
+    pub lease_state: String,
+    /// Addresses of the leases that pods hold, and that can be handed out, by prefix.
+    pub addresses: Vec<PoolStatus>,
+    /// Live nodes in the map, this one included.
+    pub nodes_alive: usize,
+    /// Version of the map.
+    pub map_generation: u64,
+    /// Version of the switch's tables.
+    pub tables_generation: u64,
+    /// Attached pods.
+    pub pods: usize,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// Whether pods can be attached now.
+    pub ready: bool,
+    /// What is wrong, each with what to do. Empty when all is well.
+    pub problems: Vec<String>,
+    /// Kernel features, whether they are used, and why not.
+    pub capabilities: Vec<Capability>,
+}
+
+/// Use of one leased prefix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// The prefix.
+    pub prefix: IpNetwork,
+    /// Addresses that pods hold.
+    pub used: u64,
+    /// Addresses that can still be handed out.
+    pub free: u64,
+}
+
+/// A kernel feature that speeds things up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capability {
+    /// Name, such as `udp-gso`.
+    pub name: String,
+    /// Whether it is in use.
+    pub on: bool,
+    /// The value in use, or why it is off.
+    pub detail: String,
+}
+
+/// A node of the map.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Name of the node.
+    pub name: String,
+    /// Identity of the node.
+    pub node_id: String,
+    /// `alive`, `suspect`, `dead` or `left`.
+    pub state: String,
+    /// Whether it is the node that answers.
+    pub this_node: bool,
+    /// Underlay address.
+    pub underlay: IpAddr,
+    /// MTU of its underlay interface.
+    pub underlay_mtu: u16,
+    /// VTEP MAC address.
+    pub vtep_mac: Mac,
+    /// Leased prefixes.
+    pub leases: Vec<IpNetwork>,
+    /// Version of its record.
+    pub version: u64,
+}
+
+/// A port of the switch with a pod (or virtual machine) behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodStatus {
+    /// Kubernetes namespace, where the runtime told it.
+    pub namespace: Option<String>,
+    /// Pod name, where the runtime told it.
+    pub name: Option<String>,
+    /// Container id.
+    pub container_id: String,
+    /// Interface in the pod.
+    pub ifname: String,
+    /// Path of the pod's network namespace; absent for an `AF_PACKET` port.
+    pub netns: Option<String>,
+    /// MAC address.
+    pub mac: Mac,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// First addresses of the lease: the pod's default gateways.
+    pub gateways: Vec<IpAddr>,
+    /// MTU of the interface.
+    pub mtu: u16,
+    /// Port number in the switch; absent while it is not attached.
+    pub port: Option<u16>,
+    /// Traffic, seen from the switch.
+    pub traffic: PortTotals,
+}
+
+/// All counters of the node, in packets as on a wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountersReport {
+    /// Came in through a port or the tunnel.
+    pub received: u64,
+    /// Made by the switch: replies, ICMP errors, fragments.
+    pub originated: u64,
+    /// Taken by a port or the underlay.
+    pub delivered: u64,
+    /// Asked of the switch itself.
+    pub answered: u64,
+    /// Received and not yet accounted for: 0 whenever the switch is idle.
+    pub queued: i64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Bytes delivered.
+    pub delivered_bytes: u64,
+    /// Dropped, by reason; reasons that never occurred are left out.
+    pub dropped: BTreeMap<String, u64>,
+    /// Drops of tunnel packets by sender, the latest first, at most 64.
+    pub offenders: Vec<Offender>,
+    /// Gossip datagrams that were refused, by reason.
+    pub gossip_refused: BTreeMap<String, u64>,
+}
+
+/// Somebody whose tunnel packets were refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offender {
+    /// Underlay address.
+    pub address: IpAddr,
+    /// Why.
+    pub reason: String,
+    /// Reports seen; under a flood not every packet is reported.
+    pub reports: u64,
+}
+
+/// Asks for a port on an existing interface of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRequest {
+    /// The host's interface: one end of a veth pair, or a tap.
+    pub device: String,
+    /// MAC address of the interface behind it.
+    pub mac: Mac,
+}
+
+/// An error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What failed, on what, why, and what to do.
+    pub error: String,
+}

@@ -1,0 +1,170 @@
+//! Prometheus metrics (OpenMetrics text), made from the same values as `weft -o json`.
+//!
+//! All packet counters obey the conservation law of [`vswitch::counters`]:
+//! `received + originated = delivered + answered + sum(dropped) + queued`. Labels are bounded: reasons are
+//! a closed list, pods are at most `[switch] ports_max`, nodes at most the gossip limit.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use vswitch::verdict::Reason;
+
+use super::api::{CountersReport, NodeStatus, PodStatus, Status};
+
+/// Everything that is told about a node, read at one moment.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The node.
+    pub status: Status,
+    /// The map.
+    pub nodes: Vec<NodeStatus>,
+    /// The pods on this node.
+    pub pods: Vec<PodStatus>,
+    /// The counters.
+    pub counters: CountersReport,
+}
+
+/// Writes the report as OpenMetrics text.
+///
+/// # Errors
+/// Never in practice: writing to a `String` cannot fail.
+pub fn encode(report: Report) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(report));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+impl Collector for Report {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut out = Writer { encoder };
+        self.packets(&mut out)?;
+        self.pods(&mut out)?;
+        self.membership(&mut out)
+    }
+}
+
+impl Report {
+    fn packets(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let counters = &self.counters;
+        out.counter("weft_received_packets", "Packets received from ports and tunnel", counters.received)?;
+        out.counter("weft_originated_packets", "Packets that the switch made", counters.originated)?;
+        out.counter("weft_delivered_packets", "Packets taken by a port or the underlay", counters.delivered)?;
+        out.counter("weft_answered_packets", "Packets for the switch itself", counters.answered)?;
+        out.counter("weft_received_bytes", "Bytes received from ports and tunnel", counters.received_bytes)?;
+        out.counter("weft_delivered_bytes", "Bytes taken by a port or the underlay", counters.delivered_bytes)?;
+        out.gauge("weft_queued_packets", "Received and not yet accounted for", counters.queued)?;
+        let dropped = Reason::ALL.iter().map(|reason| {
+            let count = counters.dropped.get(reason.as_str()).copied().unwrap_or(0);
+            ([("reason", reason.as_str().to_owned())], count)
+        });
+        out.counters("weft_dropped_packets", "Packets dropped, by reason", dropped)?;
+        let refused =
+            counters.gossip_refused.iter().map(|(reason, n)| ([("reason", reason.clone())], *n));
+        out.counters("weft_gossip_refused", "Gossip datagrams or records refused, by reason", refused)
+    }
+
+    fn pods(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let labelled = |value: fn(&PodStatus) -> u64| {
+            self.pods.iter().map(move |pod| {
+                let labels = [
+                    ("namespace", pod.namespace.clone().unwrap_or_default()),
+                    ("pod", pod.name.clone().unwrap_or_else(|| pod.container_id.clone())),
+                    ("interface", pod.ifname.clone()),
+                ];
+                (labels, value(pod))
+            })
+        };
+        out.counters("weft_pod_sent_packets", "Packets that the pod sent", labelled(|p| p.traffic.received))?;
+        out.counters("weft_pod_sent_bytes", "Bytes that the pod sent", labelled(|p| p.traffic.received_bytes))?;
+        out.counters(
+            "weft_pod_received_packets",
+            "Packets that the pod was given",
+            labelled(|p| p.traffic.delivered),
+        )?;
+        out.counters(
+            "weft_pod_received_bytes",
+            "Bytes that the pod was given",
+            labelled(|p| p.traffic.delivered_bytes),
+        )?;
+        out.counters(
+            "weft_pod_dropped_packets",
+            "Packets from or to the pod that were dropped",
+            labelled(|p| p.traffic.dropped),
+        )?;
+        out.gauge("weft_pods", "Attached pods", self.pods.len())
+    }
+
+    fn membership(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let status = &self.status;
+        let states = ["alive", "suspect", "dead", "left"].map(|state| {
+            let count = self.nodes.iter().filter(|node| node.state == state).count();
+            ([("state", state.to_owned())], count)
+        });
+        out.gauges("weft_nodes", "Nodes of the map, by state", states)?;
+        let used = status.addresses.iter().map(|p| ([("prefix", p.prefix.to_string())], p.used));
+        out.gauges("weft_addresses_used", "Addresses that pods hold, by leased prefix", used)?;
+        let free = status.addresses.iter().map(|p| ([("prefix", p.prefix.to_string())], p.free));
+        out.gauges("weft_addresses_free", "Addresses left, by leased prefix", free)?;
+        let capabilities = status
+            .capabilities
+            .iter()
+            .map(|c| ([("capability", c.name.clone())], u64::from(c.on)));
+        out.gauges("weft_capability", "Whether a kernel feature is in use", capabilities)?;
+        out.gauge("weft_map_version", "Version of the subnet map", status.map_generation)?;
+        out.gauge("weft_tables_version", "Version of the switch's tables", status.tables_generation)?;
+        out.gauge("weft_ready", "Whether pods can be attached", u64::from(status.ready))?;
+        out.gauge("weft_problems", "Open problems, as weft status lists them", status.problems.len())?;
+        out.gauge("weft_uptime_seconds", "Seconds since the daemon started", status.uptime_s)
+    }
+}
+
+/// The encoder, with one call for each shape of metric that there is.
+struct Writer<'a> {
+    encoder: DescriptorEncoder<'a>,
+}
+
+impl Writer<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let encoder = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(value).encode(encoder)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl TryInto<i64>) -> fmt::Result {
+        let encoder = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(value.try_into().unwrap_or(i64::MAX)).encode(encoder)
+    }
+
+    fn counters<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = ([(&'static str, String); N], u64)>,
+    ) -> fmt::Result {
+        let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in values {
+            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn gauges<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = ([(&'static str, String); N], impl TryInto<i64>)>,
+    ) -> fmt::Result {
+        let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in values {
+            let value: i64 = value.try_into().unwrap_or(i64::MAX);
+            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,185 @@
+//! What the node tells and is told: the admin socket, and the metrics and health port.
+
+pub mod api;
+pub mod metrics;
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+
+use axum::extract::{Path as UrlPath, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use cni::rpc::{CniRequest, CniResponse};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+
+use self::api::{ErrorBody, PortRequest};
+use crate::control::{Control, SharedControl};
+
+/// Opens the admin socket, readable and writable by its owner alone.
+///
+/// A socket file that a killed daemon left behind is replaced; that no other daemon is alive is known by
+/// the lock on the state directory.
+///
+/// # Errors
+/// When the socket cannot be made, or the path is taken by something that is not a socket.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(path)?,
+        Ok(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "the path is taken by something that is not a socket; move it away",
+            ));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // Bound under a temporary name and only then moved into place, so that nobody can connect before
+    // the mode is set.
+    let temporary = path.with_extension("sock.new");
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(&temporary)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&temporary, path)?;
+    Ok(listener)
+}
+
+/// Serves the admin socket until `stop` says so.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(
+    listener: UnixListener,
+    control: SharedControl,
+    stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let router = Router::new()
+        .route("/v1/status", get(async |State(control)| read(control, Control::status).await))
+        .route("/v1/nodes", get(async |State(control)| read(control, Control::nodes).await))
+        .route("/v1/pods", get(async |State(control)| read(control, Control::pods).await))
+        .route("/v1/counters", get(async |State(control)| read(control, Control::counters).await))
+        .route("/v1/ports", post(add_port))
+        .route("/v1/ports/{device}", delete(remove_port))
+        .route("/v1/cni", post(cni))
+        .with_state(control);
+    axum::serve(listener, router).with_graceful_shutdown(stopped(stop)).await
+}
+
+/// Serves `/metrics`, `/healthz` and `/readyz` until `stop` says so.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve_metrics(
+    listener: TcpListener,
+    control: SharedControl,
+    stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics_text))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(control);
+    axum::serve(listener, router).with_graceful_shutdown(stopped(stop)).await
+}
+
+/// Opens the metrics port.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub async fn bind_metrics(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // An error means that the sender is gone: the daemon is ending, too.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Runs `action` where it may block: control work writes files and talks to the kernel.
+async fn blocking<T: Send + 'static>(
+    control: SharedControl,
+    action: impl FnOnce(&mut Control) -> T + Send + 'static,
+) -> Result<T, Response> {
+    tokio::task::spawn_blocking(move || action(&mut control.lock())).await.map_err(|panic| {
+        let error = format!("the daemon failed inside: {panic}; its log says where");
+        failure(StatusCode::INTERNAL_SERVER_ERROR, error)
+    })
+}
+
+fn failure(status: StatusCode, error: String) -> Response {
+    (status, Json(ErrorBody { error })).into_response()
+}
+
+async fn read<T: serde::Serialize + Send + 'static>(
+    control: SharedControl,
+    action: fn(&Control) -> T,
+) -> Result<Json<T>, Response> {
+    blocking(control, move |control| action(control)).await.map(Json)
+}
+
+async fn cni(
+    State(control): State<SharedControl>,
+    Json(request): Json<CniRequest>,
+) -> Result<Json<CniResponse>, Response> {
+    blocking(control, move |control| control.cni(&request)).await.map(Json)
+}
+
+async fn add_port(
+    State(control): State<SharedControl>,
+    Json(request): Json<PortRequest>,
+) -> Result<Response, Response> {
+    let added = blocking(control, move |control| control.add_device(&request)).await?;
+    added
+        .map(|pod| Json(pod).into_response())
+        .map_err(|error| failure(StatusCode::CONFLICT, error.to_string()))
+}
+
+async fn remove_port(
+    State(control): State<SharedControl>,
+    UrlPath(device): UrlPath<String>,
+) -> Result<StatusCode, Response> {
+    let removed = blocking(control, move |control| control.remove_device(&device)).await?;
+    removed
+        .map(|()| StatusCode::NO_CONTENT)
+        .map_err(|error| failure(StatusCode::NOT_FOUND, error.to_string()))
+}
+
+async fn metrics_text(State(control): State<SharedControl>) -> Result<Response, Response> {
+    let report = blocking(control, |control| control.report()).await?;
+    let text = metrics::encode(report)
+        .map_err(|error| failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let content = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, content)], text).into_response())
+}
+
+/// Alive: the workers breathe and the control side answers.
+async fn healthz(State(control): State<SharedControl>) -> Result<Response, Response> {
+    let health = blocking(control, |control| control.health()).await?;
+    Ok(match health {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")),
+    }
+    .into_response())
+}
+
+/// Ready: pods can be attached.
+async fn readyz(State(control): State<SharedControl>) -> Result<Response, Response> {
+    let status = blocking(control, |control| control.status()).await?;
+    Ok(if status.ready {
+        (StatusCode::OK, "ready\n".to_owned())
+    } else {
+        let problems = status.problems.join("\n");
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{problems}\n"))
+    }
+    .into_response())
+}
+

@@ -1,0 +1,351 @@
+//! Ports for pods: address, device, port in the switch, in this order; and back in the reverse order.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cni::link::{self, LinkError, PodInterface};
+use cni::netns::{self, NetnsError};
+use ipam::{Allocation, Attachment, Netns, PortKind, Record};
+use vswitch::engine::{EngineError, Port};
+use vswitch::mac::Mac;
+use vswitch::port::PortIx;
+use vswitch::tap::{Tap, TapError};
+use vswitch::veth::{Veth, VethError};
+
+use super::compile;
+use super::{Control, Topic};
+
+/// What `container_id` is for the port of a device of the host: `ifname` names the device.
+pub(super) const DEVICE_CONTAINER: &str = "host-device";
+
+/// Why a pod could not be attached or detached. Nothing of it is left behind then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// There is no address for it, or the allocation could not be stored.
+    #[error(transparent)]
+    Ipam(#[from] ipam::Error),
+    /// The number of ports is limited.
+    #[error("this node has {0} ports, the most it may have: raise ports_max under [switch]")]
+    TooManyPorts(u16),
+    /// The underlay is not known, so neither is the MTU.
+    #[error("the underlay address is not known yet, and so neither is the MTU; try again later")]
+    NoUnderlay,
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The interface could not be made.
+    #[error("in network namespace {}: {source}", netns.display())]
+    Tap {
+        /// The namespace.
+        netns: PathBuf,
+        /// What failed.
+        source: TapError,
+    },
+    /// The host's device cannot be used.
+    #[error(transparent)]
+    Veth(#[from] VethError),
+    /// Addresses, routes or MTU could not be set.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The switch did not take the port.
+    #[error("the switch did not take the port: {0}")]
+    Engine(#[from] EngineError),
+    /// There is no such port.
+    #[error("device {0} is not a port of this switch: `weft pods` lists those that are")]
+    UnknownDevice(String),
+    /// The address cannot be an interface's.
+    #[error("{0} cannot be the address of an interface: give the MAC address behind the device")]
+    NotUnicast(Mac),
+    /// The device already is the port of an interface with another address.
+    #[error("device {device} already is a port for {mac}: remove that first (`weft port remove {device}`)")]
+    OtherMac {
+        /// The device.
+        device: String,
+        /// The address it was attached with.
+        mac: Mac,
+    },
+}
+
+/// An attached pod or device.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) port: PortIx,
+    pub(super) mtu: u16,
+    mac: Mac,
+    addresses: Vec<IpAddr>,
+    device: Device,
+}
+
+#[derive(Debug)]
+enum Device {
+    Tap(Tap),
+    Veth(Veth),
+}
+
+impl Attached {
+    pub(super) fn to_table(&self) -> compile::Pod {
+        let addresses = self.addresses.clone();
+        compile::Pod { port: self.port, mac: self.mac, mtu: self.mtu, addresses }
+    }
+
+}
+
+impl Control {
+    /// What an attachment holds.
+    pub(super) fn allocation(&self, attachment: &Attachment) -> Option<&Allocation> {
+        self.ipam.get(attachment)
+    }
+
+    /// Whether an attachment has its port in the switch.
+    pub(super) fn is_plugged(&self, attachment: &Attachment) -> bool {
+        self.attached.contains_key(attachment)
+    }
+
+    /// Attaches a pod, or says how it is attached already: repeating it gives the same answer.
+    pub(super) fn attach(
+        &mut self,
+        attachment: &Attachment,
+        netns_path: &Path,
+        network: &str,
+        pod: Option<ipam::Pod>,
+    ) -> Result<Allocation, AttachError> {
+        if self.underlay.is_none() {
+            return Err(AttachError::NoUnderlay);
+        }
+        let record = Record {
+            network: network.to_owned(),
+            pod,
+            port: PortKind::Tap { netns: identify(netns_path)? },
+            created_unix_s: now_unix_s(),
+            boot_id: self.identity.boot_id.clone(),
+        };
+        let known = self.ipam.get(attachment).cloned();
+        let moved = known.as_ref().is_some_and(|known| known.record.port != record.port);
+        if moved {
+            // The runtime made a new sandbox under the old id: the old device is of no use.
+            self.drop_port(attachment)?;
+        }
+        let allocation = self.ipam.allocate(attachment, record)?;
+        if let Err(error) = self.plug(&allocation) {
+            if known.is_none() {
+                self.ipam.release(attachment)?;
+            }
+            return Err(error);
+        }
+        Ok(allocation)
+    }
+
+    /// Detaches a pod. That it is not attached, or that its namespace is gone, is no error.
+    pub(super) fn detach(&mut self, attachment: &Attachment) -> Result<(), AttachError> {
+        self.drop_port(attachment)?;
+        self.ipam.release(attachment)?;
+        self.clear(&Topic::Pod(attachment.clone()));
+        Ok(())
+    }
+
+    /// Attaches again, after a start, whatever the last run had attached. What is gone is released.
+    ///
+    /// # Errors
+    /// When the released addresses cannot be stored.
+    pub fn reattach(&mut self) -> Result<(), AttachError> {
+        let boot_id = self.identity.boot_id.clone();
+        for gone in self.ipam.reconcile(&boot_id, is_alive)? {
+            tracing::info!(attachment = %gone.attachment, "pod is gone, its addresses are free again");
+        }
+        for allocation in self.ipam.iter().cloned().collect::<Vec<_>>() {
+            if let Err(error) = self.plug(&allocation) {
+                let attachment = allocation.attachment;
+                let problem = format!(
+                    "pod {attachment} has no network: {error}. Let its runtime restart it, or call DEL"
+                );
+                self.raise(Topic::Pod(attachment), problem);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a device of the host a port, with an address of its own out of the lease.
+    ///
+    /// # Errors
+    /// When the device does not exist, is in use, or no address or port is free.
+    pub fn attach_device(&mut self, device: &str, mac: Mac) -> Result<Allocation, AttachError> {
+        if self.underlay.is_none() {
+            return Err(AttachError::NoUnderlay);
+        }
+        if !mac.is_unicast() {
+            return Err(AttachError::NotUnicast(mac));
+        }
+        let attachment = device_attachment(device);
+        let known = self.ipam.get(&attachment).cloned();
+        if let Some(known) = known.as_ref().filter(|known| known.mac.0 != mac.0) {
+            let mac = Mac(known.mac.0);
+            return Err(AttachError::OtherMac { device: device.to_owned(), mac });
+        }
+        let record = Record {
+            network: self.config.network.clone(),
+            pod: None,
+            port: PortKind::AfPacket { device: device.to_owned(), mac: ipam::Mac(mac.0) },
+            created_unix_s: now_unix_s(),
+            boot_id: self.identity.boot_id.clone(),
+        };
+        let allocation = self.ipam.allocate(&attachment, record)?;
+        if let Err(error) = self.plug(&allocation) {
+            if known.is_none() {
+                self.ipam.release(&attachment)?;
+            }
+            return Err(error);
+        }
+        Ok(allocation)
+    }
+
+    /// Takes a device of the host out of the switch.
+    ///
+    /// # Errors
+    /// When it is no port.
+    pub fn detach_device(&mut self, device: &str) -> Result<(), AttachError> {
+        let attachment = device_attachment(device);
+        if self.ipam.get(&attachment).is_none() {
+            return Err(AttachError::UnknownDevice(device.to_owned()));
+        }
+        self.detach(&attachment)
+    }
+
+    /// Sets all pods' interfaces to the MTU that the underlay allows, and to the gateways of the lease.
+    pub(super) fn configure_all(&mut self) {
+        let mtu = self.pod_mtu();
+        for attached in self.attached.values_mut() {
+            attached.mtu = mtu;
+        }
+        let attachments: Vec<Attachment> = self.attached.keys().cloned().collect();
+        for attachment in attachments {
+            let Some(allocation) = self.ipam.get(&attachment) else { continue };
+            match self.configure(allocation) {
+                Ok(()) => self.clear(&Topic::Pod(attachment)),
+                Err(error) => {
+                    let problem = format!("pod {attachment} keeps its old MTU and routes: {error}");
+                    self.raise(Topic::Pod(attachment), problem);
+                }
+            }
+        }
+    }
+
+    /// Makes the device and the port of an allocation, unless they are there.
+    fn plug(&mut self, allocation: &Allocation) -> Result<(), AttachError> {
+        let attachment = &allocation.attachment;
+        if self.attached.contains_key(attachment) {
+            return self.configure(allocation);
+        }
+        let device = match &allocation.record.port {
+            PortKind::Tap { netns } => {
+                let opened = netns::run_in(&netns.path, || Tap::open(&attachment.ifname))?;
+                let netns = netns.path.clone();
+                Device::Tap(opened.map_err(|source| AttachError::Tap { netns, source })?)
+            }
+            PortKind::AfPacket { device, .. } => {
+                let disable = link::Sysctl::Ipv6 { ifname: device, key: "disable_ipv6" };
+                link::set_sysctl(disable, "1")?;
+                Device::Veth(Veth::open(device)?)
+            }
+        };
+        self.plug_device(allocation, device)
+    }
+
+    fn plug_device(&mut self, allocation: &Allocation, device: Device) -> Result<(), AttachError> {
+        let attachment = allocation.attachment.clone();
+        let port = self.numbers.take();
+        let port = port.ok_or(AttachError::TooManyPorts(self.config.switch.ports_max))?;
+        let workers = self.engine.workers();
+        let halves = match &device {
+            Device::Tap(tap) => Port {
+                source: Box::new(tap.source(port)),
+                sinks: (0..workers).map(|_| Box::new(tap.sink(port)) as _).collect(),
+            },
+            Device::Veth(veth) => Port {
+                source: Box::new(veth.source(port)),
+                sinks: (0..workers).map(|_| Box::new(veth.sink(port)) as _).collect(),
+            },
+        };
+        let attached = Attached {
+            port,
+            mtu: self.pod_mtu(),
+            mac: Mac(allocation.mac.0),
+            addresses: allocation.addresses().collect(),
+            device,
+        };
+        // The tables first: from its first frame on, the port is known and held to its own addresses.
+        self.attached.insert(attachment.clone(), attached);
+        self.publish();
+        let plugged = match self.engine.add_port(port, halves) {
+            Ok(()) => self.configure(allocation),
+            Err(error) => Err(error.into()),
+        };
+        if plugged.is_err() {
+            self.drop_port(&attachment)?;
+        }
+        plugged
+    }
+
+    /// Gives a pod's interface its addresses, routes and MTU.
+    fn configure(&self, allocation: &Allocation) -> Result<(), AttachError> {
+        let Some(netns) = allocation.record.port.netns() else {
+            return Ok(());
+        };
+        let interface = PodInterface {
+            mac: allocation.mac.0,
+            mtu: u32::from(self.pod_mtu()),
+            addresses: allocation.addresses().collect(),
+            gateways: self.gateways_of(allocation),
+        };
+        Ok(link::configure_pod(&netns.path, &allocation.attachment.ifname, &interface)?)
+    }
+
+    /// The gateways of the families that the pod has an address of.
+    pub(super) fn gateways_of(&self, allocation: &Allocation) -> Vec<IpAddr> {
+        let mut gateways = self.gateways();
+        gateways.retain(|gateway| match gateway {
+            IpAddr::V4(_) => allocation.v4.is_some(),
+            IpAddr::V6(_) => allocation.v6.is_some(),
+        });
+        gateways
+    }
+
+    /// Takes a port out of the switch and removes its device.
+    fn drop_port(&mut self, attachment: &Attachment) -> Result<(), AttachError> {
+        let Some(attached) = self.attached.remove(attachment) else {
+            return Ok(());
+        };
+        self.publish();
+        self.engine.remove_port(attached.port)?;
+        self.numbers.put(attached.port);
+        self.clear(&Topic::LostPort(attached.port));
+        if let Device::Tap(tap) = attached.device
+            && let Err(error) = tap.delete()
+        {
+            tracing::debug!(%attachment, %error, "the interface went before its port");
+        }
+        Ok(())
+    }
+}
+
+fn device_attachment(device: &str) -> Attachment {
+    Attachment { container_id: DEVICE_CONTAINER.to_owned(), ifname: device.to_owned() }
+}
+
+fn identify(path: &Path) -> Result<Netns, NetnsError> {
+    let netns::Identity { device, inode } = netns::identity(path)?;
+    Ok(Netns { path: path.to_owned(), device, inode })
+}
+
+/// Whether the namespace of an allocation is still the one that it was made in.
+fn is_alive(allocation: &Allocation) -> bool {
+    match allocation.record.port.netns() {
+        Some(netns) => identify(&netns.path).is_ok_and(|found| found == *netns),
+        None => true,
+    }
+}
+
+fn now_unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,420 @@
+//! The node's control side: it knows what is declared, what the cluster says and which pods are here, and
+//! from all that it makes the switch's tables.
+//!
+//! ```text
+//!   set_lease ─┐
+//!   set_map ───┤                    publish
+//!   set_underlay ─► Control (fields) ──────► compile (pure) ─► Arc<Tables> ─► Engine
+//!   cni ───────┤
+//!   add_device ┘
+//! ```
+//!
+//! Every change ends in [`Control::publish`], which makes the tables whole again. Methods may block for
+//! milliseconds (they sync files and talk to the kernel); they are called from blocking threads.
+
+pub mod compile;
+mod attach;
+mod cni_verbs;
+mod ports;
+mod report;
+mod shared;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use conf::NodeConfig;
+use ipam::{Attachment, Ipam};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use overlay::node_id::NodeId;
+use overlay::subnet::{SubnetMap, inner_mtu};
+use overlay::tunnel::{Tunnel, TunnelConfig, TunnelStatus};
+use overlay::underlay::Underlay;
+use overlay::vxlan::Vni;
+use vswitch::engine::{Engine, TunnelPort};
+use vswitch::port::PortIx;
+use vswitch::tables::{Node, TablesBuilder};
+
+use self::attach::Attached;
+use self::ports::PortNumbers;
+pub use self::attach::AttachError;
+pub use self::shared::SharedControl;
+use crate::admin::api::Offender;
+use crate::host::{Host, nft, sysctl};
+
+/// A worker that has not breathed for this long hangs: idle ones breathe every second.
+const BREATH_MAX: Duration = Duration::from_secs(10);
+
+/// Senders of refused tunnel packets that are remembered.
+const OFFENDERS_MAX: usize = 64;
+
+/// Who this node is, fixed for the life of the daemon.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Identity, kept across restarts.
+    pub id: NodeId,
+    /// Name for people.
+    pub name: String,
+    /// The kernel's boot id: namespaces do not outlive a boot.
+    pub boot_id: String,
+}
+
+/// The node's share of the cluster ranges.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeldLease {
+    /// IPv4 subnet.
+    pub v4: Option<Ipv4Network>,
+    /// IPv6 subnet.
+    pub v6: Option<Ipv6Network>,
+}
+
+impl HeldLease {
+    /// The lease made of these prefixes, of which there is at most one per family.
+    pub fn new(prefixes: &[IpNetwork]) -> Self {
+        let mut lease = Self::default();
+        for prefix in prefixes {
+            match prefix {
+                IpNetwork::V4(v4) => lease.v4 = Some(*v4),
+                IpNetwork::V6(v6) => lease.v6 = Some(*v6),
+            }
+        }
+        lease
+    }
+}
+
+/// What may be wrong with the node, one problem at a time for each.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Topic {
+    /// The underlay address is not known.
+    Underlay,
+    /// The tunnel could not be opened.
+    Tunnel,
+    /// The gossip does not run.
+    Gossip,
+    /// There is no lease.
+    Lease,
+    /// `weft0` could not be set up.
+    Host,
+    /// Pods cannot reach the world.
+    Masquerade,
+    /// A kernel setting could not be made.
+    Sysctl(&'static str),
+    /// A pod could not be attached again.
+    Pod(Attachment),
+    /// Nodes were left out of the tables.
+    Tables,
+    /// An interface vanished.
+    LostPort(PortIx),
+}
+
+/// The control side of one node.
+#[derive(Debug)]
+pub struct Control {
+    config: Arc<NodeConfig>,
+    identity: Identity,
+    started: Instant,
+    engine: Engine,
+    ipam: Ipam,
+    attached: BTreeMap<Attachment, Attached>,
+    numbers: PortNumbers,
+    lease: HeldLease,
+    lease_state: &'static str,
+    map: Arc<SubnetMap>,
+    underlay: Option<Underlay>,
+    tunnel: Option<TunnelStatus>,
+    host: Option<Host>,
+    problems: BTreeMap<Topic, String>,
+    offenders: VecDeque<Offender>,
+    gossip_refused: BTreeMap<String, u64>,
+    generation: u64,
+}
+
+impl Control {
+    /// Starts the switch with no ports; what the last run remembers of lease and pods is taken up by
+    /// [`Control::reattach`].
+    ///
+    /// # Errors
+    /// When the workers cannot be started.
+    pub fn new(config: Arc<NodeConfig>, identity: Identity, ipam: Ipam) -> anyhow::Result<Self> {
+        let (v4, v6) = ipam.lease();
+        let node = Node {
+            vtep_mac: identity.id.vtep_mac(),
+            gateway_v4: None,
+            gateway_v6: None,
+            underlay: None,
+            vxlan_port: config.overlay.vxlan_port,
+            gossip_port: config.overlay.gossip_port,
+        };
+        let empty = TablesBuilder::new(0, node, &config.lease.ranges).build();
+        let engine = Engine::start(&config.switch, Arc::new(empty))?;
+        let numbers = PortNumbers::new(config.switch.ports_max);
+        Ok(Self {
+            config,
+            identity,
+            started: Instant::now(),
+            engine,
+            ipam,
+            attached: BTreeMap::new(),
+            numbers,
+            lease: HeldLease { v4, v6 },
+            lease_state: "waiting",
+            map: Arc::default(),
+            underlay: None,
+            tunnel: None,
+            host: None,
+            problems: BTreeMap::new(),
+            offenders: VecDeque::new(),
+            gossip_refused: BTreeMap::new(),
+            generation: 0,
+        })
+    }
+
+    /// Who this node is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Takes up a new view of the cluster.
+    pub fn set_map(&mut self, map: Arc<SubnetMap>) {
+        self.map = map;
+        self.publish();
+    }
+
+    /// Takes up what gossip refused so far, by reason.
+    pub fn set_gossip_refused(&mut self, refused: BTreeMap<String, u64>) {
+        self.gossip_refused = refused;
+    }
+
+    /// Takes up a lease that this node holds: new pods get addresses out of it.
+    ///
+    /// Pods with addresses of an earlier lease keep them.
+    pub fn set_lease(&mut self, lease: HeldLease) {
+        self.lease_state = "held";
+        match self.ipam.set_lease(lease.v4, lease.v6) {
+            Ok(()) => self.clear(&Topic::Lease),
+            Err(error) => {
+                self.raise(Topic::Lease, format!("the lease cannot be used: {error}"));
+                return;
+            }
+        }
+        let changed = self.lease != lease;
+        self.lease = lease;
+        self.set_up_host();
+        self.publish();
+        if changed {
+            let leases: Vec<_> = self.leases().iter().map(ToString::to_string).collect();
+            tracing::info!(leases = leases.join(" "), "lease taken up");
+            self.configure_all();
+        }
+    }
+
+    /// Says why there is no lease at present; `state` is the word for [`crate::admin::api::Status`].
+    pub fn set_no_lease(&mut self, state: &'static str, problem: Option<String>) {
+        self.lease_state = state;
+        match problem {
+            Some(problem) => self.raise(Topic::Lease, problem),
+            None => self.clear(&Topic::Lease),
+        }
+    }
+
+    /// Takes up the underlay address: opens the tunnel there and gives every interface the right MTU.
+    ///
+    /// # Errors
+    /// When the tunnel's sockets cannot be opened.
+    pub fn set_underlay(&mut self, underlay: Underlay) -> anyhow::Result<()> {
+        // The old sockets may hold the same port.
+        self.engine.set_tunnel(None)?;
+        self.tunnel = None;
+        let address = underlay.address;
+        self.underlay = Some(underlay);
+        let tunnel = self.open_tunnel(address);
+        self.clear(&Topic::Underlay);
+        self.configure_all();
+        self.set_up_host();
+        self.publish();
+        tunnel
+    }
+
+    fn open_tunnel(&mut self, underlay: IpAddr) -> anyhow::Result<()> {
+        let vni = self.config.overlay.vni;
+        let config = TunnelConfig {
+            underlay,
+            port: self.config.overlay.vxlan_port,
+            vni: Vni::new(vni).with_context(|| format!("VNI {vni} does not fit 24 bits"))?,
+            workers: self.engine.workers(),
+            mtu: self.pod_mtu(),
+        };
+        let opened = Tunnel::open(&config).map_err(anyhow::Error::from).and_then(|tunnel| {
+            let uplinks = tunnel.uplinks.into_iter().map(|uplink| Box::new(uplink) as _).collect();
+            let port = TunnelPort { source: Box::new(tunnel.source), uplinks };
+            self.engine.set_tunnel(Some(port))?;
+            Ok(tunnel.status)
+        });
+        match opened {
+            Ok(status) => {
+                self.tunnel = Some(status);
+                self.clear(&Topic::Tunnel);
+                Ok(())
+            }
+            Err(error) => {
+                self.raise(Topic::Tunnel, error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes or adapts `weft0`, its routes and the masquerading; what does not work is a problem, and the
+    /// rest goes on.
+    fn set_up_host(&mut self) {
+        let gateways = self.gateways();
+        if gateways.is_empty() {
+            return;
+        }
+        match self.try_set_up_host(&gateways) {
+            Ok(()) => self.clear(&Topic::Host),
+            Err(error) => {
+                let interface = &self.config.host.interface;
+                let problem = format!("{interface} cannot be set up, so this node reaches no pod: {error}");
+                self.raise(Topic::Host, problem);
+            }
+        }
+        self.set_up_forwarding();
+    }
+
+    fn try_set_up_host(&mut self, gateways: &[IpAddr]) -> anyhow::Result<()> {
+        let mtu = self.pod_mtu();
+        if self.host.is_none() {
+            let host = Host::open(&self.config.host.interface)?;
+            self.engine.add_port(PortIx::HOST, host.port(self.engine.workers()))?;
+            self.host = Some(host);
+        }
+        if let Some(host) = &self.host {
+            host.configure(gateways, &self.config.lease.ranges, mtu)?;
+        }
+        Ok(())
+    }
+
+    fn set_up_forwarding(&mut self) {
+        let interface = self.config.host.interface.clone();
+        let settings = [
+            ("forwarding", sysctl::enable_forwarding(self.lease.v6.is_some())),
+            ("rp_filter", sysctl::loosen_reverse_path_filter(&interface)),
+        ];
+        for (name, set) in settings {
+            match set {
+                Ok(()) => self.clear(&Topic::Sysctl(name)),
+                Err(error) => self.raise(Topic::Sysctl(name), error.to_string()),
+            }
+        }
+        if !self.config.host.masquerade {
+            return;
+        }
+        match nft::apply(&interface, &self.leases(), &self.config.lease.ranges) {
+            Ok(()) => self.clear(&Topic::Masquerade),
+            Err(error) => self.raise(Topic::Masquerade, error.to_string()),
+        }
+    }
+
+    /// Makes the tables anew and puts them in force.
+    fn publish(&mut self) {
+        self.generation += 1;
+        let own_mtu = self.underlay.as_ref().map_or(0, |underlay| underlay.mtu);
+        let inputs = compile::Inputs {
+            generation: self.generation,
+            node: Node {
+                vtep_mac: self.identity.id.vtep_mac(),
+                gateway_v4: self.lease.v4.map(gateway_v4),
+                gateway_v6: self.lease.v6.map(gateway_v6),
+                underlay: self.underlay.as_ref().map(|underlay| underlay.address),
+                vxlan_port: self.config.overlay.vxlan_port,
+                gossip_port: self.config.overlay.gossip_port,
+            },
+            ranges: self.config.lease.ranges.clone(),
+            host_mtu: self.host.as_ref().map(|_| self.pod_mtu()),
+            pods: self.attached.values().map(Attached::to_table).collect(),
+            peers: match self.underlay {
+                Some(_) => self.map.peers(self.identity.id, own_mtu),
+                None => Vec::new(),
+            },
+        };
+        let (tables, left_out) = compile::compile(inputs);
+        self.engine.publish(Arc::new(tables));
+        match left_out {
+            0 => self.clear(&Topic::Tables),
+            n => self.raise(Topic::Tables, format!("{n} nodes do not fit the tables (65536 do)")),
+        }
+    }
+
+    /// MTU of pods' interfaces and of `weft0`. Until the underlay is known, that of an Ethernet.
+    fn pod_mtu(&self) -> u16 {
+        const ETHERNET_MTU: u16 = 1500;
+        let unknown = IpAddr::from([0; 4]);
+        self.underlay.as_ref().map_or(inner_mtu(ETHERNET_MTU, unknown), |underlay| {
+            inner_mtu(underlay.mtu, underlay.address)
+        })
+    }
+
+    /// The lease's first addresses: the node's own, and pods' default gateways.
+    fn gateways(&self) -> Vec<IpAddr> {
+        let v4 = self.lease.v4.map(|lease| IpAddr::from(gateway_v4(lease)));
+        let v6 = self.lease.v6.map(|lease| IpAddr::from(gateway_v6(lease)));
+        v4.into_iter().chain(v6).collect()
+    }
+
+    fn leases(&self) -> Vec<IpNetwork> {
+        let v4 = self.lease.v4.map(IpNetwork::V4);
+        v4.into_iter().chain(self.lease.v6.map(IpNetwork::V6)).collect()
+    }
+
+    /// Whether the data path is alive.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn health(&mut self) -> Result<(), String> {
+        for (ix, worker) in self.engine.health().into_iter().enumerate() {
+            if let Some(why) = worker.ended {
+                return Err(format!("worker {ix} has ended: {why}"));
+            }
+            if worker.last_breath > BREATH_MAX {
+                return Err(format!("worker {ix} has hung for {:?}", worker.last_breath));
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes a problem, and logs it once.
+    pub fn raise(&mut self, topic: Topic, problem: String) {
+        if self.problems.get(&topic) != Some(&problem) {
+            tracing::warn!("{problem}");
+            self.problems.insert(topic, problem);
+        }
+    }
+
+    /// Notes that there is no such problem, or no more.
+    pub fn clear(&mut self, topic: &Topic) {
+        if let Some(problem) = self.problems.remove(topic) {
+            tracing::info!("solved: {problem}");
+        }
+    }
+
+    /// Takes the data path down. Pods keep their interfaces and addresses.
+    ///
+    /// # Errors
+    /// When a worker does not stop.
+    pub fn stop(self) -> anyhow::Result<()> {
+        Ok(self.engine.stop()?)
+    }
+}
+
+/// The first address of an IPv4 lease behind its network address.
+fn gateway_v4(lease: Ipv4Network) -> std::net::Ipv4Addr {
+    std::net::Ipv4Addr::from_bits(lease.network().to_bits().saturating_add(1))
+}
+
+/// The first address of an IPv6 lease behind the subnet-router anycast address (RFC 4291 §2.6.1).
+fn gateway_v6(lease: Ipv6Network) -> std::net::Ipv6Addr {
+    std::net::Ipv6Addr::from_bits(lease.network().to_bits().saturating_add(1))
+}
+

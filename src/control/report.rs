@@ -1,0 +1,213 @@
+//! What the node tells about itself.
+
+use std::iter;
+
+use ipam::{Allocation, PortKind};
+use overlay::decap::Offence;
+use overlay::subnet::Claim;
+use vswitch::mac::Mac;
+use vswitch::verdict::Reason;
+
+use super::attach::AttachError;
+use super::{Control, OFFENDERS_MAX};
+use crate::admin::api::{
+    Capability, CountersReport, NodeStatus, Offender, PodStatus, PoolStatus, PortRequest, Status,
+};
+use crate::admin::metrics::Report;
+
+impl Control {
+    /// The node and its health.
+    pub fn status(&self) -> Status {
+        let held = self.lease_state == "held";
+        let alive = self.map.members.values().filter(|member| member.state.is_active()).count();
+        let conflicts = self.map.conflicts.iter().map(ToString::to_string);
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            network: self.config.network.clone(),
+            name: self.identity.name.clone(),
+            node_id: self.identity.id.to_string(),
+            underlay: self.underlay.as_ref().map(|underlay| underlay.address),
+            underlay_mtu: self.underlay.as_ref().map(|underlay| underlay.mtu),
+            pod_mtu: self.underlay.as_ref().map(|_| self.pod_mtu()),
+            vtep_mac: self.identity.id.vtep_mac(),
+            leases: if held { self.leases() } else { Vec::new() },
+            lease_state: self.lease_state.to_owned(),
+            addresses: self.pools(),
+            nodes_alive: alive,
+            map_generation: self.map.generation,
+            tables_generation: self.generation,
+            pods: self.attached.len(),
+            uptime_s: self.started.elapsed().as_secs(),
+            ready: held && self.tunnel.is_some() && self.host.is_some(),
+            problems: self.problems.values().cloned().chain(conflicts).collect(),
+            capabilities: self.capabilities(),
+        }
+    }
+
+    /// The map.
+    pub fn nodes(&self) -> Vec<NodeStatus> {
+        let members = self.map.members.values().map(|member| NodeStatus {
+            name: member.name.clone(),
+            node_id: member.id.to_string(),
+            state: member.state.name().to_owned(),
+            this_node: member.id == self.identity.id,
+            underlay: member.underlay,
+            underlay_mtu: member.underlay_mtu,
+            vtep_mac: member.vtep_mac,
+            leases: (member.leases.iter())
+                .filter(|lease| lease.claim == Claim::Held && !lease.contested)
+                .map(|lease| lease.prefix)
+                .collect(),
+            version: member.version,
+        });
+        let mut nodes: Vec<_> = members.collect();
+        nodes.sort_by(|a, b| (&a.name, &a.node_id).cmp(&(&b.name, &b.node_id)));
+        nodes
+    }
+
+    /// The pods on this node.
+    pub fn pods(&self) -> Vec<PodStatus> {
+        self.ipam.iter().map(|allocation| self.pod(allocation)).collect()
+    }
+
+    /// All counters.
+    pub fn counters(&self) -> CountersReport {
+        let totals = self.engine.counters().sum();
+        let dropped = Reason::ALL.iter().map(|reason| (reason.to_string(), totals.dropped(*reason)));
+        CountersReport {
+            received: totals.received,
+            originated: totals.originated,
+            delivered: totals.delivered,
+            answered: totals.answered,
+            queued: i64::try_from(totals.queued()).unwrap_or(i64::MAX),
+            received_bytes: totals.received_bytes,
+            delivered_bytes: totals.delivered_bytes,
+            dropped: dropped.filter(|(_, count)| *count > 0).collect(),
+            offenders: self.offenders.iter().cloned().collect(),
+            gossip_refused: self.gossip_refused.clone(),
+        }
+    }
+
+    /// All of the above, for metrics.
+    pub fn report(&self) -> Report {
+        Report {
+            status: self.status(),
+            nodes: self.nodes(),
+            pods: self.pods(),
+            counters: self.counters(),
+        }
+    }
+
+    /// Takes up what the workers reported of refused tunnel packets and vanished interfaces, and logs
+    /// each new sender once.
+    pub fn collect_reports(&mut self) {
+        let offences: Vec<Offence> =
+            self.tunnel.iter().flat_map(|tunnel| iter::from_fn(|| tunnel.take_offence())).collect();
+        for offence in offences {
+            self.note_offence(&offence);
+        }
+        for lost in self.engine.take_lost_sources() {
+            let Some(port) = lost.port else {
+                self.raise(super::Topic::Tunnel, format!("the tunnel's socket broke: {}", lost.error));
+                continue;
+            };
+            let problem = format!("port {} lost its interface: {}", port.0, lost.error);
+            self.raise(super::Topic::LostPort(port), problem);
+        }
+    }
+
+    /// Attaches a device of the host.
+    ///
+    /// # Errors
+    /// As [`Control::attach_device`].
+    pub fn add_device(&mut self, request: &PortRequest) -> Result<PodStatus, AttachError> {
+        let allocation = self.attach_device(&request.device, request.mac)?;
+        Ok(self.pod(&allocation))
+    }
+
+    /// Detaches a device of the host.
+    ///
+    /// # Errors
+    /// When it is no port.
+    pub fn remove_device(&mut self, device: &str) -> Result<(), AttachError> {
+        self.detach_device(device)
+    }
+
+    fn note_offence(&mut self, offence: &Offence) {
+        let address = offence.from.ip();
+        let reason = offence.reason.to_string();
+        let known = self.offenders.iter().position(|o| o.address == address && o.reason == reason);
+        let reports = match known.and_then(|ix| self.offenders.remove(ix)) {
+            Some(offender) => offender.reports.saturating_add(1),
+            None => {
+                tracing::warn!(%address, "tunnel packets refused: {}", offence.reason.describe());
+                1
+            }
+        };
+        self.offenders.push_front(Offender { address, reason, reports });
+        self.offenders.truncate(OFFENDERS_MAX);
+    }
+
+    fn pod(&self, allocation: &Allocation) -> PodStatus {
+        let attached = self.attached.get(&allocation.attachment);
+        let pod = allocation.record.pod.as_ref();
+        PodStatus {
+            namespace: pod.map(|pod| pod.namespace.clone()),
+            name: pod.map(|pod| pod.name.clone()),
+            container_id: allocation.attachment.container_id.clone(),
+            ifname: allocation.attachment.ifname.clone(),
+            netns: match &allocation.record.port {
+                PortKind::Tap { netns } => Some(netns.path.display().to_string()),
+                PortKind::AfPacket { .. } => None,
+            },
+            mac: Mac(allocation.mac.0),
+            addresses: allocation.addresses().collect(),
+            gateways: self.gateways_of(allocation),
+            mtu: attached.map_or_else(|| self.pod_mtu(), |attached| attached.mtu),
+            port: attached.map(|attached| attached.port.0),
+            traffic: attached
+                .map(|attached| self.engine.counters().port(attached.port))
+                .unwrap_or_default(),
+        }
+    }
+
+    fn pools(&self) -> Vec<PoolStatus> {
+        let pool = |usage: ipam::Usage| {
+            let used = usage.used as u64;
+            let capacity = u64::try_from(usage.capacity).unwrap_or(u64::MAX);
+            PoolStatus { prefix: usage.prefix, used, free: capacity.saturating_sub(used) }
+        };
+        self.ipam.usage().into_iter().map(pool).collect()
+    }
+
+    fn capabilities(&self) -> Vec<Capability> {
+        let mut list = Vec::new();
+        if let Some(tunnel) = &self.tunnel {
+            let kernel = tunnel.capabilities();
+            let segments = format!("{} datagrams per send", kernel.segments_max);
+            let send = kernel.send_offload.clone();
+            let send = send.and_then(|()| tunnel.send_offload().map_err(|error| error.to_string()));
+            list.push(capability("udp-gso", send.map(|()| segments)));
+            let receive = kernel.receive_offload.clone();
+            list.push(capability("udp-gro", receive.map(|()| "in use".to_owned())));
+        }
+        if let Some(host) = &self.host {
+            let offloads = host.offloads();
+            for (name, on) in [
+                ("tap-checksum-offload", offloads.checksum),
+                ("tap-tcp-offload", offloads.tcp),
+                ("tap-udp-offload", offloads.udp),
+            ] {
+                let granted = if on { Ok("in use") } else { Err("refused by the kernel's TUN driver") };
+                list.push(capability(name, granted.map(str::to_owned).map_err(str::to_owned)));
+            }
+        }
+        list
+    }
+}
+
+fn capability(name: &str, state: Result<String, String>) -> Capability {
+    let on = state.is_ok();
+    let detail = state.unwrap_or_else(|why| why);
+    Capability { name: name.to_owned(), on, detail }
+}

@@ -1,0 +1,87 @@
+//! The node's own place in the network: `weft0`, its addresses and routes, and masquerading.
+
+pub mod nft;
+pub mod sysctl;
+
+use std::net::IpAddr;
+
+use cni::link::{self, HostInterface, LinkError};
+use ipnetwork::IpNetwork;
+use vswitch::engine::Port;
+use vswitch::mac::Mac;
+use vswitch::port::PortIx;
+use vswitch::tables::{ROUTER_V4, ROUTER_V6};
+use vswitch::tap::{Offloads, Tap, TapError};
+
+/// The node's own interface.
+#[derive(Debug)]
+pub struct Host {
+    tap: Tap,
+}
+
+/// Why the node's own interface could not be set up or removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// The interface could not be made.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// Addresses or routes could not be set, or the interface could not be removed.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+impl Host {
+    /// Makes the interface, or takes up the one that an earlier run left.
+    ///
+    /// # Errors
+    /// When the kernel refuses the device.
+    pub fn open(interface: &str) -> Result<Self, HostError> {
+        Ok(Self { tap: Tap::open(interface)? })
+    }
+
+    /// What the kernel lets the interface leave to the switch.
+    pub fn offloads(&self) -> Offloads {
+        self.tap.offloads()
+    }
+
+    /// The interface as a port for an engine with `workers` workers.
+    pub fn port(&self, workers: usize) -> Port {
+        Port {
+            source: Box::new(self.tap.source(PortIx::HOST)),
+            sinks: (0..workers).map(|_| Box::new(self.tap.sink(PortIx::HOST)) as _).collect(),
+        }
+    }
+
+    /// Gives the interface its addresses, MTU and routes. May be repeated with others.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or somebody else has a route to the cluster range.
+    pub fn configure(
+        &self,
+        gateways: &[IpAddr],
+        ranges: &[IpNetwork],
+        mtu: u16,
+    ) -> Result<(), HostError> {
+        let wanted = HostInterface {
+            mac: Mac::HOST.0,
+            mtu: u32::from(mtu),
+            addresses: gateways.to_vec(),
+            ranges: ranges.to_vec(),
+            routers: vec![ROUTER_V4.into(), ROUTER_V6.into()],
+        };
+        Ok(link::configure_host(None, self.tap.name(), &wanted)?)
+    }
+}
+
+/// Removes every trace of the node's own place in the network: interface, routes and table. Goes on past
+/// errors and returns all of them.
+pub fn remove(interface: &str) -> Vec<String> {
+    let link = link::unconfigure_host(None, interface).map_err(|error| error.to_string());
+    let table = match nft::remove() {
+        // Without `nft` there never was a table.
+        Err(nft::Error::Missing) => Ok(()),
+        other => other.map_err(|error| error.to_string()),
+    };
+    [link, table].into_iter().filter_map(Result::err).collect()
+}

@@ -1,0 +1,117 @@
+//! The one nftables table that Weft owns: pods' traffic to the world leaves under the node's address.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use ipnetwork::IpNetwork;
+
+/// Name of the table, family `inet`.
+pub const TABLE: &str = "weft";
+
+/// What kept the table from being set.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no `nft`.
+    #[error(
+        "the program `nft` was not found: pods reach each other and the nodes, but not the world outside. \
+         Install the package nftables and restart weftd, or set `masquerade = false` under [host]"
+    )]
+    Missing,
+    /// `nft` did not run.
+    #[error("running `nft` failed: {0}")]
+    Run(#[from] std::io::Error),
+    /// `nft` refused.
+    #[error("`nft` refused table `inet {TABLE}`: {0}")]
+    Refused(String),
+}
+
+/// Sets the table in one transaction: whatever was in it before is gone.
+///
+/// # Errors
+/// When `nft` is missing or refuses.
+pub fn apply(interface: &str, leases: &[IpNetwork], ranges: &[IpNetwork]) -> Result<(), Error> {
+    run(&ruleset(interface, leases, ranges))
+}
+
+/// Removes the table. It is no error if there is none.
+///
+/// # Errors
+/// When `nft` is missing or refuses.
+pub fn remove() -> Result<(), Error> {
+    run(&format!("table inet {TABLE}\ndelete table inet {TABLE}\n"))
+}
+
+/// The ruleset as text. Declaring the table first makes the deletion valid when there is none.
+fn ruleset(interface: &str, leases: &[IpNetwork], ranges: &[IpNetwork]) -> String {
+    let mut text = format!(
+        "table inet {TABLE}\n\
+         delete table inet {TABLE}\n\
+         table inet {TABLE} {{\n\
+         \tchain postrouting {{\n\
+         \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
+         \t\toifname \"{interface}\" return\n"
+    );
+    for range in ranges {
+        let _ = writeln!(text, "\t\t{} daddr {range} return", family(range));
+    }
+    for lease in leases {
+        let _ = writeln!(text, "\t\t{} saddr {lease} masquerade", family(lease));
+    }
+    text.push_str("\t}\n}\n");
+    text
+}
+
+fn family(prefix: &IpNetwork) -> &'static str {
+    match prefix {
+        IpNetwork::V4(_) => "ip",
+        IpNetwork::V6(_) => "ip6",
+    }
+}
+
+fn run(script: &str) -> Result<(), Error> {
+    let spawned = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = match spawned {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Missing),
+        spawned => spawned?,
+    };
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(script.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::Refused(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_traffic_from_the_lease_to_outside_the_range_is_masqueraded() {
+        let leases = ["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()];
+        let ranges = ["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()];
+        assert_eq!(
+            ruleset("weft0", &leases, &ranges),
+            "table inet weft\n\
+             delete table inet weft\n\
+             table inet weft {\n\
+             \tchain postrouting {\n\
+             \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
+             \t\toifname \"weft0\" return\n\
+             \t\tip daddr 10.244.0.0/16 return\n\
+             \t\tip6 daddr fd00:10:244::/56 return\n\
+             \t\tip saddr 10.244.1.0/24 masquerade\n\
+             \t\tip6 saddr fd00:10:244:1::/64 masquerade\n\
+             \t}\n}\n"
+        );
+    }
+}

@@ -1,0 +1,342 @@
+//! One thread that carries frames.
+//!
+//! A breath, which is also the order in which to read:
+//!
+//! 1. wait until a source is readable, an order has come, or a second has passed;
+//! 2. per readable source: take a batch, let the [`Switch`] decide, hand each frame to its sink or the
+//!    uplink;
+//! 3. flush the sinks that were used, and the uplink;
+//! 4. carry out the orders.
+//!
+//! Orders come last, so a source that one of them removes is not looked up by an event of this breath.
+//! The tables are borrowed, and the time is read, once a batch.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Cache};
+use crossbeam::channel::{Receiver, Sender};
+use crossbeam::utils::CachePadded;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::Timespec;
+use rustix::io::Errno;
+
+use crate::config::Config;
+use crate::counters::WorkerCounters;
+use crate::engine::Status;
+use crate::frame::{BATCH_MAX, Batch, Frame, Pool};
+use crate::port::{Context, PortIx, Sink, Source, Uplink};
+use crate::switch::Switch;
+use crate::tables::Tables;
+use crate::verdict::{Egress, Reason};
+
+/// The longest time between two breaths. An idle worker wakes this often, to show that it is alive.
+pub const IDLE_MAX: Duration = Duration::from_secs(1);
+
+/// Sources that are served in one breath. The others are as ready in the next one, and the kernel
+/// hands them out in turn.
+const EVENTS_MAX: usize = 64;
+
+/// The token of the event descriptor; sources use their slot's index.
+const WAKE_TOKEN: u64 = u64::MAX;
+
+/// A change that a worker carries out between two breaths.
+pub(crate) enum Command {
+    /// Reads from `source` from now on; `port` is `None` for the tunnel.
+    AddSource { port: Option<PortIx>, source: Box<dyn Source> },
+    /// Sends frames for `port` to `sink`.
+    AddSink { port: PortIx, sink: Box<dyn Sink> },
+    /// Closes the source and the sink of `port`.
+    RemovePort { port: PortIx },
+    /// Sends frames for other nodes to `uplink`.
+    SetUplink { uplink: Box<dyn Uplink> },
+    /// Closes the tunnel's source and the uplink.
+    RemoveTunnel,
+    /// Ends the worker.
+    Stop,
+}
+
+/// A command, and where to say that it was carried out.
+pub(crate) struct Order {
+    pub(crate) command: Command,
+    pub(crate) done: Sender<io::Result<()>>,
+}
+
+/// What a worker is made of.
+pub(crate) struct WorkerParts {
+    pub(crate) config: Config,
+    pub(crate) tables: Arc<ArcSwap<Tables>>,
+    pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
+    pub(crate) orders: Receiver<Order>,
+    pub(crate) wake: Arc<OwnedFd>,
+    pub(crate) status: Arc<Status>,
+}
+
+pub(crate) struct Worker {
+    epoll: OwnedFd,
+    wake: Arc<OwnedFd>,
+    orders: Receiver<Order>,
+    sources: Vec<Option<Slot>>,
+    /// The slots of sources that hold frames which they have read already.
+    backlog: Vec<usize>,
+    /// What was the backlog before this breath.
+    serving: Vec<usize>,
+    dispatch: Dispatch,
+    tables: Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>,
+    counters: Arc<CachePadded<WorkerCounters>>,
+    status: Arc<Status>,
+    switch: Switch,
+    pool: Pool,
+    batch: Batch,
+    out: Vec<(Egress, Frame)>,
+}
+
+struct Slot {
+    port: Option<PortIx>,
+    source: Box<dyn Source>,
+}
+
+/// Whether the worker goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Breathe,
+    Stop,
+}
+
+impl Worker {
+    pub(crate) fn new(parts: WorkerParts) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        watch(&epoll, parts.wake.as_fd(), WAKE_TOKEN)?;
+        let ports_max = usize::from(parts.config.ports_max);
+        Ok(Self {
+            epoll,
+            wake: parts.wake,
+            orders: parts.orders,
+            sources: Vec::new(),
+            backlog: Vec::with_capacity(1),
+            serving: Vec::with_capacity(1),
+            dispatch: Dispatch::new(ports_max),
+            tables: Cache::new(parts.tables),
+            counters: parts.counters,
+            status: parts.status,
+            switch: Switch::new(&parts.config, Instant::now()),
+            pool: Pool::new(usize::from(parts.config.buffers)),
+            batch: Vec::with_capacity(2 * BATCH_MAX),
+            out: Vec::with_capacity(4 * BATCH_MAX),
+        })
+    }
+
+    /// Carries frames until it is told to stop.
+    pub(crate) fn run(&mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        while self.breathe(&mut events)? == Next::Breathe {}
+        Ok(())
+    }
+
+    /// One turn: see the module's documentation.
+    fn breathe(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<Next> {
+        events.clear();
+        self.wait(events)?;
+        self.status.breathed(Instant::now());
+        std::mem::swap(&mut self.backlog, &mut self.serving);
+        while let Some(slot) = self.serving.pop() {
+            self.serve(slot);
+        }
+        let mut woken = false;
+        for event in &*events {
+            match usize::try_from(event.data.u64()) {
+                Ok(slot) if slot < self.sources.len() => self.serve(slot),
+                _ => woken = true,
+            }
+        }
+        self.flush();
+        if woken { self.obey() } else { Ok(Next::Breathe) }
+    }
+
+    fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+        const IDLE: Timespec = Timespec { tv_sec: IDLE_MAX.as_secs().cast_signed(), tv_nsec: 0 };
+        const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let timeout = if self.backlog.is_empty() { &IDLE } else { &NOW };
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), Some(timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes one batch from a source to wherever its frames go.
+    fn serve(&mut self, slot_ix: usize) {
+        let Some(slot) = &mut self.sources[slot_ix] else {
+            return;
+        };
+        let mut context = Context {
+            tables: self.tables.load(),
+            pool: &mut self.pool,
+            counters: &self.counters,
+        };
+        let received = slot.source.receive(&mut context, &mut self.batch);
+        self.switch.forward(&mut context, Instant::now(), &mut self.batch, &mut self.out);
+        for (egress, frame) in self.out.drain(..) {
+            self.dispatch.send(&mut context, egress, frame);
+        }
+        if let Err(error) = received {
+            self.status.lost(slot.port, &error);
+            self.close_source(slot_ix);
+        } else if slot.source.pending() && !self.backlog.contains(&slot_ix) {
+            self.backlog.push(slot_ix);
+        }
+    }
+
+    fn flush(&mut self) {
+        let mut context = Context {
+            tables: self.tables.load(),
+            pool: &mut self.pool,
+            counters: &self.counters,
+        };
+        self.dispatch.flush(&mut context);
+    }
+
+    fn obey(&mut self) -> io::Result<Next> {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.wake, &mut count) {
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        while let Ok(Order { command, done }) = self.orders.try_recv() {
+            let stop = matches!(command, Command::Stop);
+            let result = self.carry_out(command);
+            // Whoever gave the order may have stopped waiting for the answer; it is carried out anyhow.
+            let _nobody_waits = done.send(result);
+            if stop {
+                return Ok(Next::Stop);
+            }
+        }
+        // Lets go of tables that were replaced while this worker was idle.
+        self.tables.load();
+        Ok(Next::Breathe)
+    }
+
+    fn carry_out(&mut self, command: Command) -> io::Result<()> {
+        match command {
+            Command::AddSource { port, source } => return self.open_source(port, source),
+            Command::AddSink { port, sink } => self.dispatch.set_sink(port, Some(sink)),
+            Command::RemovePort { port } => {
+                self.close_sources_of(Some(port));
+                self.dispatch.set_sink(port, None);
+            }
+            Command::SetUplink { uplink } => self.dispatch.uplink = Some(uplink),
+            Command::RemoveTunnel => {
+                self.close_sources_of(None);
+                self.dispatch.uplink = None;
+            }
+            Command::Stop => {
+                for slot in 0..self.sources.len() {
+                    self.close_source(slot);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open_source(&mut self, port: Option<PortIx>, source: Box<dyn Source>) -> io::Result<()> {
+        let slot = match self.sources.iter().position(Option::is_none) {
+            Some(free) => free,
+            None => {
+                self.sources.push(None);
+                self.sources.len() - 1
+            }
+        };
+        watch(&self.epoll, source.fd(), slot as u64)?;
+        self.sources[slot] = Some(Slot { port, source });
+        Ok(())
+    }
+
+    fn close_sources_of(&mut self, port: Option<PortIx>) {
+        for ix in 0..self.sources.len() {
+            if self.sources[ix].as_ref().is_some_and(|slot| slot.port == port) {
+                self.close_source(ix);
+            }
+        }
+    }
+
+    fn close_source(&mut self, slot_ix: usize) {
+        self.backlog.retain(|slot| *slot != slot_ix);
+        if let Some(slot) = self.sources[slot_ix].take() {
+            // Sinks of other workers may hold the descriptor open, so closing it here is not enough.
+            // It fails only for a descriptor that is not watched, which is what is wanted.
+            let _unwatched_anyhow = epoll::delete(&self.epoll, slot.source.fd());
+        }
+    }
+}
+
+fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+    Ok(epoll::add(epoll, fd, EventData::new_u64(token), EventFlags::IN)?)
+}
+
+/// The sinks and the uplink of one worker.
+struct Dispatch {
+    sinks: Vec<Option<Box<dyn Sink>>>,
+    uplink: Option<Box<dyn Uplink>>,
+    /// The sinks that were used since the last flush, each once.
+    touched: Vec<PortIx>,
+    is_touched: Vec<bool>,
+    uplink_touched: bool,
+}
+
+impl Dispatch {
+    fn new(ports_max: usize) -> Self {
+        Self {
+            sinks: (0..ports_max).map(|_| None).collect(),
+            uplink: None,
+            touched: Vec::with_capacity(ports_max),
+            is_touched: vec![false; ports_max],
+            uplink_touched: false,
+        }
+    }
+
+    fn send(&mut self, context: &mut Context<'_>, egress: Egress, frame: Frame) {
+        match egress {
+            Egress::Port(port) => match self.sinks.get_mut(port.ix()) {
+                Some(Some(sink)) => {
+                    sink.send(context, frame);
+                    if !self.is_touched[port.ix()] {
+                        self.is_touched[port.ix()] = true;
+                        self.touched.push(port);
+                    }
+                }
+                _ => context.finish_dropped(port, Reason::PortGone, frame),
+            },
+            Egress::Node(node) => match &mut self.uplink {
+                Some(uplink) => {
+                    uplink.send(context, node, frame);
+                    self.uplink_touched = true;
+                }
+                None => {
+                    context.counters.count_drop(Reason::NodeGone, frame.packets());
+                    context.pool.put(frame);
+                }
+            },
+        }
+    }
+
+    fn flush(&mut self, context: &mut Context<'_>) {
+        for port in self.touched.drain(..) {
+            self.is_touched[port.ix()] = false;
+            if let Some(sink) = &mut self.sinks[port.ix()] {
+                sink.flush(context);
+            }
+        }
+        if std::mem::take(&mut self.uplink_touched)
+            && let Some(uplink) = &mut self.uplink
+        {
+            uplink.flush(context);
+        }
+    }
+
+    fn set_sink(&mut self, port: PortIx, sink: Option<Box<dyn Sink>>) {
+        if let Some(slot) = self.sinks.get_mut(port.ix()) {
+            *slot = sink;
+        }
+    }
+}
