@@ -8,7 +8,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -86,12 +85,11 @@ pub fn start_holder(program: &Path, arguments: &[&str]) -> Result<ProcessId> {
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .process_group(0)
+        // Not ours: it would keep a terminal or a pipe open for as long as the lab stands.
+        .stderr(Stdio::piped())
         .spawn()
         .context("starting the process that holds the namespaces")?;
-    let id =
-        ProcessId::of(child.id()).context("looking up the process that holds the namespaces")?;
+    let id = ProcessId::of(child.id()).context("looking up the process that holds the namespaces")?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
         BufReader::new(stdout).read_line(&mut line)?;
@@ -99,9 +97,8 @@ pub fn start_holder(program: &Path, arguments: &[&str]) -> Result<ProcessId> {
     if line.trim_end() == READY {
         return Ok(id);
     }
-    child.wait()?;
-    // It has said on our standard error what went wrong.
-    bail!("no namespaces to put the lab in");
+    let why = String::from_utf8(child.wait_with_output()?.stderr)?;
+    bail!("{}", why.trim().trim_start_matches("weft: "))
 }
 
 /// What the holder does: namespaces of its own, then nothing, until it is killed.

@@ -175,7 +175,7 @@ impl Ping {
                 Some(Message::Reply(sequence)) if from == Some(self.target) => {
                     if let Some(flight) = flights.get_mut(usize::from(sequence)) {
                         let sent = flight.sent.unwrap_or(now);
-                        flight.rtt.get_or_insert(now.duration_since(sent));
+                        flight.rtt.get_or_insert_with(|| now.duration_since(sent));
                     }
                 }
                 Some(Message::Error(sequence, text)) => {
