@@ -65,7 +65,17 @@ pub struct Host {
     epoch: Instant,
     now: Instant,
     next_port: u16,
-    icmp_errors: Vec<IcmpError>,
+    icmp_errors: VecDeque<IcmpError>,
+    arrivals: VecDeque<Arrival>,
+    arrivals_max: usize,
+}
+
+/// A frame that a [`Host`] was handed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    /// What its network card made of the frame: of a super-frame its packets, of any other one packet.
+    /// All checksums are filled in.
+    pub packets: Vec<Vec<u8>>,
 }
 
 /// A UDP socket of a [`Host`].
@@ -93,7 +103,7 @@ impl Host {
     /// Makes a host.
     ///
     /// # Panics
-    /// If it has more addresses or gateways than one per family.
+    /// If it has more than four addresses, or gateways than one per family.
     pub fn new(config: &HostConfig, now: Instant) -> Self {
         let mut card = Card {
             inbox: VecDeque::new(),
@@ -108,7 +118,7 @@ impl Host {
         interface.update_ip_addrs(|addresses| {
             for network in &config.addresses {
                 let cidr = IpCidr::new(network.ip().into(), network.prefix());
-                addresses.push(cidr).expect("one address per family");
+                addresses.push(cidr).expect("at most four addresses");
             }
         });
         for gateway in &config.gateways {
@@ -133,7 +143,9 @@ impl Host {
             epoch: now,
             now,
             next_port: 49_152,
-            icmp_errors: Vec::new(),
+            icmp_errors: VecDeque::new(),
+            arrivals: VecDeque::new(),
+            arrivals_max: 0,
         }
     }
 
@@ -175,9 +187,17 @@ impl Host {
     pub fn deliver(&mut self, frame: &Frame) -> Result<(), Reason> {
         let headers = wire::parse(frame.data())?;
         let cut = Cut::new(frame, &headers)?;
-        for ix in 0..cut.segments() {
+        let packets = (0..cut.segments()).map(|ix| {
             let mut packet = vec![0; cut.segment_len(ix)];
             cut.write(ix, &mut packet);
+            packet
+        });
+        let packets: Vec<_> = packets.collect();
+        if self.arrivals_max > 0 {
+            self.arrivals.truncate(self.arrivals_max - 1);
+            self.arrivals.push_front(Arrival { packets: packets.clone() });
+        }
+        for packet in packets {
             self.note_icmp_error(&packet);
             let answer = is_neighbor_message(&packet, ARP_REPLY, NEIGHBOR_ADVERTISEMENT);
             self.card.inbox.push_back(packet);
@@ -231,9 +251,26 @@ impl Host {
         replies
     }
 
-    /// Takes the ICMP errors that came in.
+    /// Takes the ICMP errors that came in, the oldest first. At most 4096 are kept, of more the latest.
     pub fn take_icmp_errors(&mut self) -> Vec<IcmpError> {
-        std::mem::take(&mut self.icmp_errors)
+        self.icmp_errors.drain(..).collect()
+    }
+
+    /// From now on keeps the latest `frames_max` frames that it is handed, for
+    /// [`Host::take_arrivals`]. Zero, which is the default, keeps none.
+    pub fn watch_arrivals(&mut self, frames_max: usize) {
+        self.arrivals_max = frames_max;
+        self.arrivals.truncate(frames_max);
+    }
+
+    /// Takes the frames that were kept, the oldest first.
+    pub fn take_arrivals(&mut self) -> Vec<Arrival> {
+        self.arrivals.drain(..).rev().collect()
+    }
+
+    /// Whether frames wait for [`Host::send`].
+    pub fn is_sending(&self) -> bool {
+        !self.card.outbox.is_empty()
     }
 
     /// Opens a UDP socket at `port`.
@@ -352,7 +389,10 @@ impl Host {
         };
         if is_error {
             let mtu = u32::from_be_bytes(*mtu);
-            self.icmp_errors.push(IcmpError { from: ip.source, kind, code, mtu });
+            if self.icmp_errors.len() == ICMP_ERRORS_MAX {
+                self.icmp_errors.pop_front();
+            }
+            self.icmp_errors.push_back(IcmpError { from: ip.source, kind, code, mtu });
         }
     }
 }
@@ -478,6 +518,7 @@ fn leave_to_card(frame: &mut Frame, segment_size: Option<NonZeroU16>) {
 
 const ECHO_IDENT: u16 = 0x5745;
 const ECHO_MAX: usize = 64;
+const ICMP_ERRORS_MAX: usize = 4096;
 const DATAGRAMS_MAX: usize = 256;
 const BUFFER_LEN: usize = 65_535;
 const TCP_CHECKSUM_AT: usize = 16;

@@ -71,6 +71,6 @@ mod net;
 mod node;
 
 pub use clock::Clock;
-pub use host::{Host, HostConfig, IcmpError, TcpHandle, UdpHandle};
+pub use host::{Arrival, Host, HostConfig, IcmpError, TcpHandle, UdpHandle};
 pub use net::{Delivery, Faults, Net, NetTotals};
 pub use node::SwitchSim;

@@ -108,6 +108,11 @@ impl<A: Copy + Ord, T: Clone> Net<A, T> {
         }
     }
 
+    /// Mends the way from `from` to `to`.
+    pub fn mend(&mut self, from: A, to: A) {
+        self.cuts.remove(&(from, to));
+    }
+
     /// Mends all cuts.
     pub fn heal(&mut self) {
         self.cuts.clear();
@@ -272,6 +277,9 @@ mod tests {
         assert_eq!(net.receive(later).map(|d| d.message), Some("same side"));
         assert_eq!(net.receive(later), None);
         assert_eq!(net.totals().cut, 2);
+        net.mend('b', 'a');
+        net.send(now, 'b', 'a', "mended");
+        assert_eq!(net.receive(now).map(|d| d.message), Some("mended"));
         net.heal();
         net.send(now, 'a', 'b', "after");
         assert_eq!(net.receive(now), None, "it takes its time");

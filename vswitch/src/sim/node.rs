@@ -22,7 +22,7 @@ use crate::wire;
 /// [`SwitchSim::run`] does all that can be done at one moment. Frames for other nodes then wait for
 /// [`SwitchSim::send_wire`], and packets from them go in with [`SwitchSim::receive`]. A tunnel that is to
 /// be simulated too takes frames whole with [`SwitchSim::take_wire`], hands them in with
-/// [`SwitchSim::inject`], and works with [`SwitchSim::context`], as it does in a worker.
+/// [`SwitchSim::forward_batch`], and works with [`SwitchSim::context`], as it does in a worker.
 #[derive(Debug)]
 pub struct SwitchSim {
     switch: Switch,
@@ -92,19 +92,26 @@ impl SwitchSim {
     }
 
     /// Lets the hosts act and carries what they send, until nothing moves any more at this moment.
+    ///
+    /// When more frames wait for other nodes than there are buffers, the rest waits with the hosts.
     pub fn run(&mut self, now: Instant) {
-        loop {
-            let mut moved = false;
-            for host in self.hosts.values_mut() {
-                moved |= host.poll(now);
-            }
-            while self.collect() {
-                self.forward(now);
-            }
-            if !moved {
-                return;
-            }
+        while self.turn(now) {}
+    }
+
+    /// Lets the hosts act once and carries one batch of what they send; returns whether there may be more
+    /// to do at this moment. A simulated tunnel that empties [`SwitchSim::take_wire`] after each turn never
+    /// lets the buffers run out.
+    pub fn turn(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        for host in self.hosts.values_mut() {
+            moved |= host.poll(now);
         }
+        let collected = self.collect();
+        if collected {
+            self.forward(now);
+        }
+        let is_starved = !collected && self.hosts.values().any(Host::is_sending);
+        collected || (moved && !is_starved)
     }
 
     /// When a host wants to act next, if nothing arrives before.
@@ -121,6 +128,13 @@ impl SwitchSim {
             Ingress::Node(_) | Ingress::Switch => count_received(context.counters, &frame),
         }
         self.batch.push(frame);
+        self.forward(now);
+    }
+
+    /// Runs frames through the switch, and delivers. Unlike [`SwitchSim::inject`] it does not count them as
+    /// received: whoever made them in [`SwitchSim::context`], as a tunnel does, already has.
+    pub fn forward_batch(&mut self, now: Instant, batch: &mut Batch) {
+        self.batch.append(batch);
         self.forward(now);
     }
 
@@ -173,8 +187,7 @@ impl SwitchSim {
     }
 
     /// Takes the oldest frame that waits to be sent to another node, for a tunnel that is simulated too.
-    /// Until [`SwitchSim::sent`] or
-    /// [`SwitchSim::dropped`] is told of it, it counts as queued.
+    /// Until [`SwitchSim::sent`] or [`SwitchSim::dropped`] is told of it, it counts as queued.
     pub fn take_wire(&mut self) -> Option<(NodeIx, Frame)> {
         self.wire.pop_front()
     }
