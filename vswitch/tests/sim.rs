@@ -323,8 +323,10 @@ fn transfer_over(seed: u64, target: std::net::IpAddr, offload: bool) -> Pair {
 #[test]
 fn tcp_survives_loss_reorder_and_duplication() {
     let (mut lost, mut duplicated) = (0, 0);
-    for (seed, target) in [(1, v4(2, 2)), (2, v6(2, 2)), (3, v4(2, 2))] {
-        let pair = transfer_over(seed, target);
+    for (seed, target, offload) in
+        [(1, v4(2, 2), false), (2, v6(2, 2), false), (3, v4(2, 2), true), (4, v6(2, 2), true)]
+    {
+        let pair = transfer_over(seed, target, offload);
         pair.assert_conserved();
         lost += pair.net.totals().lost;
         duplicated += pair.net.totals().duplicated;
