@@ -89,7 +89,8 @@ pub fn start_holder(program: &Path, arguments: &[&str]) -> Result<ProcessId> {
         .stderr(Stdio::piped())
         .spawn()
         .context("starting the process that holds the namespaces")?;
-    let id = ProcessId::of(child.id()).context("looking up the process that holds the namespaces")?;
+    let id =
+        ProcessId::of(child.id()).context("looking up the process that holds the namespaces")?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
         BufReader::new(stdout).read_line(&mut line)?;

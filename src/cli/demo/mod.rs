@@ -59,19 +59,25 @@ pub(super) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
     report.failures = progress.failures().to_vec();
     report.passed = report.failures.is_empty();
     report.elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let kept = arguments.keep && done.is_ok();
+    let written = write(&report, is_json, kept);
+    // That nobody reads the report any more does not make a failure a success.
+    if report.passed { written.map(|()| ExitCode::SUCCESS) } else { Ok(ExitCode::FAILURE) }
+}
+
+fn write(report: &Report, is_json: bool, kept: bool) -> Result<()> {
     let mut out = io::stdout();
     if is_json {
-        serde_json::to_writer_pretty(&mut out, &report)?;
+        serde_json::to_writer_pretty(&mut out, report)?;
         writeln!(out)?;
     } else {
         report.print(&mut out)?;
-        if arguments.keep && done.is_ok() {
+        if kept {
             writeln!(out, "\nThe cluster stays: `weft lab show --lab {LAB_NAME}`")?;
             writeln!(out, "Remove it:         `weft lab down --lab {LAB_NAME}`")?;
         }
     }
-    out.flush()?;
-    Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(out.flush()?)
 }
 
 fn play(
@@ -181,11 +187,13 @@ fn show(
         progress.step(&format!("TCP at full speed, {}", name_of(*family)), |outcome| {
             interrupt.check()?;
             let speeds = measure::speeds(&endpoints, *family)?;
-            let text = speeds.iter().map(|speed| {
-                format!("{} {:.2} Gbit/s", speed.path, speed.bits_per_s / 1e9)
-            });
+            let text = speeds
+                .iter()
+                .map(|speed| format!("{} {:.2} Gbit/s", speed.path, speed.bits_per_s / 1e9));
             outcome.detail = text.collect::<Vec<_>>().join(", ");
-            outcome.require(speeds.iter().all(|speed| speed.bytes > 0), || "no byte arrived".to_owned());
+            outcome.require(speeds.iter().all(|speed| speed.bytes > 0), || {
+                "no byte arrived".to_owned()
+            });
             report.speeds.extend(speeds);
             Ok(())
         })?;
@@ -253,7 +261,8 @@ fn fail_a_node(
     let gone = progress.step(&format!("{victim} dies: gone from the map"), |outcome| {
         lab.cut(&victim)?;
         lab.kill(&victim)?;
-        let others: Vec<&str> = node_names(lab).into_iter().filter(|name| *name != victim).collect();
+        let others: Vec<&str> =
+            node_names(lab).into_iter().filter(|name| *name != victim).collect();
         let gone = lab.wait_for_map(&others, GONE_LIMIT)?;
         outcome.detail = format!("after {:.1} s", gone.as_secs_f64());
         Ok(gone)
