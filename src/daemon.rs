@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use conf::{MetricsListen, NodeConfig, UnderlayAddress};
+use conf::{MetricsListen, NodeConfig};
 use ipam::Ipam;
 use overlay::agent::{Agent, AgentConfig, AgentHandle};
 use overlay::gossip::{Event, GossipConfig, LeaseState, LocalNode, Memory};
 use overlay::node_id::NodeId;
 use overlay::subnet::SubnetMap;
-use overlay::underlay::{self, Underlay, UnderlaySelector};
+use overlay::underlay::{self, Underlay};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -169,7 +169,9 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
     let deadline = Instant::now() + STOP_TIMEOUT;
     for server in &mut servers {
         if timeout_at(deadline, server).await.is_err() {
-            tracing::warn!("a client of the admin socket or metrics port keeps its connection open");
+            tracing::warn!(
+                "a client of the admin socket or metrics port keeps its connection open"
+            );
         }
     }
     for server in servers {
@@ -232,7 +234,7 @@ async fn choose_underlay(
     }
     let config = Arc::clone(config);
     with(control, move |control| {
-        let mut chosen = match underlay::choose(&selector(&config.underlay.address), &seeds) {
+        let mut chosen = match underlay::choose(&config.underlay.address, &seeds) {
             Ok(chosen) => chosen,
             Err(error) => {
                 control.raise(Topic::Underlay, error.to_string());
@@ -255,8 +257,7 @@ async fn start_servers(
     let socket = config.paths.socket();
     let listener = admin::bind(&socket)
         .with_context(|| format!("cannot open the admin socket {}", socket.display()))?;
-    let mut servers =
-        vec![tokio::spawn(admin::serve(listener, control.clone(), stopped.clone()))];
+    let mut servers = vec![tokio::spawn(admin::serve(listener, control.clone(), stopped.clone()))];
     if let MetricsListen::At(address) = config.metrics.listen {
         let listener = admin::bind_metrics(address).await.with_context(|| {
             format!(
@@ -396,14 +397,5 @@ async fn on_tick(control: &SharedControl, gossip: Option<&Gossip>) -> Result<()>
         }
         // Not fed, the watchdog restarts the daemon. Without one, this is the way to be restarted.
         Err(problem) => bail!("{problem}"),
-    }
-}
-
-fn selector(address: &UnderlayAddress) -> UnderlaySelector {
-    match address {
-        UnderlayAddress::Auto => UnderlaySelector::Auto,
-        UnderlayAddress::Address(address) => UnderlaySelector::Address(*address),
-        UnderlayAddress::Interface(name) => UnderlaySelector::Interface(name.clone()),
-        UnderlayAddress::Range(range) => UnderlaySelector::Cidr(*range),
     }
 }

@@ -5,7 +5,9 @@ use overlay::gossip::Event;
 /// Writes one line about `event`.
 pub(crate) fn log(event: &Event) {
     match event {
-        Event::MemberUp { id, name, underlay } => tracing::info!(%id, %underlay, "node {name} is up"),
+        Event::MemberUp { id, name, underlay } => {
+            tracing::info!(%id, %underlay, "node {name} is up");
+        }
         Event::MemberDown { id, name } => tracing::warn!(%id, "node {name} is unreachable"),
         Event::MemberLeft { id, name } => tracing::info!(%id, "node {name} has left"),
         Event::Synced { with } => tracing::info!(%with, "the map is complete"),
@@ -38,6 +40,5 @@ pub(crate) fn log(event: &Event) {
         Event::MemoryRecovered { version } => {
             tracing::warn!(version, "the cluster remembers more of this node than its own disk");
         }
-        _ => tracing::info!(?event, "gossip"),
     }
 }

@@ -24,7 +24,7 @@ use std::path::Path;
 pub use error::{Errors, Problem};
 pub use node::{
     HostConfig, LogConfig, LogLevel, MetricsConfig, MetricsListen, NodeConfig, NodeName,
-    PathsConfig, Seed, UnderlayAddress, UnderlayConfig,
+    PathsConfig, Seed, UnderlayConfig,
 };
 
 /// Where the daemon looks for its file when it is told nothing else.

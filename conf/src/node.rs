@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use ipnetwork::IpNetwork;
+use overlay::underlay::UnderlaySelector;
 use serde::{Deserialize, Serialize};
 
 /// `weft.toml`. The meaning, default and bounds of each field are in [`crate::schema`].
@@ -184,56 +184,10 @@ impl fmt::Display for NodeName {
 #[serde(deny_unknown_fields, default)]
 pub struct UnderlayConfig {
     /// Which of the host's addresses other nodes send to.
-    pub address: UnderlayAddress,
+    pub address: UnderlaySelector,
     /// MTU of the network below, in bytes. `None` is that of the interface which holds the address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
-}
-
-/// How the node's underlay address is chosen.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum UnderlayAddress {
-    /// The source address that the host's routing uses towards the seeds.
-    #[default]
-    Auto,
-    /// This address.
-    Address(IpAddr),
-    /// The first global address in this range.
-    Range(IpNetwork),
-    /// The first global address of this interface.
-    Interface(String),
-}
-
-impl FromStr for UnderlayAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "auto" {
-            return Ok(Self::Auto);
-        }
-        if let Ok(address) = text.parse() {
-            return usable(address).map(|()| Self::Address(address));
-        }
-        if text.contains('/') {
-            return text.parse().map(Self::Range).map_err(|error| format!("not a range: {error}"));
-        }
-        if text.contains(':') || text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
-            return Err("looks like an IP address, but is none".into());
-        }
-        check_interface(text).map(|()| Self::Interface(text.into()))
-    }
-}
-
-impl fmt::Display for UnderlayAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Address(address) => address.fmt(f),
-            Self::Range(range) => range.fmt(f),
-            Self::Interface(name) => f.write_str(name),
-        }
-    }
 }
 
 /// The `[host]` section.
@@ -415,13 +369,6 @@ fn port_of(text: &str) -> Result<u16, String> {
     }
 }
 
-fn usable(address: IpAddr) -> Result<(), String> {
-    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-        return Err("other nodes cannot send to it".into());
-    }
-    Ok(())
-}
-
 /// Text in the file, checked type in the program: both ways through `FromStr` and `Display`.
 macro_rules! as_text {
     ($($type:ty),*) => {$(
@@ -441,7 +388,7 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(Seed, NodeName, UnderlayAddress, MetricsListen);
+as_text!(Seed, NodeName, MetricsListen);
 
 #[cfg(test)]
 mod tests {
@@ -479,28 +426,6 @@ mod tests {
             "http://a",
         ] {
             assert!(text.parse::<Seed>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn underlay_addresses_in_all_their_forms() {
-        let parse = |text: &str| text.parse::<UnderlayAddress>();
-        assert_eq!(parse("auto"), Ok(UnderlayAddress::Auto));
-        assert_eq!(parse("10.0.0.7"), Ok(UnderlayAddress::Address("10.0.0.7".parse().unwrap())));
-        assert_eq!(parse("fd00::7"), Ok(UnderlayAddress::Address("fd00::7".parse().unwrap())));
-        assert_eq!(parse("10.0.0.0/8"), Ok(UnderlayAddress::Range("10.0.0.0/8".parse().unwrap())));
-        assert_eq!(parse("enp3s0"), Ok(UnderlayAddress::Interface("enp3s0".into())));
-        for text in [
-            "",
-            "10.0.0.300",
-            "10.0.0.0/33",
-            "fd00::zz",
-            "a b",
-            "longer-than-15-b",
-            "127.0.0.1",
-            "0.0.0.0",
-        ] {
-            assert!(parse(text).is_err(), "{text}");
         }
     }
 

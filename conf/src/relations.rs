@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use overlay::underlay::UnderlaySelector;
 
 use crate::document::Findings;
-use crate::node::{NodeConfig, UnderlayAddress};
+use crate::node::NodeConfig;
 
 pub(crate) fn check(config: &NodeConfig, findings: &mut Findings) {
     ports(config, findings);
@@ -61,7 +62,7 @@ fn ranges(config: &NodeConfig, findings: &mut Findings) {
         }
     }
     let holder = |address: IpAddr| ranges.iter().find(|range| range.contains(address));
-    if let UnderlayAddress::Address(address) = config.underlay.address
+    if let UnderlaySelector::Address(address) = config.underlay.address
         && let Some(range) = holder(address)
     {
         findings.contradiction(
@@ -118,9 +119,9 @@ const OVERHEAD_V6: u16 = 70;
 
 fn mtu(config: &NodeConfig, findings: &mut Findings) {
     let over_v6 = match &config.underlay.address {
-        UnderlayAddress::Address(address) => address.is_ipv6(),
-        UnderlayAddress::Range(range) => range.is_ipv6(),
-        UnderlayAddress::Auto | UnderlayAddress::Interface(_) => false,
+        UnderlaySelector::Address(address) => address.is_ipv6(),
+        UnderlaySelector::Cidr(range) => range.is_ipv6(),
+        UnderlaySelector::Auto | UnderlaySelector::Interface(_) => false,
     };
     let overhead = if over_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 };
     let Some(mtu) = config.underlay.mtu else { return };
@@ -144,7 +145,7 @@ fn mtu(config: &NodeConfig, findings: &mut Findings) {
 }
 
 fn interface(config: &NodeConfig, findings: &mut Findings) {
-    if config.underlay.address == UnderlayAddress::Interface(config.host.interface.clone()) {
+    if config.underlay.address == UnderlaySelector::Interface(config.host.interface.clone()) {
         findings.contradiction(
             &["underlay.address", "host.interface"],
             format!("underlay.address and host.interface are both {}", config.host.interface),

@@ -6,8 +6,9 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use overlay::underlay::UnderlaySelector;
 
-use crate::node::{self, MetricsListen, NodeName, Seed, UnderlayAddress};
+use crate::node::{self, MetricsListen, NodeName, Seed};
 
 /// The smallest file, as the fix for a missing one.
 pub const TWO_LINES: &str =
@@ -140,7 +141,7 @@ const UNDERLAY: Section = Section {
             name: "address",
             kind: Kind::Text {
                 form: "\"auto\", an IP address, an interface's name, or a range like 10.0.0.0/8",
-                check: parses::<UnderlayAddress>,
+                check: parses::<UnderlaySelector>,
             },
             default: Default::Fixed,
             doc: "Which of the host's addresses other nodes send to. `auto` is the one that the host's \
@@ -390,8 +391,8 @@ impl Section {
     }
 }
 
-fn parses<T: std::str::FromStr<Err = String>>(text: &str) -> Result<(), String> {
-    text.parse::<T>().map(|_| ())
+fn parses<T: std::str::FromStr<Err: ToString>>(text: &str) -> Result<(), String> {
+    text.parse::<T>().map(|_| ()).map_err(|why| why.to_string())
 }
 
 /// Longest path that leaves room for a socket's name in `sockaddr_un` (108 bytes, unix(7)).

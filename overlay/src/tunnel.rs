@@ -120,8 +120,8 @@ impl Tunnel {
         let capabilities =
             udp::probe(underlay).map_err(|source| TunnelError::Probe { underlay, source })?;
         let address = SocketAddr::new(underlay, port);
-        let socket = ReceiveSocket::bind(address)
-            .map_err(|source| TunnelError::Bind { address, source })?;
+        let socket =
+            ReceiveSocket::bind(address).map_err(|source| TunnelError::Bind { address, source })?;
         let offences = Arc::new(ArrayQueue::new(OFFENCES_MAX));
         let decapsulator = Decapsulator::new(vni, mtu, Arc::clone(&offences));
 
@@ -140,11 +140,7 @@ impl Tunnel {
         Ok(Self {
             source: TunnelSource { socket, decapsulator },
             uplinks,
-            status: TunnelStatus {
-                capabilities: Arc::new(capabilities),
-                send_offload,
-                offences,
-            },
+            status: TunnelStatus { capabilities: Arc::new(capabilities), send_offload, offences },
         })
     }
 }

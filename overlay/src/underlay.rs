@@ -146,13 +146,14 @@ impl fmt::Display for UnderlaySelector {
     }
 }
 
-/// The text was neither `auto`, an address, a CIDR nor an interface's name.
+/// The text is no way to choose the underlay address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no way to choose the underlay: write auto, an address, a network such as 10.0.0.0/24, or \
-     the name of an interface"
+    "{why}: write auto, an address, a network such as 10.0.0.0/24, or the name of an interface"
 )]
-pub struct InvalidSelector(String);
+pub struct InvalidSelector {
+    why: &'static str,
+}
 
 impl FromStr for UnderlaySelector {
     type Err = InvalidSelector;
@@ -162,18 +163,26 @@ impl FromStr for UnderlaySelector {
             return Ok(Self::Auto);
         }
         if let Ok(address) = text.parse() {
-            return Ok(Self::Address(address));
+            return if is_usable(address) {
+                Ok(Self::Address(address))
+            } else {
+                Err(InvalidSelector { why: "other nodes cannot send to this address" })
+            };
         }
         // IpNetwork takes a bare address, too, so that one is tried first.
-        if let Ok(network) = text.parse() {
-            return Ok(Self::Cidr(network));
+        if text.contains('/') {
+            let network = text.parse().map(Self::Cidr);
+            return network.map_err(|_| InvalidSelector { why: "it is not a network" });
+        }
+        if text.contains(':') || text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+            return Err(InvalidSelector { why: "it looks like an IP address, but is none" });
         }
         // linux/if.h: names are up to 15 bytes, without slash, colon or space.
         let fit = text.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:".contains(&byte));
         if (1..=15).contains(&text.len()) && fit {
             Ok(Self::Interface(text.to_owned()))
         } else {
-            Err(InvalidSelector(text.to_owned()))
+            Err(InvalidSelector { why: "it cannot be the name of an interface" })
         }
     }
 }
@@ -248,7 +257,7 @@ mod tests {
     fn failure_names_what_was_tried() {
         let error = chosen("auto", &["[2001:db8::9]:7946", "127.0.0.5:7946"]).unwrap_err();
         assert!(error.contains("[2001:db8::9]:7946") && error.contains("127.0.0.1"), "{error}");
-        for wrong in ["eth2", "lo", "10.9.9.9", "127.0.0.1"] {
+        for wrong in ["eth2", "lo", "10.9.9.9"] {
             let error = chosen(wrong, &[]).unwrap_err();
             assert!(error.contains(wrong) && error.contains("eth2 172.16.0.1 (down)"), "{error}");
         }
@@ -260,7 +269,7 @@ mod tests {
             let selector: UnderlaySelector = text.parse().unwrap();
             assert_eq!(selector.to_string(), text);
         }
-        for wrong in ["", "a name", "much-too-long-a-name", "10.0.0.0/33"] {
+        for wrong in ["", "a name", "much-too-long-a-name", "10.0.0.0/33", "10.0.0.300", "127.0.0.1"] {
             assert!(wrong.parse::<UnderlaySelector>().is_err(), "{wrong}");
         }
     }

@@ -53,12 +53,32 @@ impl Collector for Report {
 impl Report {
     fn packets(&self, out: &mut Writer<'_>) -> fmt::Result {
         let counters = &self.counters;
-        out.counter("weft_received_packets", "Packets received from ports and tunnel", counters.received)?;
-        out.counter("weft_originated_packets", "Packets that the switch made", counters.originated)?;
-        out.counter("weft_delivered_packets", "Packets taken by a port or the underlay", counters.delivered)?;
+        out.counter(
+            "weft_received_packets",
+            "Packets received from ports and tunnel",
+            counters.received,
+        )?;
+        out.counter(
+            "weft_originated_packets",
+            "Packets that the switch made",
+            counters.originated,
+        )?;
+        out.counter(
+            "weft_delivered_packets",
+            "Packets taken by a port or the underlay",
+            counters.delivered,
+        )?;
         out.counter("weft_answered_packets", "Packets for the switch itself", counters.answered)?;
-        out.counter("weft_received_bytes", "Bytes received from ports and tunnel", counters.received_bytes)?;
-        out.counter("weft_delivered_bytes", "Bytes taken by a port or the underlay", counters.delivered_bytes)?;
+        out.counter(
+            "weft_received_bytes",
+            "Bytes received from ports and tunnel",
+            counters.received_bytes,
+        )?;
+        out.counter(
+            "weft_delivered_bytes",
+            "Bytes taken by a port or the underlay",
+            counters.delivered_bytes,
+        )?;
         out.gauge("weft_queued_packets", "Received and not yet accounted for", counters.queued)?;
         let dropped = Reason::ALL.iter().map(|reason| {
             let count = counters.dropped.get(reason.as_str()).copied().unwrap_or(0);
@@ -67,7 +87,11 @@ impl Report {
         out.counters("weft_dropped_packets", "Packets dropped, by reason", dropped)?;
         let refused =
             counters.gossip_refused.iter().map(|(reason, n)| ([("reason", reason.clone())], *n));
-        out.counters("weft_gossip_refused", "Gossip datagrams or records refused, by reason", refused)
+        out.counters(
+            "weft_gossip_refused",
+            "Gossip datagrams or records refused, by reason",
+            refused,
+        )
     }
 
     fn pods(&self, out: &mut Writer<'_>) -> fmt::Result {
@@ -81,8 +105,16 @@ impl Report {
                 (labels, value(pod))
             })
         };
-        out.counters("weft_pod_sent_packets", "Packets that the pod sent", labelled(|p| p.traffic.received))?;
-        out.counters("weft_pod_sent_bytes", "Bytes that the pod sent", labelled(|p| p.traffic.received_bytes))?;
+        out.counters(
+            "weft_pod_sent_packets",
+            "Packets that the pod sent",
+            labelled(|p| p.traffic.received),
+        )?;
+        out.counters(
+            "weft_pod_sent_bytes",
+            "Bytes that the pod sent",
+            labelled(|p| p.traffic.received_bytes),
+        )?;
         out.counters(
             "weft_pod_received_packets",
             "Packets that the pod was given",
@@ -112,15 +144,21 @@ impl Report {
         out.gauges("weft_addresses_used", "Addresses that pods hold, by leased prefix", used)?;
         let free = status.addresses.iter().map(|p| ([("prefix", p.prefix.to_string())], p.free));
         out.gauges("weft_addresses_free", "Addresses left, by leased prefix", free)?;
-        let capabilities = status
-            .capabilities
-            .iter()
-            .map(|c| ([("capability", c.name.clone())], u64::from(c.on)));
+        let capabilities =
+            status.capabilities.iter().map(|c| ([("capability", c.name.clone())], u64::from(c.on)));
         out.gauges("weft_capability", "Whether a kernel feature is in use", capabilities)?;
         out.gauge("weft_map_version", "Version of the subnet map", status.map_generation)?;
-        out.gauge("weft_tables_version", "Version of the switch's tables", status.tables_generation)?;
+        out.gauge(
+            "weft_tables_version",
+            "Version of the switch's tables",
+            status.tables_generation,
+        )?;
         out.gauge("weft_ready", "Whether pods can be attached", u64::from(status.ready))?;
-        out.gauge("weft_problems", "Open problems, as weft status lists them", status.problems.len())?;
+        out.gauge(
+            "weft_problems",
+            "Open problems, as weft status lists them",
+            status.problems.len(),
+        )?;
         out.gauge("weft_uptime_seconds", "Seconds since the daemon started", status.uptime_s)
     }
 }

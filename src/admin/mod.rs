@@ -182,4 +182,3 @@ async fn readyz(State(control): State<SharedControl>) -> Result<Response, Respon
     }
     .into_response())
 }
-

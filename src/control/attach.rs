@@ -59,7 +59,9 @@ pub enum AttachError {
     #[error("{0} cannot be the address of an interface: give the MAC address behind the device")]
     NotUnicast(Mac),
     /// The device already is the port of an interface with another address.
-    #[error("device {device} already is a port for {mac}: remove that first (`weft port remove {device}`)")]
+    #[error(
+        "device {device} already is a port for {mac}: remove that first (`weft port remove {device}`)"
+    )]
     OtherMac {
         /// The device.
         device: String,
@@ -89,7 +91,6 @@ impl Attached {
         let addresses = self.addresses.clone();
         compile::Pod { port: self.port, mac: self.mac, mtu: self.mtu, addresses }
     }
-
 }
 
 impl Control {

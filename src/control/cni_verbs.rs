@@ -1,6 +1,6 @@
 //! The CNI verbs, carried out.
 
-use cni::error::{Code, CniError};
+use cni::error::{CniError, Code};
 use cni::handler::{self, Assigned, Attach, Check, Detach, Verb};
 use cni::link::{self, PodInterface};
 use cni::rpc::{CniRequest, CniResponse};
@@ -50,10 +50,8 @@ impl Control {
     }
 
     fn del(&mut self, detach: &Detach) -> Result<(), CniError> {
-        let attachment = Attachment {
-            container_id: detach.container_id.clone(),
-            ifname: detach.ifname.clone(),
-        };
+        let attachment =
+            Attachment { container_id: detach.container_id.clone(), ifname: detach.ifname.clone() };
         let known = self.allocation(&attachment).is_some();
         self.detach(&attachment).map_err(|error| attach_error(&error))?;
         if known {

@@ -42,16 +42,13 @@ pub fn compile(inputs: Inputs) -> (Tables, usize) {
     let own_addresses = host_addresses(&inputs.node);
     let mut builder = TablesBuilder::new(inputs.generation, inputs.node, &inputs.ranges);
     if let Some(mtu) = inputs.host_mtu {
-        let entry = PortEntry { kind: PortKind::Host, mac: Mac::HOST, mtu, addresses: own_addresses };
+        let entry =
+            PortEntry { kind: PortKind::Host, mac: Mac::HOST, mtu, addresses: own_addresses };
         builder.port(PortIx::HOST, entry);
     }
     for pod in inputs.pods {
-        let entry = PortEntry {
-            kind: PortKind::Pod,
-            mac: pod.mac,
-            mtu: pod.mtu,
-            addresses: pod.addresses,
-        };
+        let entry =
+            PortEntry { kind: PortKind::Pod, mac: pod.mac, mtu: pod.mtu, addresses: pod.addresses };
         builder.port(pod.port, entry);
     }
     let left_out = inputs.peers.into_iter().filter_map(|peer| match builder.peer(peer) {

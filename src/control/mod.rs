@@ -12,9 +12,9 @@
 //! Every change ends in [`Control::publish`], which makes the tables whole again. Methods may block for
 //! milliseconds (they sync files and talk to the kernel); they are called from blocking threads.
 
-pub mod compile;
 mod attach;
 mod cni_verbs;
+pub mod compile;
 mod ports;
 mod report;
 mod shared;
@@ -37,9 +37,9 @@ use vswitch::engine::{Engine, TunnelPort};
 use vswitch::port::PortIx;
 use vswitch::tables::{Node, TablesBuilder};
 
+pub use self::attach::AttachError;
 use self::attach::Attached;
 use self::ports::PortNumbers;
-pub use self::attach::AttachError;
 pub use self::shared::SharedControl;
 use crate::admin::api::Offender;
 use crate::host::{Host, nft, sysctl};
@@ -276,7 +276,8 @@ impl Control {
             Ok(()) => self.clear(&Topic::Host),
             Err(error) => {
                 let interface = &self.config.host.interface;
-                let problem = format!("{interface} cannot be set up, so this node reaches no pod: {error}");
+                let problem =
+                    format!("{interface} cannot be set up, so this node reaches no pod: {error}");
                 self.raise(Topic::Host, problem);
             }
         }
@@ -287,8 +288,11 @@ impl Control {
         let mtu = self.pod_mtu();
         if self.host.is_none() {
             let host = Host::open(&self.config.host.interface)?;
-            self.engine.add_port(PortIx::HOST, host.port(self.engine.workers()))?;
+            let port = host.port(self.engine.workers());
+            // The tables first: from its first frame on, the port is known.
             self.host = Some(host);
+            self.publish();
+            self.engine.add_port(PortIx::HOST, port)?;
         }
         if let Some(host) = &self.host {
             host.configure(gateways, &self.config.lease.ranges, mtu)?;
@@ -350,10 +354,10 @@ impl Control {
     /// MTU of pods' interfaces and of `weft0`. Until the underlay is known, that of an Ethernet.
     fn pod_mtu(&self) -> u16 {
         const ETHERNET_MTU: u16 = 1500;
-        let unknown = IpAddr::from([0; 4]);
-        self.underlay.as_ref().map_or(inner_mtu(ETHERNET_MTU, unknown), |underlay| {
-            inner_mtu(underlay.mtu, underlay.address)
-        })
+        match &self.underlay {
+            Some(underlay) => inner_mtu(underlay.mtu, underlay.address),
+            None => inner_mtu(ETHERNET_MTU, IpAddr::from([0; 4])),
+        }
     }
 
     /// The lease's first addresses: the node's own, and pods' default gateways.
@@ -417,4 +421,3 @@ fn gateway_v4(lease: Ipv4Network) -> std::net::Ipv4Addr {
 fn gateway_v6(lease: Ipv6Network) -> std::net::Ipv6Addr {
     std::net::Ipv6Addr::from_bits(lease.network().to_bits().saturating_add(1))
 }
-

@@ -73,7 +73,8 @@ impl Control {
     /// All counters.
     pub fn counters(&self) -> CountersReport {
         let totals = self.engine.counters().sum();
-        let dropped = Reason::ALL.iter().map(|reason| (reason.to_string(), totals.dropped(*reason)));
+        let dropped =
+            Reason::ALL.iter().map(|reason| (reason.to_string(), totals.dropped(*reason)));
         CountersReport {
             received: totals.received,
             originated: totals.originated,
@@ -108,7 +109,10 @@ impl Control {
         }
         for lost in self.engine.take_lost_sources() {
             let Some(port) = lost.port else {
-                self.raise(super::Topic::Tunnel, format!("the tunnel's socket broke: {}", lost.error));
+                self.raise(
+                    super::Topic::Tunnel,
+                    format!("the tunnel's socket broke: {}", lost.error),
+                );
                 continue;
             };
             let problem = format!("port {} lost its interface: {}", port.0, lost.error);
@@ -198,7 +202,8 @@ impl Control {
                 ("tap-tcp-offload", offloads.tcp),
                 ("tap-udp-offload", offloads.udp),
             ] {
-                let granted = if on { Ok("in use") } else { Err("refused by the kernel's TUN driver") };
+                let granted =
+                    if on { Ok("in use") } else { Err("refused by the kernel's TUN driver") };
                 list.push(capability(name, granted.map(str::to_owned).map_err(str::to_owned)));
             }
         }

@@ -11,7 +11,6 @@ use crate::subnet::Conflict;
 
 /// Something happened that is worth a line in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Event {
     /// A node is in the cluster, for the first time or again.
     MemberUp {
