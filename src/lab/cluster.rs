@@ -361,6 +361,15 @@ impl Lab {
         names.into_iter().next().context("no node was added")
     }
 
+    /// Adds a machine on the underlay on which no daemon runs: for what is not Weft. [`Lab::start`] makes
+    /// a node like the others of it.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn add_idle_node(&mut self) -> Result<String> {
+        self.add_node_link()
+    }
+
     /// Makes a node without starting its daemon.
     fn add_node_link(&mut self) -> Result<String> {
         let number = self.state.next_number;
