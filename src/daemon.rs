@@ -19,6 +19,7 @@ use overlay::gossip::{Event, GossipConfig, LeaseState, LocalNode, Memory};
 use overlay::node_id::NodeId;
 use overlay::subnet::SubnetMap;
 use overlay::underlay::{self, Underlay};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -26,7 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, timeout_at};
 
 use crate::admin;
-use crate::control::{Control, HeldLease, Identity, SharedControl, Topic};
+use crate::control::{Control, HeldLease, Identity, LeasePhase, SharedControl, Topic};
 use crate::{events, uninstall};
 
 /// How often the daemon looks at its own health, takes up reports, and feeds the watchdog.
@@ -119,12 +120,20 @@ fn start_logging(config: &NodeConfig) {
 }
 
 fn run(config: NodeConfig) -> Result<()> {
+    raise_file_limit()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the control threads")?;
     runtime.block_on(serve(Arc::new(config)))
+}
+
+/// A port takes a descriptor, and the usual soft limit of 1024 is there for programs that use select(2).
+fn raise_file_limit() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    setrlimit(Resource::Nofile, raised).context("cannot raise the limit of open files")
 }
 
 async fn serve(config: Arc<NodeConfig>) -> Result<()> {
@@ -352,10 +361,10 @@ async fn take_up(control: &SharedControl, news: News) -> Result<()> {
 }
 
 fn set_lease(control: &mut Control, state: &LeaseState) {
-    let (word, problem) = match state {
+    let (phase, problem) = match state {
         LeaseState::Held { prefixes } => return control.set_lease(HeldLease::new(prefixes)),
-        LeaseState::Waiting => ("waiting", None),
-        LeaseState::Claiming { .. } => ("claiming", None),
+        LeaseState::Waiting => (LeasePhase::Waiting, None),
+        LeaseState::Claiming { .. } => (LeasePhase::Claiming, None),
         LeaseState::Exhausted { ranges, .. } => {
             let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
             let problem = format!(
@@ -363,18 +372,18 @@ fn set_lease(control: &mut Control, state: &LeaseState) {
                  will not return (`weft nodes`)",
                 ranges.join(", ")
             );
-            ("exhausted", Some(problem))
+            (LeasePhase::Exhausted, Some(problem))
         }
         LeaseState::Suspended { other } => {
             let problem = format!(
                 "the node at {other} has this node's identity, as after cloning a disk: stop weftd here, remove \
                  the file node-id in its state directory, and start it"
             );
-            ("suspended", Some(problem))
+            (LeasePhase::Suspended, Some(problem))
         }
-        LeaseState::Left => ("left", None),
+        LeaseState::Left => (LeasePhase::Left, None),
     };
-    control.set_no_lease(word, problem);
+    control.set_no_lease(phase, problem);
 }
 
 /// Once a second: reports of the workers, totals of the gossip, health, watchdog.

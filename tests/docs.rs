@@ -22,7 +22,8 @@ fn every_drop_reason_is_explained() {
     expected.push('\n');
 
     if std::env::var_os("WEFT_WRITE_DOCS").is_some() {
-        fs::write(&path, format!("{before}tests/docs.rs -->\n{expected}<!-- /reasons -->{after}")).unwrap();
+        fs::write(&path, format!("{before}tests/docs.rs -->\n{expected}<!-- /reasons -->{after}"))
+            .unwrap();
         return;
     }
     assert_eq!(found, expected, "run WEFT_WRITE_DOCS=1 cargo test --test docs");

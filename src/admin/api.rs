@@ -41,7 +41,7 @@ pub struct Status {
     pub vtep_mac: Mac,
     /// Leased prefixes, once held.
     pub leases: Vec<IpNetwork>,
-    /// State of the lease, in words: `held`, `claiming`, `waiting`, `exhausted`, `lost`.
+    /// State of the lease, in words: see [`crate::control::LeasePhase`].
     pub lease_state: String,
     /// Addresses of the leases that pods hold, and that can be handed out, by prefix.
     pub addresses: Vec<PoolStatus>,

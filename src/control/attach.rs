@@ -14,10 +14,13 @@ use vswitch::tap::{Tap, TapError};
 use vswitch::veth::{Veth, VethError};
 
 use super::compile;
-use super::{Control, Topic};
+use super::{Control, LeasePhase, Topic};
 
 /// What `container_id` is for the port of a device of the host: `ifname` names the device.
 pub(super) const DEVICE_CONTAINER: &str = "host-device";
+
+/// There only in kernels with IPv6.
+const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6";
 
 /// Why a pod could not be attached or detached. Nothing of it is left behind then.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,12 @@ pub enum AttachError {
     /// The number of ports is limited.
     #[error("this node has {0} ports, the most it may have: raise ports_max under [switch]")]
     TooManyPorts(u16),
+    /// The node holds no subnet at present.
+    #[error("this node has no subnet: {0}")]
+    NoLease(String),
+    /// Every subnet of the cluster range is some other node's.
+    #[error("this node has no subnet: {0}")]
+    RangeExhausted(String),
     /// The underlay is not known, so neither is the MTU.
     #[error("the underlay address is not known yet, and so neither is the MTU; try again later")]
     NoUnderlay,
@@ -112,9 +121,7 @@ impl Control {
         network: &str,
         pod: Option<ipam::Pod>,
     ) -> Result<Allocation, AttachError> {
-        if self.underlay.is_none() {
-            return Err(AttachError::NoUnderlay);
-        }
+        self.check_ready()?;
         let record = Record {
             network: network.to_owned(),
             pod,
@@ -172,9 +179,7 @@ impl Control {
     /// # Errors
     /// When the device does not exist, is in use, or no address or port is free.
     pub fn attach_device(&mut self, device: &str, mac: Mac) -> Result<Allocation, AttachError> {
-        if self.underlay.is_none() {
-            return Err(AttachError::NoUnderlay);
-        }
+        self.check_ready()?;
         if !mac.is_unicast() {
             return Err(AttachError::NotUnicast(mac));
         }
@@ -232,6 +237,25 @@ impl Control {
         }
     }
 
+    /// Whether addresses can be handed out: a lease that was lost must not be used for new pods.
+    fn check_ready(&self) -> Result<(), AttachError> {
+        if self.underlay.is_none() {
+            return Err(AttachError::NoUnderlay);
+        }
+        let why = || match self.problems.get(&Topic::Lease) {
+            Some(problem) => problem.clone(),
+            None => format!("its lease is {}; try again later", self.lease_phase.name()),
+        };
+        match self.lease_phase {
+            LeasePhase::Held => Ok(()),
+            LeasePhase::Exhausted => Err(AttachError::RangeExhausted(why())),
+            LeasePhase::Waiting
+            | LeasePhase::Claiming
+            | LeasePhase::Suspended
+            | LeasePhase::Left => Err(AttachError::NoLease(why())),
+        }
+    }
+
     /// Makes the device and the port of an allocation, unless they are there.
     fn plug(&mut self, allocation: &Allocation) -> Result<(), AttachError> {
         let attachment = &allocation.attachment;
@@ -245,9 +269,12 @@ impl Control {
                 Device::Tap(opened.map_err(|source| AttachError::Tap { netns, source })?)
             }
             PortKind::AfPacket { device, .. } => {
-                let disable = link::Sysctl::Ipv6 { ifname: device, key: "disable_ipv6" };
-                link::set_sysctl(disable, "1")?;
-                Device::Veth(Veth::open(device)?)
+                let veth = Veth::open(device)?;
+                if Path::new(IPV6_SETTINGS).exists() {
+                    // The host must not answer there; the device belongs to the switch now.
+                    link::set_sysctl(no_ipv6(device), "1")?;
+                }
+                Device::Veth(veth)
             }
         };
         self.plug_device(allocation, device)
@@ -321,13 +348,22 @@ impl Control {
         self.engine.remove_port(attached.port)?;
         self.numbers.put(attached.port);
         self.clear(&Topic::LostPort(attached.port));
-        if let Device::Tap(tap) = attached.device
-            && let Err(error) = tap.delete()
-        {
-            tracing::debug!(%attachment, %error, "the interface went before its port");
+        let removed = match attached.device {
+            Device::Tap(tap) => tap.delete().map_err(|error| error.to_string()),
+            Device::Veth(veth) if Path::new(IPV6_SETTINGS).exists() => {
+                link::set_sysctl(no_ipv6(veth.name()), "0").map_err(|error| error.to_string())
+            }
+            Device::Veth(_) => Ok(()),
+        };
+        if let Err(error) = removed {
+            tracing::debug!(%attachment, error, "the interface went before its port");
         }
         Ok(())
     }
+}
+
+fn no_ipv6(device: &str) -> link::Sysctl<'_> {
+    link::Sysctl::Ipv6 { ifname: device, key: "disable_ipv6" }
 }
 
 fn device_attachment(device: &str) -> Attachment {

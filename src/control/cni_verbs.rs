@@ -118,8 +118,11 @@ fn attachment(attach: &Attach) -> Attachment {
 fn attach_error(error: &AttachError) -> CniError {
     let code = match error {
         AttachError::Ipam(ipam::Error::Exhausted { .. } | ipam::Error::TooMany)
+        | AttachError::RangeExhausted(_)
         | AttachError::TooManyPorts(_) => Code::EXHAUSTED,
-        AttachError::Ipam(ipam::Error::NoLease) | AttachError::NoUnderlay => Code::TRY_AGAIN_LATER,
+        AttachError::Ipam(ipam::Error::NoLease)
+        | AttachError::NoLease(_)
+        | AttachError::NoUnderlay => Code::TRY_AGAIN_LATER,
         AttachError::Ipam(_) => Code::IO_FAILURE,
         AttachError::Engine(_) => Code::INTERNAL,
         AttachError::Netns(_)

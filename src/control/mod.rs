@@ -70,6 +70,37 @@ pub struct HeldLease {
     pub v6: Option<Ipv6Network>,
 }
 
+/// How far the node has come with its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeasePhase {
+    /// A seed is asked first what others hold.
+    Waiting,
+    /// Something is claimed.
+    Claiming,
+    /// Pods can be given addresses.
+    Held,
+    /// Every subnet is another node's.
+    Exhausted,
+    /// Another node has this one's identity.
+    Suspended,
+    /// The node has said goodbye.
+    Left,
+}
+
+impl LeasePhase {
+    /// The phase as it stands in [`crate::admin::api::Status`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Claiming => "claiming",
+            Self::Held => "held",
+            Self::Exhausted => "exhausted",
+            Self::Suspended => "suspended",
+            Self::Left => "left",
+        }
+    }
+}
+
 impl HeldLease {
     /// The lease made of these prefixes, of which there is at most one per family.
     pub fn new(prefixes: &[IpNetwork]) -> Self {
@@ -120,7 +151,7 @@ pub struct Control {
     attached: BTreeMap<Attachment, Attached>,
     numbers: PortNumbers,
     lease: HeldLease,
-    lease_state: &'static str,
+    lease_phase: LeasePhase,
     map: Arc<SubnetMap>,
     underlay: Option<Underlay>,
     tunnel: Option<TunnelStatus>,
@@ -159,7 +190,7 @@ impl Control {
             attached: BTreeMap::new(),
             numbers,
             lease: HeldLease { v4, v6 },
-            lease_state: "waiting",
+            lease_phase: LeasePhase::Waiting,
             map: Arc::default(),
             underlay: None,
             tunnel: None,
@@ -191,7 +222,7 @@ impl Control {
     ///
     /// Pods with addresses of an earlier lease keep them.
     pub fn set_lease(&mut self, lease: HeldLease) {
-        self.lease_state = "held";
+        self.lease_phase = LeasePhase::Held;
         match self.ipam.set_lease(lease.v4, lease.v6) {
             Ok(()) => self.clear(&Topic::Lease),
             Err(error) => {
@@ -210,9 +241,10 @@ impl Control {
         }
     }
 
-    /// Says why there is no lease at present; `state` is the word for [`crate::admin::api::Status`].
-    pub fn set_no_lease(&mut self, state: &'static str, problem: Option<String>) {
-        self.lease_state = state;
+    /// Takes up that there is no lease at present, and why. The last one still serves the pods that are
+    /// there, and gives no new addresses.
+    pub fn set_no_lease(&mut self, phase: LeasePhase, problem: Option<String>) {
+        self.lease_phase = phase;
         match problem {
             Some(problem) => self.raise(Topic::Lease, problem),
             None => self.clear(&Topic::Lease),

@@ -9,7 +9,7 @@ use vswitch::mac::Mac;
 use vswitch::verdict::Reason;
 
 use super::attach::AttachError;
-use super::{Control, OFFENDERS_MAX};
+use super::{Control, LeasePhase, OFFENDERS_MAX};
 use crate::admin::api::{
     Capability, CountersReport, NodeStatus, Offender, PodStatus, PoolStatus, PortRequest, Status,
 };
@@ -18,7 +18,7 @@ use crate::admin::metrics::Report;
 impl Control {
     /// The node and its health.
     pub fn status(&self) -> Status {
-        let held = self.lease_state == "held";
+        let held = self.lease_phase == LeasePhase::Held;
         let alive = self.map.members.values().filter(|member| member.state.is_active()).count();
         let conflicts = self.map.conflicts.iter().map(ToString::to_string);
         Status {
@@ -31,7 +31,7 @@ impl Control {
             pod_mtu: self.underlay.as_ref().map(|_| self.pod_mtu()),
             vtep_mac: self.identity.id.vtep_mac(),
             leases: if held { self.leases() } else { Vec::new() },
-            lease_state: self.lease_state.to_owned(),
+            lease_state: self.lease_phase.name().to_owned(),
             addresses: self.pools(),
             nodes_alive: alive,
             map_generation: self.map.generation,
