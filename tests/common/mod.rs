@@ -6,6 +6,9 @@
 // Clippy takes only functions marked `#[test]` for tests, not what they call.
 #![allow(clippy::unwrap_used)]
 
+pub(crate) mod foreign;
+pub(crate) mod traffic;
+
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::Command;
