@@ -6,6 +6,7 @@
 // Clippy takes only functions marked `#[test]` for tests, not what they call.
 #![allow(clippy::unwrap_used)]
 
+pub(crate) mod capture;
 pub(crate) mod foreign;
 pub(crate) mod traffic;
 

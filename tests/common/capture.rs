@@ -1,0 +1,91 @@
+//! Captures by tcpdump, judged by tshark: two programs that know nothing of Weft.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use weft::lab::Namespace;
+
+use super::find;
+
+/// A running capture of what leaves through one device.
+pub(crate) struct Capture {
+    tcpdump: Child,
+    messages: BufReader<ChildStderr>,
+    path: PathBuf,
+}
+
+impl Capture {
+    /// Starts capturing whole frames that leave through `device`, into a file at `path`.
+    #[track_caller]
+    pub(crate) fn start(namespace: &Namespace, device: &str, path: PathBuf) -> Self {
+        let mut command = Command::new(find("tcpdump").unwrap());
+        // Buffers of 64 MiB, and no waiting in them: what was sent before the end is in the file.
+        command.args(["-i", device, "-Q", "out", "-s", "0", "-B", "65536", "-n"]);
+        command.args(["--immediate-mode", "-U", "-w", "-"]);
+        command.stdout(File::create(&path).unwrap()).stderr(Stdio::piped());
+        namespace.start_inside(&mut command, true).unwrap();
+        let mut tcpdump = command.spawn().unwrap();
+        let mut messages = BufReader::new(tcpdump.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("listening on") {
+            line.clear();
+            assert!(messages.read_line(&mut line).unwrap() > 0, "tcpdump does not start: {line}");
+        }
+        Self { tcpdump, messages, path }
+    }
+
+    /// Ends it, and gives the file's path. Fails if a frame was missed.
+    #[track_caller]
+    pub(crate) fn finish(mut self) -> PathBuf {
+        let pid = Pid::from_raw(i32::try_from(self.tcpdump.id()).unwrap()).unwrap();
+        kill_process(pid, Signal::INT).unwrap();
+        assert!(self.tcpdump.wait().unwrap().success());
+        let mut report = String::new();
+        self.messages.read_to_string(&mut report).unwrap();
+        assert!(report.contains("\n0 packets dropped by kernel"), "{report}");
+        self.path
+    }
+}
+
+/// Flips the last bit of the first frame that is longer than `len`.
+#[track_caller]
+pub(crate) fn flip_last_bit(capture: &Path, len: usize) {
+    // https://www.tcpdump.org/manpages/pcap-savefile.5.html: a header of 24 bytes; each frame has one of
+    // 16 bytes, in which its captured length is the third word.
+    let mut bytes = fs::read(capture).unwrap();
+    let mut end = 24;
+    loop {
+        let word: [u8; 4] = bytes[end + 8..end + 12].try_into().unwrap();
+        let frame_len = usize::try_from(u32::from_ne_bytes(word)).unwrap();
+        end += 16 + frame_len;
+        if frame_len > len {
+            break;
+        }
+    }
+    bytes[end - 1] ^= 1;
+    fs::write(capture, bytes).unwrap();
+}
+
+/// Reads a capture with tshark: one row per frame, one text per field, with `,` between the values of a
+/// field that is there several times (outer before inner). All checksums are verified.
+#[track_caller]
+pub(crate) fn read(capture: &Path, fields: &[&str]) -> Vec<Vec<String>> {
+    let mut command = Command::new(find("tshark").unwrap());
+    command.arg("-r").arg(capture).args(["-n", "-T", "fields", "-E", "occurrence=a"]);
+    for preference in
+        ["ip.check_checksum:TRUE", "udp.check_checksum:TRUE", "tcp.check_checksum:TRUE"]
+    {
+        command.args(["-o", preference]);
+    }
+    command.args(["-d", "udp.port==4789,vxlan"]);
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "tshark: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()
+}
