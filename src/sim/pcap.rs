@@ -111,10 +111,9 @@ mod tests {
 
     #[test]
     fn packets_are_what_others_take_them_for() {
-        for (from, to) in [
-            ("192.0.2.1:5000", "192.0.2.2:4789"),
-            ("[2001:db8::1]:5000", "[2001:db8::2]:4789"),
-        ] {
+        for (from, to) in
+            [("192.0.2.1:5000", "192.0.2.2:4789"), ("[2001:db8::1]:5000", "[2001:db8::2]:4789")]
+        {
             let packet = captured(from, to).to_packet();
             let sliced = SlicedPacket::from_ip(&packet).unwrap();
             let Some(TransportSlice::Udp(udp)) = sliced.transport else { panic!("{sliced:?}") };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use overlay::gossip::Event;
 
-use super::place::{Node, Pod};
+use super::place::{Node, Place, Pod};
 
 /// Most events that are kept; of more, the latest. The digest is of all.
 const EVENTS_MAX: usize = 65_536;
@@ -88,7 +88,7 @@ impl Trace {
         (at, step, ends, bytes).hash(&mut self.digest);
     }
 
-    pub(super) fn note_frame(&mut self, at: Duration, pod: Pod, bytes: &[u8]) {
-        (at, pod, bytes).hash(&mut self.digest);
+    pub(super) fn note_frame(&mut self, at: Duration, place: Place, bytes: &[u8]) {
+        (at, place, bytes).hash(&mut self.digest);
     }
 }
