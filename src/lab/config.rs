@@ -42,6 +42,10 @@ pub struct LabConfig {
     pub underlay_mtu: u16,
     /// Protocol between the nodes. Both are configured; it is the one that daemons use.
     pub underlay: Family,
+    /// The content of every node's `[lease]`. Absent: `10.244.0.0/16`, with `ipv6` also
+    /// `fd00:10:244::/56`.
+    #[serde(default)]
+    pub lease: Option<String>,
     /// Text for every node's `weft.toml`: whole sections other than `underlay`, `lease`, `paths`,
     /// `metrics` and `log`.
     pub extra: String,
@@ -65,6 +69,7 @@ impl LabConfig {
             ipv6: true,
             underlay_mtu: 1500,
             underlay: Family::V4,
+            lease: None,
             extra: String::new(),
             extra_of_node: BTreeMap::new(),
             log: "info".to_owned(),

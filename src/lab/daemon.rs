@@ -76,16 +76,18 @@ fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
     let config = &state.config;
     let dir = dir(lab, &node.name);
     let seeds: Vec<String> = seeds(state, node).into_iter().map(|seed| quote(&seed)).collect();
-    let ranges: &[&str] =
-        if config.ipv6 { &["10.244.0.0/16", "fd00:10:244::/56"] } else { &["10.244.0.0/16"] };
-    let ranges: Vec<String> = ranges.iter().map(|range| quote(range)).collect();
+    let lease = match (&config.lease, config.ipv6) {
+        (Some(lease), _) => lease,
+        (None, true) => r#"ranges = ["10.244.0.0/16", "fd00:10:244::/56"]"#,
+        (None, false) => r#"ranges = ["10.244.0.0/16"]"#,
+    };
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = write!(
         text,
         "network = {}\nname = {}\nseeds = [{}]\n\n\
          [underlay]\naddress = {}\n\n\
-         [lease]\nranges = [{}]\n\n\
+         [lease]\n{lease}\n\n\
          [paths]\nstate = {}\nrun = {}\ncni_bin = {}\ncni_conf = {}\n\n\
          [metrics]\nlisten = \"127.0.0.1:9144\"\n\n\
          [log]\nlevel = {}\n\n",
@@ -93,7 +95,6 @@ fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
         quote(&node.name),
         seeds.join(", "),
         quote(&node.underlay.to_string()),
-        ranges.join(", "),
         quote_path(&dir.join("state")),
         quote_path(&dir.join("run")),
         quote_path(&dir.join("bin")),

@@ -38,6 +38,8 @@ pub struct Ping {
     pub payload_len: usize,
     /// Forbids fragmentation on the way.
     pub dont_fragment: bool,
+    /// TTL or hop limit; absent: the namespace's own.
+    pub hop_limit: Option<u8>,
 }
 
 impl Ping {
@@ -50,6 +52,7 @@ impl Ping {
             patience: Duration::from_secs(1),
             payload_len: 56,
             dont_fragment: false,
+            hop_limit: None,
         }
     }
 }
@@ -121,6 +124,12 @@ impl Ping {
             match self.target {
                 IpAddr::V4(_) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO)?,
                 IpAddr::V6(_) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DO)?,
+            }
+        }
+        if let Some(limit) = self.hop_limit {
+            match self.target {
+                IpAddr::V4(_) => socket.set_ttl_v4(limit.into())?,
+                IpAddr::V6(_) => socket.set_unicast_hops_v6(limit.into())?,
             }
         }
         Ok(socket)
