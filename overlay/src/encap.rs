@@ -35,13 +35,6 @@ pub struct Transmit<'a> {
     pub bytes: &'a [u8],
 }
 
-impl Transmit<'_> {
-    /// Bytes of the inner frames.
-    pub fn frame_bytes(&self) -> u64 {
-        self.bytes.len() as u64 - self.datagrams * HEADER_LEN as u64
-    }
-}
-
 /// Collects datagrams into sends.
 #[derive(Debug)]
 pub struct Encapsulator {

@@ -20,7 +20,7 @@ use vswitch::wire::{self, Fragment, Headers, Ip, Network, Transport};
 use crate::decap::{Decapsulator, OFFENCES_MAX, Offence};
 use crate::encap::{Encapsulator, Transmit};
 use crate::udp::{self, Capabilities, ReceiveSocket, SendOffload, SendSocket};
-use crate::vxlan::Vni;
+use crate::vxlan::{self, Vni};
 
 /// Source sockets per worker: enough that a few flows rarely share a queue on the way, and few enough
 /// that runs of small datagrams stay long.
@@ -116,9 +116,21 @@ impl Tunnel {
     /// # Errors
     /// [`TunnelError`], whose text says what to do where that is known.
     pub fn open(config: &TunnelConfig) -> Result<Self, TunnelError> {
-        let TunnelConfig { underlay, port, vni, workers, mtu } = *config;
+        let underlay = config.underlay;
         let capabilities =
             udp::probe(underlay).map_err(|source| TunnelError::Probe { underlay, source })?;
+        Self::open_with(config, capabilities)
+    }
+
+    /// The same, with no more of the kernel's offers than `capabilities` has.
+    ///
+    /// # Errors
+    /// As [`Tunnel::open`].
+    pub fn open_with(
+        config: &TunnelConfig,
+        capabilities: Capabilities,
+    ) -> Result<Self, TunnelError> {
+        let TunnelConfig { underlay, port, vni, workers, mtu } = *config;
         let address = SocketAddr::new(underlay, port);
         let socket =
             ReceiveSocket::bind(address).map_err(|source| TunnelError::Bind { address, source })?;
@@ -178,22 +190,33 @@ impl Source for TunnelSource {
     }
 
     fn receive(&mut self, context: &mut Context<'_>, batch: &mut Batch) -> io::Result<()> {
-        let mut bytes = 0;
-        // One message can add as many frames as the kernel merges datagrams, so the batch may end up longer.
-        while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
-            let Some(received) = self.socket.receive()? else {
-                break;
-            };
-            bytes += received.bytes.len();
-            let udp::Received { from, stride, bytes } = received;
-            self.decapsulator.push(from, stride, bytes, context, batch);
-        }
+        let received = self.receive_batch(context, batch);
+        // Also what came before an error is to be finished and counted.
         self.decapsulator.finish(context, batch);
-        Ok(())
+        received
     }
 
     fn pending(&self) -> bool {
         self.socket.pending()
+    }
+}
+
+impl TunnelSource {
+    /// One message can add as many frames as it holds datagrams, so the batch may end up longer than
+    /// [`BATCH_MAX`]; a message for which the buffers may not suffice is left for the next batch.
+    fn receive_batch(&mut self, context: &mut Context<'_>, batch: &mut Batch) -> io::Result<()> {
+        let mut taken = 0;
+        while batch.len() < BATCH_MAX && taken < BATCH_BYTES_MAX {
+            if !batch.is_empty() && context.pool.available() < udp::MESSAGE_DATAGRAMS_MAX {
+                break;
+            }
+            let Some(udp::Received { from, stride, bytes }) = self.socket.receive()? else {
+                break;
+            };
+            taken += bytes.len();
+            self.decapsulator.push(from, stride, bytes, context, batch);
+        }
+        Ok(())
     }
 }
 
@@ -239,18 +262,14 @@ fn send(sockets: &[SendSocket], context: &Context<'_>, transmit: Transmit<'_>) {
     let sent = sockets[transmit.socket_ix].send(transmit.to, transmit.segment_len, transmit.bytes);
     let counters = context.counters;
     counters.delivered.add(sent.taken);
+    counters.delivered_bytes.add(sent.bytes - sent.taken * vxlan::HEADER_LEN as u64);
     counters.count_drop(Reason::UnderlayFull, sent.full);
     counters.count_drop(Reason::UnderlayError, sent.refused);
-    if sent.taken > 0 {
-        let average = transmit.frame_bytes() / transmit.datagrams;
-        let lost = (sent.full + sent.refused) * average;
-        counters.delivered_bytes.add(transmit.frame_bytes() - lost);
-    }
 }
 
 /// Chooses the source socket by the flow, so that a flow's packets take one way and keep their order.
 /// Fragments have ports in the first only, so for all of them the addresses decide.
-fn source_of(headers: &Headers, sockets: usize) -> usize {
+pub fn source_of(headers: &Headers, sockets: usize) -> usize {
     let Network::Ip(ip) = headers.network else {
         return 0;
     };

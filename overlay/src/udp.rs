@@ -38,6 +38,10 @@ pub const SOURCE_PORT_MIN: u16 = 49_152;
 /// `UDP_MAX_SEGMENTS` of kernels before 6.9, and of later ones (`linux/udp.h`).
 const SEGMENTS_MAX: [usize; 2] = [64, 128];
 
+/// Most datagrams in one received message: as many as one send can hold, where it crosses the network
+/// uncut. What `UDP_GRO` merges itself is less (`UDP_GRO_CNT_MAX`, `net/ipv4/udp_offload.c`).
+pub const MESSAGE_DATAGRAMS_MAX: usize = SEGMENTS_MAX[1];
+
 /// Datagrams, each perhaps an aggregate of many, taken by one system call.
 const RECEIVE_MESSAGES: libc::c_uint = 8;
 const RECEIVE_BATCH: usize = RECEIVE_MESSAGES as usize;
@@ -53,6 +57,10 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// Kernel memory for datagrams on their way out: as much as a batch can hold.
 const SEND_BUFFER: usize = 8 << 20;
+
+/// How often a send is made again that an earlier datagram's fate has failed. A few such reports may wait,
+/// but some policies (SELinux) answer every send in the same way, and must not hold the worker.
+const RETRIES_MAX: usize = 4;
 
 /// `UDP_NO_CHECK6_RX` (`linux/udp.h`): accept zero checksums over IPv6.
 const UDP_NO_CHECK6_RX: c_int = 102;
@@ -172,11 +180,10 @@ impl ReceiveSocket {
     /// Returns the next datagrams; `None` when nothing waits.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// When the socket is of no use any more. What has merely gone wrong on the way is no error.
     pub fn receive(&mut self) -> io::Result<Option<Received<'_>>> {
         loop {
             if !self.pending() {
-                // A short read means that the queue was empty then; the caller polls.
                 self.read()?;
                 if self.end == 0 {
                     return Ok(None);
@@ -225,10 +232,7 @@ impl ReceiveSocket {
         };
         let Ok(received) = usize::try_from(received) else {
             let error = io::Error::last_os_error();
-            return match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::EINTR) => Ok(()),
-                _ => Err(error),
-            };
+            return if is_broken(&error) { Err(error) } else { Ok(()) };
         };
         for (ix, (header, name)) in headers.iter().zip(&names).enumerate().take(received) {
             let len = usize::try_from(header.msg_len).unwrap_or(0).min(RECEIVE_LEN);
@@ -262,6 +266,8 @@ pub struct SendOffload {
 pub struct Sent {
     /// The kernel has taken them.
     pub taken: u64,
+    /// Bytes of the payloads that the kernel has taken.
+    pub bytes: u64,
     /// The send buffer was full.
     pub full: u64,
     /// The kernel refused them: too long for the path, no route, forbidden.
@@ -300,6 +306,8 @@ impl SendSocket {
     pub fn bind(address: IpAddr, offload: Arc<SendOffload>) -> io::Result<Self> {
         let socket = open(address)?;
         grow_send_buffer(&socket)?;
+        // Nobody reads what is sent to it, so little of that is to be kept (the kernel has a minimum).
+        socket.set_recv_buffer_size(0)?;
         // A random start, so that a restarted node does not meet its own old flows' state on the way.
         let start = RandomState::new().hash_one(address);
         let ports = u64::from(u16::MAX - SOURCE_PORT_MIN) + 1;
@@ -329,7 +337,7 @@ impl SendSocket {
         let datagrams = bytes.len().div_ceil(segment_len) as u64;
         if datagrams == 1 {
             return match send_message(&self.socket, &to, bytes, None) {
-                Ok(()) => Sent { taken: 1, ..Sent::default() },
+                Ok(()) => Sent::taken(1, bytes.len()),
                 Err(error) => Sent::failed(&error, 1),
             };
         }
@@ -337,15 +345,19 @@ impl SendSocket {
             return self.send_singly(&to, segment_len, bytes);
         };
         match send_message(&self.socket, &to, bytes, Some(segment)) {
-            Ok(()) => Sent { taken: datagrams, ..Sent::default() },
+            Ok(()) => Sent::taken(datagrams, bytes.len()),
             // EIO: the route's device cannot do it. EINVAL: some kernels say so when a segment is too
             // long for the path, too. Which it is shows when the same datagrams go singly.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => {
                 let sent = self.send_singly(&to, segment_len, bytes);
-                if sent.taken > 0 {
+                if sent.taken > 0 && sent.refused == 0 {
                     self.offload.lose(&error);
                 }
                 sent
+            }
+            // The long ones do not fit the path; a shorter last one may.
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                self.send_singly(&to, segment_len, bytes)
             }
             Err(error) => Sent::failed(&error, datagrams),
         }
@@ -354,15 +366,13 @@ impl SendSocket {
     fn send_singly(&self, to: &SockAddr, segment_len: usize, bytes: &[u8]) -> Sent {
         let mut sent = Sent::default();
         for chunk in bytes.chunks(segment_len * SEND_BATCH) {
-            let part = self.send_chunk(to, segment_len, chunk);
-            sent.taken += part.taken;
-            sent.full += part.full;
-            sent.refused += part.refused;
+            sent.add(self.send_chunk(to, segment_len, chunk));
         }
         sent
     }
 
-    /// Sends up to [`SEND_BATCH`] datagrams by one call. Those behind one that fails share its fate.
+    /// Sends up to [`SEND_BATCH`] datagrams by one call. Those behind one that fails share its fate, unless
+    /// it was only too long.
     fn send_chunk(&self, to: &SockAddr, segment_len: usize, bytes: &[u8]) -> Sent {
         let mut vectors = [EMPTY_VECTOR; SEND_BATCH];
         // SAFETY: `mmsghdr` is plain integers and pointers, for which all zeroes are valid.
@@ -381,35 +391,53 @@ impl SendSocket {
             header.msg_iovlen = 1;
             datagrams += 1;
         }
-        let mut taken: u32 = 0;
-        while taken < datagrams {
-            let rest = &mut messages[taken as usize..datagrams as usize];
+        let mut sent = Sent::default();
+        let mut retries = 0;
+        let mut done = 0;
+        while done < datagrams {
+            let rest = &mut messages[done..datagrams];
             // SAFETY: each header points to the address and to its own vector, which points into `bytes`;
             // all of them outlive the call.
             let result = unsafe {
                 libc::sendmmsg(
                     self.socket.as_raw_fd(),
                     rest.as_mut_ptr(),
-                    datagrams - taken,
+                    libc::c_uint::try_from(rest.len()).unwrap_or(0),
                     libc::MSG_DONTWAIT,
                 )
             };
-            match u32::try_from(result) {
-                Ok(count) => taken += count,
-                Err(_) => {
-                    let error = io::Error::last_os_error();
-                    if !is_transient(&error) {
-                        let failed = Sent::failed(&error, u64::from(datagrams - taken));
-                        return Sent { taken: u64::from(taken), ..failed };
-                    }
-                }
+            if let Ok(count) = usize::try_from(result) {
+                let taken = vectors[done..done + count].iter().map(|vector| vector.iov_len).sum();
+                sent.add(Sent::taken(count as u64, taken));
+                done += count;
+                continue;
             }
+            let error = io::Error::last_os_error();
+            if is_transient(&error) && retries < RETRIES_MAX {
+                retries += 1;
+                continue;
+            }
+            let is_too_long = error.raw_os_error() == Some(libc::EMSGSIZE);
+            let lost = if is_too_long { 1 } else { datagrams - done };
+            sent.add(Sent::failed(&error, lost as u64));
+            done += lost;
         }
-        Sent { taken: u64::from(taken), ..Sent::default() }
+        sent
     }
 }
 
 impl Sent {
+    fn taken(datagrams: u64, bytes: usize) -> Self {
+        Self { taken: datagrams, bytes: bytes as u64, ..Self::default() }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.taken += other.taken;
+        self.bytes += other.bytes;
+        self.full += other.full;
+        self.refused += other.refused;
+    }
+
     fn failed(error: &io::Error, datagrams: u64) -> Self {
         match error.raw_os_error() {
             Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
@@ -449,6 +477,7 @@ fn send_message(
             libc::CMSG_DATA(header).cast::<u16>().write_unaligned(segment);
         }
     }
+    let mut retries = 0;
     loop {
         // SAFETY: the message points to the address, the vector and the control buffer, all of which
         // outlive the call; the vector points to `bytes`, which the kernel only reads.
@@ -458,10 +487,18 @@ fn send_message(
             return Ok(());
         }
         let error = io::Error::last_os_error();
-        if !is_transient(&error) {
+        if !is_transient(&error) || retries == RETRIES_MAX {
             return Err(error);
         }
+        retries += 1;
     }
+}
+
+/// Whether a socket that cannot be received from will never be again. All other errors are about the
+/// network or about memory; the call has consumed them, or they pass.
+fn is_broken(error: &io::Error) -> bool {
+    let broken = [libc::EBADF, libc::ENOTSOCK, libc::EINVAL, libc::EFAULT, libc::EOPNOTSUPP];
+    error.raw_os_error().is_none_or(|error| broken.contains(&error))
 }
 
 /// Whether the call is to be made again: a signal came, or the answer to an earlier datagram is reported,
@@ -609,7 +646,7 @@ mod tests {
             assert!(sender.source_port() >= SOURCE_PORT_MIN);
             let bytes = payload(40 * 1400 + 77);
             let sent = sender.send(to, 1400, &bytes);
-            assert_eq!(sent, Sent { taken: 41, ..Sent::default() });
+            assert_eq!(sent, Sent::taken(41, bytes.len()));
             let (data, lens) = receive_all(&mut receiver, bytes.len());
             assert_eq!(data, bytes);
             assert_eq!(lens, [&[1400; 40][..], &[77]].concat());

@@ -39,7 +39,8 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Changes that wait for one worker. The control side makes few, and waits for each.
 const ORDERS_MAX: usize = 16;
 
-/// Lost sources that are remembered until somebody asks; more are only logged as a count.
+/// Lost sources that one worker remembers until somebody asks. Further ones are forgotten; what is sent to
+/// their ports is still counted as dropped.
 const LOST_MAX: usize = 64;
 
 /// A local port, to be handed to the workers.
@@ -165,7 +166,8 @@ impl Status {
     }
 
     fn health(&self, now: Instant) -> WorkerHealth {
-        let since = self.started + Duration::from_millis(self.last_breath_ms.load(Ordering::Relaxed));
+        let since =
+            self.started + Duration::from_millis(self.last_breath_ms.load(Ordering::Relaxed));
         WorkerHealth {
             last_breath: now.saturating_duration_since(since),
             ended: self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone(),
@@ -471,6 +473,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
     use std::os::fd::{AsFd, BorrowedFd};
     use std::os::unix::net::UnixDatagram;
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::frame::{Batch, Frame};
@@ -518,6 +521,24 @@ mod tests {
             context.pool.put(frame);
         }
         fn flush(&mut self, _context: &mut Context<'_>) {}
+    }
+
+    /// Reads nothing; its device is there until told otherwise.
+    #[derive(Debug)]
+    struct SilentSource(UnixDatagram, Arc<AtomicBool>);
+
+    impl Source for SilentSource {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+
+        fn receive(&mut self, _context: &mut Context<'_>, _batch: &mut Batch) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn check(&self) -> io::Result<()> {
+            if self.1.load(Ordering::Relaxed) { Err(io::Error::other("unplugged")) } else { Ok(()) }
+        }
     }
 
     fn tables() -> Arc<Tables> {
@@ -639,6 +660,26 @@ mod tests {
         outer.send(&[PANIC]).unwrap();
         engine.remove_port(PortIx(2)).unwrap();
         assert_eq!(engine.health()[0].ended, None);
+    }
+
+    #[test]
+    fn a_device_that_vanishes_in_silence_is_found_also_beside_a_busy_one() {
+        let engine = start(2);
+        let (mut silent, _outer) = port(&engine);
+        let (inner, outer) = UnixDatagram::pair().unwrap();
+        let is_gone = Arc::new(AtomicBool::new(false));
+        silent.source = Box::new(SilentSource(inner, Arc::clone(&is_gone)));
+        engine.add_port(PortIx(2), silent).unwrap();
+        // The other port's worker never waits.
+        outer.send(b"x").unwrap();
+        let breath = engine.health()[0].last_breath;
+        eventually(|| (engine.health()[0].last_breath < breath).then_some(()));
+        assert_eq!(engine.take_lost_sources(), []);
+        is_gone.store(true, Ordering::Relaxed);
+        let lost = eventually(|| engine.take_lost_sources().pop());
+        assert_eq!(lost, LostSource { port: Some(PortIx(2)), error: "unplugged".to_owned() });
+        assert!(outer.send(b"x").is_err(), "its source is closed");
+        assert_eq!(engine.take_lost_sources(), [], "told once");
     }
 
     #[test]

@@ -243,6 +243,11 @@ impl Pool {
         }
     }
 
+    /// Frames that can still be taken.
+    pub fn available(&self) -> usize {
+        self.frames_max - self.in_use()
+    }
+
     /// Frames that were taken and have not come back.
     pub fn in_use(&self) -> usize {
         self.made - self.free.len()
@@ -278,8 +283,9 @@ mod tests {
         let first = pool.take().unwrap();
         let second = pool.take().unwrap();
         assert!(pool.take().is_none());
+        assert_eq!(pool.available(), 0);
         pool.put(first);
-        assert_eq!(pool.in_use(), 1);
+        assert_eq!((pool.in_use(), pool.available()), (1, 1));
         assert!(pool.take().is_some());
         pool.put(second);
     }

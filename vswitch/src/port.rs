@@ -93,11 +93,21 @@ pub trait Source: Send + std::fmt::Debug {
     fn fd(&self) -> BorrowedFd<'_>;
 
     /// Appends what waits to `batch`, until it holds [`crate::frame::BATCH_MAX`] frames, nothing
-    /// waits, or the pool is empty. Counts what it received, and what it dropped itself.
+    /// waits, or the pool is empty. Counts what it received, and what it dropped itself. On an error
+    /// `batch` holds what came before it.
     ///
     /// # Errors
     /// When the device is gone for good. The worker then stops polling the source.
     fn receive(&mut self, context: &mut Context<'_>, batch: &mut Batch) -> io::Result<()>;
+
+    /// Looks whether the device is still there, where reading does not tell. The worker asks about once a
+    /// second.
+    ///
+    /// # Errors
+    /// When the device is gone for good. The worker then stops polling the source.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Whether frames wait that the file descriptor does not tell of, because they were read already.
     /// The worker then comes back without waiting.

@@ -19,7 +19,12 @@ const BATCH_BYTES_MAX: usize = 512 << 10;
 /// that provokes a refusal does not slow its neighbour down for long.
 const CUT_AFTER_REFUSAL: u32 = 4096;
 
+/// Frames that one batch may lose because the kernel cannot describe them, so that a port whose reads all
+/// fail cannot hold its worker.
+const UNREADABLE_MAX: usize = BATCH_MAX;
+
 /// What one read brought.
+#[derive(Clone, Copy)]
 pub(crate) enum Received {
     /// A virtio-net header and a frame; their length together.
     Frame(usize),
@@ -30,7 +35,7 @@ pub(crate) enum Received {
 /// Reads frames until the batch is full, nothing waits, or the pool is empty.
 ///
 /// # Errors
-/// When the device is gone.
+/// When the device cannot be read any more.
 pub(crate) fn receive(
     context: &mut Context<'_>,
     port: PortIx,
@@ -38,7 +43,8 @@ pub(crate) fn receive(
     mut read: impl FnMut(&mut [u8]) -> Result<Received, Errno>,
 ) -> Result<(), Errno> {
     let mut bytes = 0;
-    while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
+    let mut unreadable = 0;
+    while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX && unreadable < UNREADABLE_MAX {
         let Some(mut frame) = context.pool.take() else {
             return Ok(());
         };
@@ -47,13 +53,23 @@ pub(crate) fn receive(
                 let (Received::Frame(len) | Received::Tagged(len)) = received;
                 bytes += len;
                 frame.set_len(len.saturating_sub(VnetHeader::LEN));
-                accept(context, port, frame, &received, batch);
+                accept(context, port, frame, received, batch);
             }
             Err(error) => {
-                context.pool.put(frame);
+                match error {
+                    // The kernel had a super-frame of a kind that virtio-net headers do not know (SCTP),
+                    // and has thrown it away (`virtio_net_hdr_from_skb`, `linux/virtio_net.h`).
+                    Errno::INVAL => {
+                        unreadable += 1;
+                        context.count_received(port, &frame);
+                        context.finish_dropped(port, Reason::BadOffload, frame);
+                        continue;
+                    }
+                    _ => context.pool.put(frame),
+                }
                 match error {
                     Errno::INTR => {}
-                    Errno::AGAIN => return Ok(()),
+                    Errno::AGAIN | Errno::NOMEM | Errno::NOBUFS => return Ok(()),
                     gone => return Err(gone),
                 }
             }
@@ -66,11 +82,13 @@ fn accept(
     context: &mut Context<'_>,
     port: PortIx,
     mut frame: Frame,
-    received: &Received,
+    received: Received,
     batch: &mut Batch,
 ) {
     frame.meta.ingress = Ingress::Port(port);
-    let decoded = match VnetHeader::from_slice(frame.prefix_mut(VnetHeader::LEN)) {
+    let (Received::Frame(len) | Received::Tagged(len)) = received;
+    let header = &frame.prefix_mut(VnetHeader::LEN)[..len.min(VnetHeader::LEN)];
+    let decoded = match VnetHeader::from_slice(header) {
         Some(header) => offload::decode(&header, &mut frame),
         None => Err(Reason::BadOffload),
     };
@@ -105,10 +123,7 @@ pub(crate) fn send(
     }
 }
 
-fn write_whole(
-    frame: &mut Frame,
-    write: impl Fn(&[u8]) -> Result<(), Errno>,
-) -> Result<(), Errno> {
+fn write_whole(frame: &mut Frame, write: impl Fn(&[u8]) -> Result<(), Errno>) -> Result<(), Errno> {
     let header = offload::encode(frame).to_bytes();
     frame.prefix_mut(VnetHeader::LEN).copy_from_slice(&header);
     write(frame.data_with_prefix(VnetHeader::LEN))
@@ -190,5 +205,353 @@ fn kind_ix(kind: GsoKind) -> usize {
         GsoKind::Tcp4 => 0,
         GsoKind::Tcp6 => 1,
         GsoKind::Udp => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use etherparse::{PacketBuilder, SlicedPacket};
+
+    use super::*;
+    use crate::counters::Counters;
+    use crate::frame::{Checksum, Gso, Pool};
+    use crate::mac::Mac;
+    use crate::tables::{Node, Tables, TablesBuilder};
+    use crate::wire::checksum;
+
+    const PORT: PortIx = PortIx(3);
+
+    /// A worker's belongings, and a kernel that answers as it is told.
+    struct Bench {
+        tables: Tables,
+        pool: Pool,
+        counters: Counters,
+        refusals: GsoRefusals,
+    }
+
+    impl Bench {
+        fn new(buffers: usize) -> Self {
+            let node = Node {
+                vtep_mac: Mac::HOST,
+                gateway_v4: None,
+                gateway_v6: None,
+                underlay: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+                vxlan_port: 4789,
+                gossip_port: 7946,
+            };
+            Self {
+                tables: TablesBuilder::new(1, node, &[]).build(),
+                pool: Pool::new(buffers),
+                counters: Counters::new(1, 8),
+                refusals: GsoRefusals::default(),
+            }
+        }
+
+        /// Sends `frame` to a kernel that answers the `n`th write with what `answer` makes of it. Returns
+        /// what the kernel was given.
+        fn send(
+            &mut self,
+            frame: Frame,
+            answer: impl Fn(usize, &VnetHeader) -> Result<(), Errno>,
+        ) -> Vec<(VnetHeader, Vec<u8>)> {
+            let writes = RefCell::new(Vec::new());
+            let counters = self.counters.worker(0);
+            // As the switch has counted it.
+            counters.received.add(frame.packets());
+            let mut context =
+                Context { tables: &self.tables, pool: &mut self.pool, counters: &counters };
+            send(&mut context, PORT, &self.refusals, frame, |bytes| {
+                let header = VnetHeader::from_slice(bytes).unwrap();
+                let mut writes = writes.borrow_mut();
+                writes.push((header, bytes[VnetHeader::LEN..].to_vec()));
+                answer(writes.len() - 1, &header)
+            });
+            self.assert_accounted(0);
+            writes.into_inner()
+        }
+
+        /// Receives from a kernel that has these answers, and then nothing.
+        fn receive(
+            &mut self,
+            answers: impl IntoIterator<Item = Result<(Vec<u8>, bool), Errno>>,
+        ) -> (Result<(), Errno>, Batch, usize) {
+            let mut answers: VecDeque<_> = answers.into_iter().collect();
+            let counters = self.counters.worker(0);
+            let mut context =
+                Context { tables: &self.tables, pool: &mut self.pool, counters: &counters };
+            let mut batch = Batch::new();
+            let result = receive(&mut context, PORT, &mut batch, |buffer| {
+                let (bytes, is_tagged) = answers.pop_front().unwrap_or(Err(Errno::AGAIN))?;
+                buffer[..bytes.len()].copy_from_slice(&bytes);
+                let len = bytes.len();
+                Ok(if is_tagged { Received::Tagged(len) } else { Received::Frame(len) })
+            });
+            self.assert_accounted(batch.iter().map(Frame::packets).sum());
+            (result, batch, answers.len())
+        }
+
+        #[track_caller]
+        fn assert_accounted(&self, queued: u64) {
+            assert_eq!(self.counters.sum().queued(), i128::from(queued), "conservation");
+        }
+
+        #[track_caller]
+        fn assert_counts(&self, delivered: u64, dropped: &[(Reason, u64)]) {
+            let totals = self.counters.sum();
+            assert_eq!(totals.delivered, delivered);
+            for reason in Reason::ALL {
+                let expected = dropped.iter().find(|(other, _)| other == reason);
+                assert_eq!(totals.dropped(*reason), expected.map_or(0, |(_, n)| *n), "{reason}");
+            }
+            let port = self.counters.port(PORT);
+            assert_eq!(port.delivered, delivered);
+            assert_eq!(port.dropped, totals.dropped_total());
+            assert_eq!(port.delivered_bytes, totals.delivered_bytes);
+        }
+    }
+
+    fn tcp(payload: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([10, 244, 1, 2], [10, 244, 1, 3], 64)
+            .tcp(4000, 80, 1, 1000)
+            .write(&mut bytes, &vec![7; payload])
+            .unwrap();
+        bytes
+    }
+
+    /// What a TAP hands over for a TCP packet: with `size`, a super-frame.
+    fn with_header(mut packet: Vec<u8>, size: u16) -> Vec<u8> {
+        let pseudo = {
+            let wire::Network::Ip(ip) = wire::parse(&packet).unwrap().network else { panic!() };
+            let len = packet.len() - ip.transport_offset;
+            checksum::pseudo_header(ip.source, ip.destination, ip.protocol, len).fold()
+        };
+        packet[50..52].copy_from_slice(&pseudo.to_be_bytes());
+        let header = VnetHeader {
+            flags: 1,
+            gso_type: u8::from(size > 0),
+            gso_size: size.into(),
+            csum_start: 34.into(),
+            csum_offset: 16.into(),
+            ..VnetHeader::NONE
+        };
+        [&header.to_bytes()[..], &packet].concat()
+    }
+
+    /// A super-frame of `segments` packets with 100 bytes each.
+    fn super_frame(bench: &mut Bench, segments: u16) -> Frame {
+        let mut frame = bench.pool.take().unwrap();
+        let bytes = with_header(tcp(usize::from(segments) * 100), 100);
+        assert!(frame.append(&bytes[VnetHeader::LEN..]));
+        frame.meta.checksum = Checksum::Partial { start: 34, offset: 16 };
+        frame.meta.gso = Some(Gso { kind: GsoKind::Tcp4, size: 100, segments });
+        frame
+    }
+
+    fn small_frame(bench: &mut Bench) -> Frame {
+        let mut frame = bench.pool.take().unwrap();
+        assert!(frame.append(&tcp(10)));
+        frame
+    }
+
+    fn is_whole(header: &VnetHeader) -> bool {
+        header.gso_type != 0
+    }
+
+    #[track_caller]
+    fn assert_is_right(packet: &[u8]) {
+        let sliced = SlicedPacket::from_ethernet(packet).unwrap();
+        let (Some(etherparse::NetSlice::Ipv4(ip)), Some(etherparse::TransportSlice::Tcp(tcp))) =
+            (sliced.net, sliced.transport)
+        else {
+            panic!("not TCP over IPv4");
+        };
+        assert_eq!(ip.header().header_checksum(), ip.header().to_header().calc_header_checksum());
+        let header = ip.header().to_header();
+        let right = tcp.to_header().calc_checksum_ipv4(&header, tcp.payload()).unwrap();
+        assert_eq!(tcp.checksum(), right);
+    }
+
+    #[test]
+    fn a_super_frame_is_sent_whole_where_the_kernel_takes_it() {
+        let mut bench = Bench::new(4);
+        let frame = super_frame(&mut bench, 5);
+        let bytes = frame.data().to_vec();
+        let writes = bench.send(frame, |_, _| Ok(()));
+        assert_eq!(writes.len(), 1);
+        let (header, written) = &writes[0];
+        assert_eq!(*written, bytes);
+        assert_eq!((header.flags, header.gso_type, header.gso_size.get()), (1, 1, 100));
+        assert_eq!((header.csum_start.get(), header.csum_offset.get()), (34, 16));
+        bench.assert_counts(5, &[]);
+        assert_eq!(bench.refusals.count(), 0);
+        assert_eq!(bench.pool.in_use(), 0);
+    }
+
+    #[test]
+    fn a_refused_super_frame_is_cut_and_so_are_those_after_it_for_a_while() {
+        let mut bench = Bench::new(4);
+        let refuse = |_, header: &VnetHeader| {
+            if is_whole(header) { Err(Errno::INVAL) } else { Ok(()) }
+        };
+        let frame = super_frame(&mut bench, 5);
+        let writes = bench.send(frame, refuse);
+        assert_eq!(writes.len(), 6, "once whole, then five packets");
+        for (header, packet) in &writes[1..] {
+            assert_eq!(*header, VnetHeader::NONE);
+            assert_eq!(packet.len(), 54 + 100);
+            assert_is_right(packet);
+        }
+        bench.assert_counts(5, &[]);
+        assert_eq!(bench.refusals.count(), 1);
+
+        for _ in 0..CUT_AFTER_REFUSAL {
+            let frame = super_frame(&mut bench, 2);
+            assert_eq!(bench.send(frame, refuse).len(), 2, "the kernel is not asked");
+        }
+        let frame = super_frame(&mut bench, 2);
+        assert_eq!(bench.send(frame, refuse).len(), 3, "the kernel is asked again");
+        assert_eq!(bench.refusals.count(), 2);
+        assert_eq!(bench.pool.in_use(), 0);
+    }
+
+    #[test]
+    fn a_refusal_is_about_one_kind() {
+        let bench = Bench::new(1);
+        bench.refusals.note(GsoKind::Tcp4);
+        assert!(!bench.refusals.must_cut(GsoKind::Tcp6));
+        assert!(!bench.refusals.must_cut(GsoKind::Udp));
+        assert!(bench.refusals.must_cut(GsoKind::Tcp4));
+    }
+
+    #[test]
+    fn each_packet_of_a_cut_frame_has_its_own_fate() {
+        let mut bench = Bench::new(4);
+        bench.refusals.note(GsoKind::Tcp4);
+        let frame = super_frame(&mut bench, 4);
+        let writes = bench.send(frame, |n, _| match n {
+            1 => Err(Errno::AGAIN),
+            2 => Err(Errno::IO),
+            _ => Ok(()),
+        });
+        assert_eq!(writes.len(), 4);
+        bench.assert_counts(2, &[(Reason::PortFull, 1), (Reason::PortError, 1)]);
+    }
+
+    #[test]
+    fn what_cannot_be_cut_for_want_of_a_buffer_is_counted() {
+        let mut bench = Bench::new(1);
+        bench.refusals.note(GsoKind::Tcp4);
+        let frame = super_frame(&mut bench, 4);
+        assert!(bench.send(frame, |_, _| Ok(())).is_empty());
+        bench.assert_counts(0, &[(Reason::PoolEmpty, 4)]);
+        assert_eq!(bench.pool.in_use(), 0);
+    }
+
+    #[test]
+    fn a_super_frame_whose_meta_data_lies_is_counted() {
+        let mut bench = Bench::new(2);
+        bench.refusals.note(GsoKind::Udp);
+        let mut frame = super_frame(&mut bench, 4);
+        frame.meta.gso = Some(Gso { kind: GsoKind::Udp, size: 100, segments: 4 });
+        assert!(bench.send(frame, |_, _| Ok(())).is_empty());
+        bench.assert_counts(0, &[(Reason::BadOffload, 4)]);
+    }
+
+    #[test]
+    fn every_error_of_a_write_has_its_reason() {
+        for (error, reason) in [
+            (Errno::AGAIN, Reason::PortFull),
+            (Errno::NOBUFS, Reason::PortFull),
+            (Errno::NOMEM, Reason::PortFull),
+            (Errno::BADFD, Reason::PortGone),
+            (Errno::NODEV, Reason::PortGone),
+            (Errno::NXIO, Reason::PortGone),
+            (Errno::NETDOWN, Reason::PortError),
+            (Errno::IO, Reason::PortError),
+            (Errno::MSGSIZE, Reason::PortError),
+            // Of a frame that is none, a refusal says nothing about super-frames.
+            (Errno::INVAL, Reason::PortError),
+        ] {
+            let mut bench = Bench::new(2);
+            let frame = small_frame(&mut bench);
+            bench.send(frame, |_, _| Err(error));
+            bench.assert_counts(0, &[(reason, 1)]);
+            assert_eq!(bench.refusals.count(), 0);
+            assert_eq!(bench.pool.in_use(), 0);
+        }
+    }
+
+    #[test]
+    fn frames_are_received_until_nothing_waits() {
+        let mut bench = Bench::new(8);
+        let plain = [&VnetHeader::NONE.to_bytes()[..], &tcp(10)].concat();
+        let merged = with_header(tcp(250), 100);
+        let answers = [Ok((plain, false)), Err(Errno::INTR), Ok((merged, false))];
+        let (result, batch, left) = bench.receive(answers);
+        assert_eq!((result, left), (Ok(()), 0));
+        assert_eq!(batch.iter().map(Frame::packets).collect::<Vec<_>>(), [1, 3]);
+        assert!(batch.iter().all(|frame| frame.meta.ingress == Ingress::Port(PORT)));
+        assert_eq!(batch[0].data(), tcp(10));
+        let port = bench.counters.port(PORT);
+        assert_eq!((port.received, port.received_bytes), (4, (64 + 304)));
+    }
+
+    #[test]
+    fn what_cannot_be_carried_is_counted_and_the_rest_goes_on() {
+        let mut bench = Bench::new(8);
+        let tagged_super_frame = with_header(tcp(250), 100);
+        let mut wrong = with_header(tcp(10), 0);
+        wrong[6] = 35; // Where the sum begins.
+        let good = [&VnetHeader::NONE.to_bytes()[..], &tcp(1)].concat();
+        let (result, batch, _) = bench.receive([
+            Ok((tagged_super_frame, true)),
+            Ok((wrong, false)),
+            Ok((vec![0; 3], false)),
+            Err(Errno::INVAL),
+            Ok((good, false)),
+        ]);
+        assert_eq!((result, batch.len()), (Ok(()), 1));
+        bench.assert_counts(0, &[(Reason::VlanTagged, 3), (Reason::BadOffload, 3)]);
+        assert_eq!(bench.counters.sum().received, 7);
+    }
+
+    #[test]
+    fn a_lost_device_is_an_error_and_what_came_before_it_is_kept() {
+        let mut bench = Bench::new(8);
+        let good = [&VnetHeader::NONE.to_bytes()[..], &tcp(1)].concat();
+        let (result, batch, left) =
+            bench.receive([Ok((good.clone(), false)), Err(Errno::BADFD), Ok((good, false))]);
+        assert_eq!((result, batch.len(), left), (Err(Errno::BADFD), 1, 1));
+        assert_eq!(bench.pool.in_use(), 1);
+    }
+
+    #[test]
+    fn a_batch_has_limits() {
+        let small = || Ok(([&VnetHeader::NONE.to_bytes()[..], &tcp(1)].concat(), false));
+        let (result, batch, left) =
+            Bench::new(100).receive(std::iter::repeat_with(small).take(BATCH_MAX + 5));
+        assert_eq!((result, batch.len(), left), (Ok(()), BATCH_MAX, 5), "frames");
+
+        let large = || Ok((with_header(tcp(60_000), 1400), false));
+        let (result, batch, left) = Bench::new(100).receive(std::iter::repeat_with(large).take(20));
+        assert_eq!((result, batch.len(), left), (Ok(()), 9, 11), "bytes");
+
+        let (result, batch, left) = Bench::new(3).receive(std::iter::repeat_with(small).take(5));
+        assert_eq!((result, batch.len(), left), (Ok(()), 3, 2), "buffers");
+
+        let refused = || Err(Errno::INVAL);
+        let (result, batch, left) =
+            Bench::new(3).receive(std::iter::repeat_with(refused).take(UNREADABLE_MAX + 5));
+        assert_eq!((result, batch.len(), left), (Ok(()), 0, 5), "frames that cannot be described");
+
+        let (result, batch, left) =
+            Bench::new(3).receive([Err(Errno::NOBUFS), Ok((vec![], false))]);
+        assert_eq!((result, batch.len(), left), (Ok(()), 0, 1), "the kernel's memory");
     }
 }

@@ -29,8 +29,7 @@ const DEVICE: &str = "/dev/net/tun";
 
 /// One frame per read, no packet information, a virtio-net header (`linux/if_tun.h`).
 const FLAGS: c_short = 0x5002;
-const _: () =
-    assert!(FLAGS as c_int == libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
+const _: () = assert!(FLAGS as c_int == libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
 
 /// The offloads that are asked for, the best first. Every one includes the next.
 const OFFLOADS: [(c_uint, Offloads); 4] = [
@@ -200,7 +199,8 @@ impl Sink for TapSink {
 /// `net/core/dev.c`; `%` would be taken for a pattern).
 pub(crate) fn interface_request(name: &str) -> Option<libc::ifreq> {
     let refused = |byte: u8| byte.is_ascii_whitespace() || b"/:%\0".contains(&byte);
-    if matches!(name, "" | "." | "..") || name.len() >= libc::IFNAMSIZ || name.bytes().any(refused) {
+    if matches!(name, "" | "." | "..") || name.len() >= libc::IFNAMSIZ || name.bytes().any(refused)
+    {
         return None;
     }
     // SAFETY: `ifreq` is plain integers and pointers, for which all zeroes are valid.

@@ -4,7 +4,8 @@
 //! The host's own stack must not answer on the interface in the switch's place. [`Veth::open`] switches
 //! ARP off and promiscuous mode on, for as long as the port is open; whoever opens it disables IPv6 on it
 //! (`net.ipv6.conf.*.disable_ipv6`). Frames to the switch's MAC address are not the host's, which drops
-//! them.
+//! them. ARP is on again when the last half is closed, also if it was off before: that is what a process
+//! leaves that was killed.
 //!
 //! Frames carry a virtio-net header, as with a TAP. VLAN tags are another matter: the kernel takes them out
 //! of the frame and tells them beside it, so a frame with one has to be recognised by that.
@@ -118,8 +119,8 @@ impl Veth {
             Membership { ifindex, kind: PACKET_MR_PROMISC, address_len: 0, address: [0; 8] };
         set_option(&fd, libc::SOL_PACKET, PACKET_ADD_MEMBERSHIP, &promiscuous)
             .map_err(set("promiscuous mode"))?;
-        let restore_arp = change_arp(&fd, request, false).map_err(set("NOARP"))?;
-        let device = Device { fd, ifindex, restore_arp };
+        set_arp(&fd, request, false).map_err(set("NOARP"))?;
+        let device = Device { fd, ifindex };
         bind(&device.fd, ifindex).map_err(set("the packet socket"))?;
         Ok(Self { name: name.to_owned(), device: Arc::new(device), refusals: Arc::default() })
     }
@@ -151,17 +152,20 @@ impl Veth {
 struct Device {
     fd: OwnedFd,
     ifindex: c_int,
-    /// Whether ARP was on before.
-    restore_arp: bool,
+}
+
+impl Device {
+    /// Whether the interface exists; it may be down.
+    fn check(&self) -> io::Result<()> {
+        interface_name(&self.fd, self.ifindex).map(drop)
+    }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if self.restore_arp
-            // The interface may have been renamed, or be gone; then there is nothing to restore.
-            && let Ok(request) = interface_name(&self.fd, self.ifindex)
-        {
-            let _gone_meanwhile = change_arp(&self.fd, request, true);
+        // The interface may have been renamed, or be gone; then there is nothing to restore.
+        if let Ok(request) = interface_name(&self.fd, self.ifindex) {
+            let _gone_meanwhile = set_arp(&self.fd, request, true);
         }
     }
 }
@@ -180,10 +184,15 @@ impl Source for VethSource {
     fn receive(&mut self, context: &mut Context<'_>, batch: &mut Batch) -> io::Result<()> {
         let fd = &self.device.fd;
         match port_io::receive(context, self.port, batch, |buffer| receive_frame(fd, buffer)) {
-            // The interface went down. It may come up again, and then frames come again, too.
-            Err(Errno::NETDOWN) if interface_name(fd, self.device.ifindex).is_ok() => Ok(()),
+            // The interface went down. It may come up again, and then frames come again, too. If it is
+            // being removed, it may still be there now, and nothing else is told: `check` finds out.
+            Err(Errno::NETDOWN) => self.check(),
             other => Ok(other?),
         }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.device.check()
     }
 }
 
@@ -206,8 +215,7 @@ impl Sink for VethSink {
 
 /// Takes one frame behind its virtio-net header.
 fn receive_frame(fd: &OwnedFd, buffer: &mut [u8]) -> Result<Received, Errno> {
-    let mut vector =
-        libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut control = [0_u64; CONTROL_WORDS];
     // SAFETY: `msghdr` is plain integers and pointers, for which all zeroes are valid.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -256,8 +264,8 @@ fn interface_name(fd: &OwnedFd, ifindex: c_int) -> io::Result<libc::ifreq> {
     Ok(request)
 }
 
-/// Switches ARP on or off. Returns whether that changed anything.
-fn change_arp(fd: &OwnedFd, mut request: libc::ifreq, on: bool) -> io::Result<bool> {
+/// Switches ARP on or off.
+fn set_arp(fd: &OwnedFd, mut request: libc::ifreq, on: bool) -> io::Result<()> {
     interface_ioctl(fd, libc::SIOCGIFFLAGS, &mut request)?;
     // SAFETY: the ioctl has filled in this member.
     let old = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
@@ -265,8 +273,7 @@ fn change_arp(fd: &OwnedFd, mut request: libc::ifreq, on: bool) -> io::Result<bo
     // The flags of this ioctl are the lower 16 bits (`net/if.h`), and IFF_NOARP is 0x80.
     let [low, high, ..] = new.to_le_bytes();
     request.ifr_ifru.ifru_flags = c_short::from_le_bytes([low, high]);
-    interface_ioctl(fd, libc::SIOCSIFFLAGS, &mut request)?;
-    Ok(old != new)
+    interface_ioctl(fd, libc::SIOCSIFFLAGS, &mut request)
 }
 
 fn interface_ioctl(fd: &OwnedFd, kind: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {

@@ -6,7 +6,8 @@
 //! 2. per readable source: take a batch, let the [`Switch`] decide, hand each frame to its sink or the
 //!    uplink;
 //! 3. flush the sinks that were used, and the uplink;
-//! 4. carry out the orders.
+//! 4. once a second, look for devices that have vanished in silence;
+//! 5. carry out the orders.
 //!
 //! Orders come last, so a source that one of them removes is not looked up by an event of this breath.
 //! The tables are borrowed, and the time is read, once a batch.
@@ -19,20 +20,21 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Cache};
 use crossbeam::channel::{Receiver, Sender};
 use crossbeam::utils::CachePadded;
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 
 use crate::config::Config;
 use crate::counters::WorkerCounters;
 use crate::engine::Status;
-use crate::frame::{BATCH_MAX, Batch, Frame, Pool};
+use crate::frame::{Batch, Frame, Pool};
 use crate::port::{Context, PortIx, Sink, Source, Uplink};
 use crate::switch::Switch;
 use crate::tables::Tables;
 use crate::verdict::{Egress, Reason};
 
-/// The longest time between two breaths. An idle worker wakes this often, to show that it is alive.
+/// The longest time between two breaths. An idle worker wakes this often, to show that it is alive, and
+/// also a busy one looks after its sources' devices this often.
 pub const IDLE_MAX: Duration = Duration::from_secs(1);
 
 /// Sources that are served in one breath. The others are as ready in the next one, and the kernel
@@ -87,6 +89,8 @@ pub(crate) struct Worker {
     tables: Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>,
     counters: Arc<CachePadded<WorkerCounters>>,
     status: Arc<Status>,
+    /// When the sources' devices were last looked after.
+    checked: Instant,
     switch: Switch,
     pool: Pool,
     batch: Batch,
@@ -110,6 +114,8 @@ impl Worker {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         watch(&epoll, parts.wake.as_fd(), WAKE_TOKEN)?;
         let ports_max = usize::from(parts.config.ports_max);
+        let frames_max = usize::from(parts.config.buffers);
+        let now = Instant::now();
         Ok(Self {
             epoll,
             wake: parts.wake,
@@ -121,10 +127,13 @@ impl Worker {
             tables: Cache::new(parts.tables),
             counters: parts.counters,
             status: parts.status,
-            switch: Switch::new(&parts.config, Instant::now()),
-            pool: Pool::new(usize::from(parts.config.buffers)),
-            batch: Vec::with_capacity(2 * BATCH_MAX),
-            out: Vec::with_capacity(4 * BATCH_MAX),
+            checked: now,
+            switch: Switch::new(&parts.config, now),
+            pool: Pool::new(frames_max),
+            // A message out of the tunnel can be many frames, and a frame many fragments; but there are
+            // never more than the pool has.
+            batch: Vec::with_capacity(frames_max),
+            out: Vec::with_capacity(frames_max),
         })
     }
 
@@ -139,7 +148,8 @@ impl Worker {
     fn breathe(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<Next> {
         events.clear();
         self.wait(events)?;
-        self.status.breathed(Instant::now());
+        let now = Instant::now();
+        self.status.breathed(now);
         std::mem::swap(&mut self.backlog, &mut self.serving);
         while let Some(slot) = self.serving.pop() {
             self.serve(slot);
@@ -152,6 +162,10 @@ impl Worker {
             }
         }
         self.flush();
+        if now.saturating_duration_since(self.checked) >= IDLE_MAX {
+            self.checked = now;
+            self.check_sources();
+        }
         if woken { self.obey() } else { Ok(Next::Breathe) }
     }
 
@@ -170,11 +184,8 @@ impl Worker {
         let Some(slot) = &mut self.sources[slot_ix] else {
             return;
         };
-        let mut context = Context {
-            tables: self.tables.load(),
-            pool: &mut self.pool,
-            counters: &self.counters,
-        };
+        let mut context =
+            Context { tables: self.tables.load(), pool: &mut self.pool, counters: &self.counters };
         let received = slot.source.receive(&mut context, &mut self.batch);
         self.switch.forward(&mut context, Instant::now(), &mut self.batch, &mut self.out);
         for (egress, frame) in self.out.drain(..) {
@@ -189,12 +200,20 @@ impl Worker {
     }
 
     fn flush(&mut self) {
-        let mut context = Context {
-            tables: self.tables.load(),
-            pool: &mut self.pool,
-            counters: &self.counters,
-        };
+        let mut context =
+            Context { tables: self.tables.load(), pool: &mut self.pool, counters: &self.counters };
         self.dispatch.flush(&mut context);
+    }
+
+    fn check_sources(&mut self) {
+        for ix in 0..self.sources.len() {
+            if let Some(slot) = &self.sources[ix]
+                && let Err(error) = slot.source.check()
+            {
+                self.status.lost(slot.port, &error);
+                self.close_source(ix);
+            }
+        }
     }
 
     fn obey(&mut self) -> io::Result<Next> {
