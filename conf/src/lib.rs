@@ -8,7 +8,7 @@
 //! 3. What is left becomes a [`NodeConfig`]; `relations` looks for contradictions between its fields.
 //! 4. All errors come out together, in the order of their lines, as [`Errors`].
 //!
-//! The same table makes `docs/configuration.md` and `conf/examples/full.toml` ([`reference`]), so the
+//! The same table makes `docs/configuration.md` and `conf/examples/full.toml` ([mod@reference]), so the
 //! documentation cannot differ from what is accepted.
 
 mod document;
