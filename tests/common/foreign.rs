@@ -1,6 +1,5 @@
 //! A member of the cluster that is not Weft: gossip speaks for it, something else carries its packets.
 
-use std::fs;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use vswitch::mac::Mac;
 use weft::admin::api::NodeStatus;
 use weft::lab::{Lab, Namespace};
 
+use super::place::skip_duplicate_detection;
 use super::run;
 
 /// How long joining may take.
@@ -97,14 +97,6 @@ impl Foreign {
         run(&self.namespace, &format!("ip link set {name} mtu {mtu} up"));
         run(&pod, &format!("ip link set eth0 mtu {mtu} up"));
         pod
-    }
-}
-
-/// Makes IPv6 addresses usable at once (RFC 4862 §5.4).
-fn skip_duplicate_detection(namespace: &Namespace) {
-    for group in ["all", "default"] {
-        let path = format!("/proc/sys/net/ipv6/conf/{group}/accept_dad");
-        namespace.run(|| fs::write(path, "0")).unwrap().unwrap();
     }
 }
 

@@ -8,14 +8,18 @@
 
 pub(crate) mod capture;
 pub(crate) mod foreign;
+pub(crate) mod ovs;
+pub(crate) mod place;
 pub(crate) mod traffic;
 
+use std::fs;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use vswitch::verdict::Reason;
 use weft::lab::{Lab, LabConfig, Labs, Namespace, sandbox};
 
 /// A lab that nobody else sees and that is removed when this is dropped.
@@ -44,6 +48,31 @@ impl TestLab {
             let what = format!("{} has accounted for every packet", node.name);
             eventually(&what, || admin.counters().unwrap().queued == 0);
         }
+    }
+
+    /// How many packets the node has dropped for this reason.
+    #[track_caller]
+    pub(crate) fn dropped(&self, node: &str, reason: Reason) -> u64 {
+        let counters = self.lab.admin(node).unwrap().counters().unwrap();
+        counters.dropped.get(reason.as_str()).copied().unwrap_or(0)
+    }
+
+    /// What every test ends with: all packets are accounted for, and nothing of the lab stays behind, neither
+    /// processes nor mounts nor files.
+    #[track_caller]
+    pub(crate) fn finish(self) {
+        self.assert_conserved();
+        let Self { lab, _place: place } = self;
+        lab.down().unwrap_or_else(|error| panic!("{error:#}"));
+        let path = place.path().to_string_lossy().into_owned();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(&path), "{mounts}");
+        let commands = fs::read_dir("/proc").unwrap().flatten();
+        let commands = commands.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        let commands = commands.map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "));
+        let left: Vec<_> = commands.filter(|command| command.contains(&path)).collect();
+        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "files in {path}");
     }
 }
 
