@@ -269,7 +269,9 @@ mod tests {
             let selector: UnderlaySelector = text.parse().unwrap();
             assert_eq!(selector.to_string(), text);
         }
-        for wrong in ["", "a name", "much-too-long-a-name", "10.0.0.0/33", "10.0.0.300", "127.0.0.1"] {
+        for wrong in
+            ["", "a name", "much-too-long-a-name", "10.0.0.0/33", "10.0.0.300", "127.0.0.1"]
+        {
             assert!(wrong.parse::<UnderlaySelector>().is_err(), "{wrong}");
         }
     }
