@@ -11,6 +11,7 @@ use std::io::BufWriter;
 use std::time::Duration;
 
 use overlay::vxlan::{self, Vni};
+use vswitch::verdict::Reason;
 use vswitch::wire::{self, Network};
 use weft::sim::{Cluster, Family, Faults, pcap};
 
@@ -38,8 +39,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let captured = cluster.take_capture();
     let (mut packets, mut longest) = (0, 0);
     for datagram in captured.iter().filter(|datagram| datagram.to.port() == vxlan::PORT) {
-        let frame = vxlan::decode(&datagram.bytes, Vni::WEFT)?;
-        let Network::Ip(ip) = wire::parse(frame)?.network else { continue };
+        let frame = vxlan::decode(&datagram.bytes, Vni::WEFT).map_err(Reason::describe)?;
+        let headers = wire::parse(frame).map_err(Reason::describe)?;
+        let Network::Ip(ip) = headers.network else { continue };
         packets += 1;
         longest = longest.max(ip.len);
     }
