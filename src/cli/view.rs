@@ -91,7 +91,12 @@ fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
     line("ready", if status.ready { "yes" } else { "NO" }.to_owned())?;
     line("lease", format!("{} ({})", join(&status.leases), status.lease_state))?;
     for pool in &status.addresses {
-        line("addresses", format!("{}: {} used, {} free", pool.prefix, pool.used, pool.free))?;
+        let free = match pool.free {
+            // An IPv6 lease: nobody reads twenty digits, and nobody runs out.
+            free if free > 1 << 32 => "plenty".to_owned(),
+            free => free.to_string(),
+        };
+        line("addresses", format!("{}: {} used, {free} free", pool.prefix, pool.used))?;
     }
     let underlay = status.underlay.map_or_else(|| "not known yet".to_owned(), |ip| ip.to_string());
     line("underlay", format!("{underlay}, mtu {}", or_dash(status.underlay_mtu)))?;
@@ -128,8 +133,7 @@ pub(super) fn nodes_table(nodes: &[NodeStatus]) -> Table {
 }
 
 fn pods_table(pods: &[PodStatus]) -> Table {
-    let heading =
-        ["POD", "INTERFACE", "ADDRESSES", "MAC", "MTU", "RECEIVED", "DELIVERED", "DROPPED"];
+    let heading = ["POD", "INTERFACE", "ADDRESSES", "MAC", "MTU", "SENT", "RECEIVED", "DROPPED"];
     let mut table = Table::new(heading).right(4..8);
     for pod in pods {
         let name = match (&pod.namespace, &pod.name) {
