@@ -45,8 +45,7 @@ fn everything_on_an_ipv6_underlay_is_well_formed() {
 /// That all is well means something only if tshark sees what is not.
 #[test]
 fn a_single_wrong_bit_would_be_seen() {
-    let programs = [("tcpdump", "tcpdump"), ("tshark", "tshark"), ("ethtool", "ethtool")];
-    if !common::has_programs(&programs) || !common::may_make_labs() {
+    if !can_run() {
         return;
     }
     let lab = TestLab::up(LabConfig { nodes: 2, pods_per_node: 1, ..LabConfig::new("bit") });
@@ -64,9 +63,13 @@ fn a_single_wrong_bit_would_be_seen() {
     assert_eq!(bad, [2, 0, 0, 0, 0], "outer UDP and inner ICMP of the one frame");
 }
 
-fn underlay_frames(underlay: Family) {
+fn can_run() -> bool {
     let programs = [("tcpdump", "tcpdump"), ("tshark", "tshark"), ("ethtool", "ethtool")];
-    if !common::has_programs(&programs) || !common::may_make_labs() {
+    common::has_programs(&programs) && common::may_make_labs() && capture::is_permitted()
+}
+
+fn underlay_frames(underlay: Family) {
+    if !can_run() {
         return;
     }
     let config = LabConfig { nodes: 2, pods_per_node: 1, underlay, ..LabConfig::new("capture") };

@@ -10,8 +10,6 @@
 //! bridge between the nodes cuts them, as a wire would, and the pod makes none. Checksums are another
 //! matter: with its offload on, the pod leaves them to be filled in, and Open vSwitch sends them as they
 //! are. Outer checksums are tested as zero, which is its default over IPv4, and computed.
-//!
-//! Needs root: its daemons refuse to run in a user namespace without it.
 
 // Clippy takes only functions marked `#[test]` for tests, not what they call.
 #![allow(clippy::unwrap_used)]

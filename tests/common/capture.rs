@@ -8,7 +8,18 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use weft::lab::Namespace;
 
-use super::find;
+use super::{find, skip};
+
+/// Whether tcpdump works here. It changes its user as soon as it has opened the device, which a user
+/// namespace of an ordinary user forbids (user_namespaces(7)); only root can have it.
+pub(crate) fn is_permitted() -> bool {
+    let setgroups = fs::read_to_string("/proc/self/setgroups").unwrap();
+    let permitted = setgroups.trim() == "allow";
+    if !permitted {
+        skip("WEFT_REQUIRE_INTEROP", "tcpdump needs root");
+    }
+    permitted
+}
 
 /// A running capture of what leaves through one device.
 pub(crate) struct Capture {
@@ -29,10 +40,9 @@ impl Capture {
         namespace.start_inside(&mut command, true).unwrap();
         let mut tcpdump = command.spawn().unwrap();
         let mut messages = BufReader::new(tcpdump.stderr.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("listening on") {
-            line.clear();
-            assert!(messages.read_line(&mut line).unwrap() > 0, "tcpdump does not start: {line}");
+        let mut text = String::new();
+        while !text.contains("listening on") {
+            assert!(messages.read_line(&mut text).unwrap() > 0, "tcpdump does not start: {text}");
         }
         Self { tcpdump, messages, path }
     }

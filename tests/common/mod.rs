@@ -103,9 +103,14 @@ pub(crate) fn may_make_labs() -> bool {
         command.args(["--user", "--map-root-user", "--mount", "--net", "--"]);
         command
     };
-    let permitted = unshare().arg("true").output();
-    if !permitted.is_ok_and(|output| output.status.success()) || sandbox::check_tun().is_err() {
-        skip("WEFT_REQUIRE_KERNEL_TESTS", "this user may not make a network of its own");
+    let permitted = unshare().arg("true").output().is_ok_and(|output| output.status.success());
+    let unusable = match sandbox::check_tun() {
+        Err(error) => Some(format!("{error:#}")),
+        Ok(()) if permitted => None,
+        Ok(()) => Some("this user may not make a network of its own".to_owned()),
+    };
+    if let Some(why) = unusable {
+        skip("WEFT_REQUIRE_KERNEL_TESTS", &why);
         return false;
     }
     let own = std::env::current_exe().unwrap();
