@@ -123,6 +123,9 @@ fn a_member_sends_only_what_its_lease_and_its_own_address_cover() {
     for source in foreign {
         let datagram = vxlan(&scene.frame_between(source, target));
         assert_eq!(scene.send(member, &datagram), Some(Reason::VxlanSource), "{source}");
+        // The operator is told who it was.
+        let from = scene.cluster.vxlan_address(scene.member);
+        assert_eq!(scene.offences(), [Offence { from, reason: Reason::VxlanSource }]);
     }
     assert_eq!(scene.arrived(), 0);
     for source in own {
@@ -256,8 +259,14 @@ impl Scene {
         before: &vswitch::counters::Totals,
         after: &vswitch::counters::Totals,
     ) -> usize {
-        let told =
-            [Reason::VxlanTruncated, Reason::VxlanFlag, Reason::VxlanVni, Reason::VxlanNotMember];
+        let told = [
+            Reason::VxlanTruncated,
+            Reason::VxlanFlag,
+            Reason::VxlanVni,
+            Reason::VxlanNotMember,
+            Reason::VxlanSource,
+            Reason::VxlanVtep,
+        ];
         let drops = told.iter().map(|reason| after.dropped(*reason) - before.dropped(*reason));
         usize::try_from(drops.sum::<u64>()).unwrap()
     }
@@ -328,7 +337,10 @@ fn gossip_survives_a_third_of_garbage() {
         assert!(real.len() > 50);
         let pause = 5 * SECOND / u32::try_from(real.len()).unwrap();
         let refused = |cluster: &Cluster| -> u64 {
-            nodes.iter().map(|n| cluster.gossip(*n).unwrap().counters().refused.values().sum::<u64>()).sum()
+            nodes
+                .iter()
+                .map(|n| cluster.gossip(*n).unwrap().counters().refused.values().sum::<u64>())
+                .sum()
         };
         let before = refused(&cluster);
         // As much as half of what is real, which makes a third of all.
@@ -467,7 +479,8 @@ fn models(cluster: &Cluster, pod: Pod, others: &[Pod]) -> Vec<Vec<u8>> {
         }
     }
     // A question for a neighbor: ARP (RFC 826).
-    let mut arp = [&[0xff; 6][..], &cluster.mac(pod).0, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]].concat();
+    let mut arp =
+        [&[0xff; 6][..], &cluster.mac(pod).0, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]].concat();
     arp.extend(cluster.mac(pod).0);
     arp.extend([10, 244, 0, 2, 0, 0, 0, 0, 0, 0, 10, 244, 0, 1]);
     models.push(arp);

@@ -14,6 +14,7 @@ use crossbeam::queue::ArrayQueue;
 use vswitch::frame::{Batch, Ingress};
 use vswitch::offload::{Coalescer, Options};
 use vswitch::port::{Context, NodeIx};
+use vswitch::tables::Tables;
 use vswitch::verdict::Reason;
 
 use crate::vxlan::{self, HEADER_LEN, Vni};
@@ -88,6 +89,15 @@ impl Decapsulator {
         }
     }
 
+    /// Tells of a frame that the switch dropped because `node` may not send it. The port told is the one
+    /// that the node receives VXLAN on.
+    pub fn note_foreign(&self, tables: &Tables, node: NodeIx, reason: Reason) {
+        if let Some(peer) = tables.peer(node) {
+            // When nobody reads them fast enough, the drop counter alone tells.
+            let _full = self.offences.push(Offence { from: peer.underlay, reason });
+        }
+    }
+
     fn accept(
         &mut self,
         inner: &[u8],
@@ -117,5 +127,236 @@ impl Decapsulator {
         context.counters.count_drop(reason, datagrams);
         // When nobody reads them fast enough, the drop counter alone tells.
         let _full = self.offences.push(Offence { from, reason });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+    use vswitch::counters::Counters;
+    use vswitch::frame::{Frame, Pool};
+    use vswitch::mac::Mac;
+    use vswitch::tables::{Node, Peer, Tables, TablesBuilder};
+
+    use super::*;
+    use crate::udp::MESSAGE_DATAGRAMS_MAX;
+
+    const MEMBER: &str = "192.0.2.2:50000";
+    const STRANGER: &str = "192.0.2.9:50000";
+
+    struct Bench {
+        tables: Tables,
+        pool: Pool,
+        counters: Counters,
+        offences: Arc<ArrayQueue<Offence>>,
+        decapsulator: Decapsulator,
+        batch: Batch,
+    }
+
+    impl Bench {
+        fn new(buffers: usize) -> Self {
+            let node = Node {
+                vtep_mac: Mac([2, 0, 0, 0, 0, 1]),
+                gateway_v4: None,
+                gateway_v6: None,
+                underlay: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
+                vxlan_port: vxlan::PORT,
+                gossip_port: 7946,
+            };
+            let mut builder = TablesBuilder::new(1, node, &[]);
+            let peer = Peer {
+                name: "n2".to_owned(),
+                underlay: "192.0.2.2:4789".parse().unwrap(),
+                vtep_mac: Mac([2, 0, 0, 0, 0, 2]),
+                mtu: 1450,
+                leases: Vec::new(),
+            };
+            assert!(builder.peer(peer).is_some());
+            let offences = Arc::new(ArrayQueue::new(OFFENCES_MAX));
+            Self {
+                tables: builder.build(),
+                pool: Pool::new(buffers),
+                counters: Counters::new(1, 1),
+                decapsulator: Decapsulator::new(Vni::WEFT, 1450, Arc::clone(&offences)),
+                offences,
+                batch: Batch::new(),
+            }
+        }
+
+        fn push(&mut self, from: &str, stride: usize, bytes: &[u8]) {
+            let counters = self.counters.worker(0);
+            let mut context =
+                Context { tables: &self.tables, pool: &mut self.pool, counters: &counters };
+            let from = from.parse().unwrap();
+            self.decapsulator.push(from, stride, bytes, &mut context, &mut self.batch);
+        }
+
+        /// Ends the batch, and checks that every datagram is accounted for.
+        #[track_caller]
+        fn finish(&mut self) -> Vec<Frame> {
+            let counters = self.counters.worker(0);
+            let context =
+                Context { tables: &self.tables, pool: &mut self.pool, counters: &counters };
+            self.decapsulator.finish(&context, &mut self.batch);
+            let queued: u64 = self.batch.iter().map(Frame::packets).sum();
+            assert_eq!(self.counters.sum().queued(), i128::from(queued), "conservation");
+            assert_eq!(self.pool.in_use(), self.batch.len());
+            self.batch.drain(..).collect()
+        }
+
+        #[track_caller]
+        fn assert_dropped(&self, reason: Reason, datagrams: u64) {
+            let totals = self.counters.sum();
+            assert_eq!(totals.dropped(reason), datagrams, "{totals:?}");
+            assert_eq!(totals.dropped_total(), datagrams, "{totals:?}");
+        }
+    }
+
+    /// A datagram with a packet of another flow for every `port`.
+    fn datagram(port: u16, payload: usize) -> Vec<u8> {
+        let mut bytes = vxlan::encode(Vni::WEFT).to_vec();
+        PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1])
+            .ipv4([10, 244, 2, 2], [10, 244, 1, 2], 64)
+            .udp(port, 2)
+            .write(&mut bytes, &vec![1; payload])
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_member_is_believed_and_merged() {
+        let mut bench = Bench::new(8);
+        let datagrams: Vec<u8> = (0..5).flat_map(|_| datagram(1, 100)).collect();
+        bench.push(MEMBER, 150, &datagrams);
+        let frames = bench.finish();
+        // Without Don't Fragment, equal identifications are not those of one super-frame.
+        assert_eq!(frames.iter().map(Frame::packets).sum::<u64>(), 5);
+        assert!(frames.iter().all(|frame| frame.meta.ingress == Ingress::Node(NodeIx(0))));
+        assert_eq!(frames[0].data(), &datagram(1, 100)[HEADER_LEN..]);
+        let totals = bench.counters.sum();
+        assert_eq!((totals.received, totals.received_bytes), (5, 5 * 142));
+        assert_eq!(bench.offences.pop(), None);
+    }
+
+    #[test]
+    fn a_member_may_come_from_an_ipv4_address_in_ipv6() {
+        let mut bench = Bench::new(8);
+        let bytes = datagram(1, 100);
+        bench.push("[::ffff:192.0.2.2]:50000", bytes.len(), &bytes);
+        assert_eq!(bench.finish().len(), 1);
+    }
+
+    #[test]
+    fn a_stranger_is_refused_for_each_of_its_datagrams() {
+        let mut bench = Bench::new(8);
+        let datagrams: Vec<u8> = (0..5).flat_map(|_| datagram(1, 100)).collect();
+        bench.push(STRANGER, 150, &datagrams);
+        assert!(bench.finish().is_empty());
+        bench.assert_dropped(Reason::VxlanNotMember, 5);
+        assert_eq!(bench.counters.sum().received_bytes, 5 * 142);
+        let offence = Offence { from: STRANGER.parse().unwrap(), reason: Reason::VxlanNotMember };
+        assert_eq!(bench.offences.pop(), Some(offence));
+        assert_eq!(bench.offences.pop(), None, "told once for a message");
+    }
+
+    #[test]
+    fn more_offences_than_are_read_are_counted_all_the_same() {
+        let mut bench = Bench::new(8);
+        for _ in 0..OFFENCES_MAX + 10 {
+            bench.push(STRANGER, 3, b"abc");
+        }
+        bench.finish();
+        bench.assert_dropped(Reason::VxlanNotMember, OFFENCES_MAX as u64 + 10);
+        assert_eq!(bench.offences.len(), OFFENCES_MAX);
+    }
+
+    #[test]
+    fn an_empty_datagram_is_one() {
+        let mut bench = Bench::new(8);
+        for from in [MEMBER, STRANGER] {
+            bench.push(from, 0, &[]);
+        }
+        bench.finish();
+        bench.assert_dropped(Reason::VxlanTruncated, 2);
+    }
+
+    #[test]
+    fn one_bad_datagram_spoils_no_other() {
+        let mut bench = Bench::new(8);
+        let mut datagrams = [datagram(1, 100), datagram(2, 100), datagram(3, 100)].concat();
+        datagrams[150] = 0;
+        datagrams.extend_from_slice(&[8, 0, 0]);
+        bench.push(MEMBER, 150, &datagrams);
+        assert_eq!(bench.finish().len(), 2);
+        let totals = bench.counters.sum();
+        assert_eq!((totals.dropped(Reason::VxlanFlag), totals.dropped_total()), (1, 2));
+        assert_eq!(totals.dropped(Reason::VxlanTruncated), 1);
+        let told: Vec<_> = std::iter::from_fn(|| bench.offences.pop()).collect();
+        assert_eq!(
+            told.iter().map(|offence| offence.reason).collect::<Vec<_>>(),
+            [Reason::VxlanFlag, Reason::VxlanTruncated]
+        );
+    }
+
+    #[test]
+    fn what_is_damaged_inside_is_counted() {
+        let mut bench = Bench::new(8);
+        let mut bytes = datagram(1, 100);
+        bytes[120] ^= 1;
+        bench.push(MEMBER, bytes.len(), &bytes);
+        assert!(bench.finish().is_empty());
+        bench.assert_dropped(Reason::BadChecksum, 1);
+        assert_eq!(bench.offences.pop(), None, "the network may have done it");
+    }
+
+    #[test]
+    fn without_buffers_datagrams_are_counted() {
+        let mut bench = Bench::new(3);
+        let ports = 1..=u16::try_from(MESSAGE_DATAGRAMS_MAX).unwrap();
+        let datagrams: Vec<u8> = ports.flat_map(|port| datagram(port, 100)).collect();
+        bench.push(MEMBER, 150, &datagrams);
+        assert_eq!(bench.finish().len(), 3);
+        bench.assert_dropped(Reason::PoolEmpty, MESSAGE_DATAGRAMS_MAX as u64 - 3);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_from_anybody_are_accounted_for(
+            messages in prop::collection::vec(
+                (
+                    any::<bool>(),
+                    prop_oneof![Just(0_usize), 1_usize..200, any::<usize>()],
+                    prop_oneof![
+                        prop::collection::vec(any::<u8>(), 0..400),
+                        garbled_datagrams(),
+                    ],
+                ),
+                0..10,
+            ),
+            buffers in 0_usize..20,
+        ) {
+            let mut bench = Bench::new(buffers);
+            for (is_member, stride, bytes) in messages {
+                bench.push(if is_member { MEMBER } else { STRANGER }, stride, &bytes);
+            }
+            bench.finish();
+        }
+    }
+
+    /// Datagrams of equal length, some of whose bytes are wrong.
+    fn garbled_datagrams() -> impl Strategy<Value = Vec<u8>> {
+        let ports = prop::collection::vec(0_u16..4, 1..5);
+        let garbles = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+        (ports, garbles).prop_map(|(ports, garbles)| {
+            let mut bytes: Vec<u8> = ports.iter().flat_map(|port| datagram(*port, 50)).collect();
+            for (at, value) in garbles {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            bytes
+        })
     }
 }

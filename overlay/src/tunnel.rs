@@ -14,6 +14,7 @@ use crossbeam::queue::ArrayQueue;
 use foldhash::fast::FixedState;
 use vswitch::frame::{BATCH_MAX, Batch, Frame};
 use vswitch::port::{Context, NodeIx, Source, Uplink};
+use vswitch::tables::Tables;
 use vswitch::verdict::Reason;
 use vswitch::wire::{self, Fragment, Headers, Ip, Network, Transport};
 
@@ -198,6 +199,10 @@ impl Source for TunnelSource {
 
     fn pending(&self) -> bool {
         self.socket.pending()
+    }
+
+    fn note_foreign(&mut self, tables: &Tables, node: NodeIx, reason: Reason) {
+        self.decapsulator.note_foreign(tables, node, reason);
     }
 }
 

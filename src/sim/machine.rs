@@ -527,6 +527,9 @@ impl Life {
         }
         self.is_stirred = true;
         self.switch.forward_batch(now, &mut self.batch);
+        for (node, reason) in self.switch.take_foreign() {
+            self.decapsulator.note_foreign(self.switch.tables(), node, reason);
+        }
         self.empty_wire(local, underlay);
     }
 

@@ -114,6 +114,10 @@ pub trait Source: Send + std::fmt::Debug {
     fn pending(&self) -> bool {
         false
     }
+
+    /// Notes that the switch dropped a frame of the last batch because `node` may not send it. Only a
+    /// tunnel's frames come from nodes.
+    fn note_foreign(&mut self, _tables: &Tables, _node: NodeIx, _reason: Reason) {}
 }
 
 /// The sending half of a local port, one per worker.

@@ -29,6 +29,8 @@ pub struct Switch {
     errors: RateLimit,
     /// The fragments of the frame at hand behind its first.
     later_fragments: Vec<Frame>,
+    /// Nodes that sent, in the last batch, what is not theirs to send.
+    foreign: Vec<(NodeIx, Reason)>,
 }
 
 impl Switch {
@@ -37,6 +39,7 @@ impl Switch {
         Self {
             errors: RateLimit::new(config.icmp_errors_per_s, now),
             later_fragments: Vec::with_capacity(BATCH_MAX),
+            foreign: Vec::with_capacity(BATCH_MAX),
         }
     }
 
@@ -51,12 +54,19 @@ impl Switch {
         batch: &mut Batch,
         out: &mut Vec<(Egress, Frame)>,
     ) {
+        self.foreign.clear();
         let mut round = Round { context, now, out };
         for mut frame in batch.drain(..) {
             let (ingress, packets) = (frame.meta.ingress, frame.packets());
             let verdict = self.decide(&mut round, &mut frame);
             self.carry_out(&mut round, verdict, ingress, packets, frame);
         }
+    }
+
+    /// Takes the nodes that sent, in the last batch, frames which were not for this one or not from them, with
+    /// the reason for which each was dropped. Of very many in one batch some are left out.
+    pub fn take_foreign(&mut self) -> impl Iterator<Item = (NodeIx, Reason)> {
+        self.foreign.drain(..)
     }
 
     /// The pipeline. On [`Verdict::Answered`] the reply is in `frame`, for the port that asked. ICMP
@@ -223,6 +233,13 @@ impl Switch {
         reply
     }
 
+    fn note_foreign(&mut self, node: NodeIx, reason: Reason) {
+        let is_foreign = matches!(reason, Reason::VxlanSource | Reason::VxlanVtep);
+        if is_foreign && self.foreign.len() < BATCH_MAX {
+            self.foreign.push((node, reason));
+        }
+    }
+
     /// Does what the verdict says, and the accounting.
     fn carry_out(
         &mut self,
@@ -253,10 +270,14 @@ impl Switch {
             }
             (Verdict::Drop(reason), ingress) => {
                 counters.count_drop(reason, packets);
-                if let Ingress::Port(port) = ingress
-                    && let Some(counters) = counters.port(port)
-                {
-                    counters.dropped.add(packets);
+                match ingress {
+                    Ingress::Port(port) => {
+                        if let Some(counters) = counters.port(port) {
+                            counters.dropped.add(packets);
+                        }
+                    }
+                    Ingress::Node(node) => self.note_foreign(node, reason),
+                    Ingress::Switch => {}
                 }
                 round.context.pool.put(frame);
             }

@@ -188,6 +188,9 @@ impl Worker {
             Context { tables: self.tables.load(), pool: &mut self.pool, counters: &self.counters };
         let received = slot.source.receive(&mut context, &mut self.batch);
         self.switch.forward(&mut context, Instant::now(), &mut self.batch, &mut self.out);
+        for (node, reason) in self.switch.take_foreign() {
+            slot.source.note_foreign(context.tables, node, reason);
+        }
         for (egress, frame) in self.out.drain(..) {
             self.dispatch.send(&mut context, egress, frame);
         }

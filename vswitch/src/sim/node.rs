@@ -138,6 +138,12 @@ impl SwitchSim {
         self.forward(now);
     }
 
+    /// Takes the nodes that sent, in the last batch, what is not theirs to send; see
+    /// [`Switch::take_foreign`].
+    pub fn take_foreign(&mut self) -> Vec<(NodeIx, Reason)> {
+        self.switch.take_foreign().collect()
+    }
+
     /// Runs a frame that `node` has sent through the switch, and delivers it. A frame that is too long is
     /// dropped and counted, and so is any when the buffers are used up.
     pub fn receive(&mut self, now: Instant, node: NodeIx, bytes: &[u8]) {
