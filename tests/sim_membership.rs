@@ -53,7 +53,10 @@ fn a_killed_node_is_gone_within_ten_seconds_and_returns_with_lease_and_pods() {
         let addresses = cluster.addresses(pods[1].into());
 
         cluster.kill(nodes[1]);
-        assert!(cluster.run_until(10 * SECOND, |cluster| is_gone(cluster, nodes[1])), "seed {seed}");
+        assert!(
+            cluster.run_until(10 * SECOND, |cluster| is_gone(cluster, nodes[1])),
+            "seed {seed}"
+        );
         cluster.set_faults(Faults { delay: Duration::from_millis(1), ..Faults::NONE });
         assert_unreachable(&mut cluster, pods[0], pods[1]);
         assert_reaches(&mut cluster, pods[0], pods[2]);
@@ -177,10 +180,8 @@ fn of_two_holders_of_one_lease_one_takes_another() {
 
 #[test]
 fn when_the_range_is_exhausted_adding_a_pod_fails_and_others_go_on() {
-    let lease = LeaseConfig {
-        ranges: vec!["10.244.0.0/23".parse().unwrap()],
-        ..LeaseConfig::default()
-    };
+    let lease =
+        LeaseConfig { ranges: vec!["10.244.0.0/23".parse().unwrap()], ..LeaseConfig::default() };
     let mut cluster = Cluster::builder().nodes(2).lease(lease).seed(20).build();
     let late = cluster.add_node();
     cluster.run_for(20 * SECOND);

@@ -554,7 +554,7 @@ impl Cluster {
 }
 
 fn alive_in(map: &SubnetMap) -> BTreeSet<NodeId> {
-    map.members.values().filter(|m| m.state == MemberState::Alive).map(|m| m.id).collect()
+    map.members.values().filter(|member| member.state.is_active()).map(|member| member.id).collect()
 }
 
 fn routes(map: &SubnetMap) -> BTreeSet<(IpNetwork, NodeId)> {
