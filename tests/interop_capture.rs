@@ -25,6 +25,9 @@ const BULK_LEN: u64 = 3_000_000;
 /// Length of an Ethernet header, which tcpdump counts and an MTU does not.
 const ETHERNET_LEN: u32 = 14;
 
+/// Room for a captured frame: more than any may have.
+const BUFFER_LEN: u32 = 2048;
+
 /// RFC 6335 §6: the dynamic ports, which RFC 7348 §5 recommends for the outer source.
 const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 
@@ -51,7 +54,7 @@ fn a_single_wrong_bit_would_be_seen() {
     let lab = TestLab::up(LabConfig { nodes: 2, pods_per_node: 1, ..LabConfig::new("bit") });
     switch_offloads(&lab, UNDERLAY, "n2", false);
     let path = lab.dir().join("n2.pcap");
-    let capture = Capture::start(&lab.namespace(UNDERLAY).unwrap(), "n2", path);
+    let capture = Capture::start(&lab.namespace(UNDERLAY).unwrap(), "n2", path, BUFFER_LEN);
     let target = lab.state().pod("n2-p1").unwrap().1.addresses[0];
     let ping = Ping { payload_len: 999, ..Ping::new(target) };
     assert!(ping.run(&lab.namespace("n1-p1").unwrap()).unwrap().is_ok());
@@ -112,7 +115,7 @@ fn captured(lab: &TestLab) -> Vec<Frame> {
     let namespace = lab.namespace(UNDERLAY).unwrap();
     let captures = ["n1", "n2"].map(|port| {
         let path = lab.dir().join(format!("{port}.pcap"));
-        Capture::start(&namespace, port, path)
+        Capture::start(&namespace, port, path, BUFFER_LEN)
     });
     let ends = ["n1-p1", "n2-p1"].map(|name| End {
         name: name.to_owned(),

@@ -16,6 +16,7 @@
 
 mod common;
 
+use common::capture;
 use common::foreign::{Foreign, address};
 use common::ovs::{self, Ovs};
 use common::traffic::{End, both_ways};
@@ -84,6 +85,12 @@ fn userspace_datapath(underlay: Family, offloads: bool, outer_checksums: bool) {
             ping.run(&foreign_pod.namespace).unwrap().is_ok()
         });
         both_ways(&weft_pod, &foreign_pod, BULK_LEN);
+        let undone = capture::left_undone(&lab, node, || {
+            both_ways(&weft_pod, &foreign_pod, BULK_LEN / 32);
+        });
+        if let Some(undone) = undone {
+            assert_eq!(undone, (offloads, false), "checksums left to Weft, but not cutting");
+        }
     }
     let counters = lab.admin("n1").unwrap().counters().unwrap();
     assert!(counters.offenders.is_empty(), "nothing of its was refused: {counters:?}");

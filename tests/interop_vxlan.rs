@@ -8,6 +8,7 @@ mod common;
 
 use std::fs;
 
+use common::capture;
 use common::foreign::{Foreign, address};
 use common::traffic::{End, both_ways};
 use common::{TestLab, eventually, run};
@@ -78,6 +79,12 @@ fn kernel_endpoint(underlay: Family, offloads: bool) {
             addresses: pod.addresses.clone(),
         };
         both_ways(&weft_pod, &kernel_pod, BULK_LEN);
+        let undone = capture::left_undone(&lab, node, || {
+            both_ways(&weft_pod, &kernel_pod, BULK_LEN / 32);
+        });
+        if let Some(undone) = undone {
+            assert_eq!(undone, (offloads, offloads), "checksums and cutting left to Weft");
+        }
         both_ways(&weft_pod, &kernel_node, BULK_LEN / 8);
     }
     nodes_reach_each_other(&lab, &foreign, &kernel_pod);

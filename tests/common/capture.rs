@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use weft::lab::Namespace;
+use weft::lab::{Lab, Namespace, UNDERLAY};
 
-use super::{find, skip};
+use super::{find, has_programs, skip};
 
 /// Whether tcpdump works here. It changes its user as soon as it has opened the device, which a user
 /// namespace of an ordinary user forbids (user_namespaces(7)); only root can have it.
@@ -29,13 +29,31 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// Starts capturing whole frames that leave through `device`, into a file at `path`.
+    /// Starts capturing frames that leave through `device`, into a file at `path`. Frames longer than
+    /// `frame_len_max` are cut; their length is kept.
     #[track_caller]
-    pub(crate) fn start(namespace: &Namespace, device: &str, path: PathBuf) -> Self {
+    pub(crate) fn start(
+        namespace: &Namespace,
+        device: &str,
+        path: PathBuf,
+        frame_len_max: u32,
+    ) -> Self {
         let mut command = Command::new(find("tcpdump").unwrap());
-        // Buffers of 64 MiB, and no waiting in them: what was sent before the end is in the file.
-        command.args(["-i", device, "-Q", "out", "-s", "0", "-B", "65536", "-n"]);
-        command.args(["--immediate-mode", "-U", "-w", "-"]);
+        // 64 MiB of buffers, in which nothing waits: what was sent before the end is in the file. Without
+        // waiting, each frame takes a buffer of the longest frame's length.
+        command.args([
+            "-i",
+            device,
+            "-Q",
+            "out",
+            "-B",
+            "65536",
+            "--immediate-mode",
+            "-n",
+            "-w",
+            "-",
+        ]);
+        command.args(["-s", &frame_len_max.to_string()]);
         command.stdout(File::create(&path).unwrap()).stderr(Stdio::piped());
         namespace.start_inside(&mut command, true).unwrap();
         let mut tcpdump = command.spawn().unwrap();
@@ -59,6 +77,29 @@ impl Capture {
         self.path
     }
 }
+
+/// Whether, of the TCP segments that `device` hands on while `traffic` flows, any lacks its checksum, and
+/// whether any is longer than a packet: what an offloading sender leaves for others to do. `None` where
+/// tcpdump and tshark cannot be used.
+#[track_caller]
+pub(crate) fn left_undone(lab: &Lab, device: &str, traffic: impl FnOnce()) -> Option<(bool, bool)> {
+    let usable = has_programs(&[("tcpdump", "tcpdump"), ("tshark", "tshark")]) && is_permitted();
+    let capture = usable.then(|| {
+        let path = lab.dir().join("left-undone.pcap");
+        Capture::start(&lab.namespace(UNDERLAY).unwrap(), device, path, SUPER_FRAME_LEN_MAX)
+    });
+    traffic();
+    let rows = read(&capture?.finish(), &["tcp.checksum.status", "frame.len"]);
+    let mut segments = rows.iter().filter(|row| !row[0].is_empty());
+    assert!(segments.clone().count() > 10, "no TCP was captured");
+    let frame_len_max = u32::from(lab.state().config.underlay_mtu) + 14;
+    let lacks_checksum = segments.clone().any(|row| row[0] == "0");
+    let is_long = segments.any(|row| row[1].parse::<u32>().unwrap() > frame_len_max);
+    Some((lacks_checksum, is_long))
+}
+
+/// Longest IP packet that the kernel makes without BIG TCP, and room for what is around it.
+const SUPER_FRAME_LEN_MAX: u32 = 65_536 + 200;
 
 /// Flips the last bit of the first frame that is longer than `len`.
 #[track_caller]
