@@ -256,7 +256,9 @@ fn the_error_quotes_the_packet_that_was_too_long() {
             TransportHeader::Icmpv6(header) => {
                 assert_eq!(header.icmp_type, Icmpv6Type::PacketTooBig { mtu: 1350 });
             }
-            other => panic!("{other:?}"),
+            other @ (TransportHeader::Tcp(_)
+            | TransportHeader::Udp(_)
+            | TransportHeader::Igmp(_)) => panic!("{other:?}"),
         }
         // From the IP header on, as it was sent: no hop was taken yet.
         assert_eq!(seen.payload, frame[14..14 + seen.payload.len()]);
@@ -313,11 +315,11 @@ fn nobody_at_an_address_is_told_by_the_router_that_knows() {
     };
     let leases: Vec<_> = nodes.iter().flat_map(|node| cluster.leases(*node)).collect();
     let free = (0..=255).map(|third| IpAddr::from([10, 244, third, 9]));
-    let free = free.filter(|address| !leases.iter().any(|lease| lease.contains(*address))).last();
+    let mut free = free.filter(|address| !leases.iter().any(|lease| lease.contains(*address)));
     let targets = [
         (v4_of(a, 200), nodes[0]),
         (v4_of(b, 200), nodes[1]),
-        (free.unwrap(), nodes[0]),
+        (free.next().unwrap(), nodes[0]),
         (v6_of(a, 200), nodes[0]),
         (v6_of(b, 200), nodes[1]),
     ];

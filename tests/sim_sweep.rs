@@ -65,7 +65,7 @@ impl History {
                 let _refused = cluster.try_add_pod(node);
             }
             68..73 if pods.len() > 2 => {
-                cluster.remove_pod(pods[random.random_range(0..pods.len())])
+                cluster.remove_pod(pods[random.random_range(0..pods.len())]);
             }
             73..76 => {
                 let mut bytes = vec![0; random.random_range(0..1500)];

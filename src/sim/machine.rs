@@ -264,8 +264,9 @@ impl Machine {
         for pool in &pools {
             let is_taken = |address| self.pods.values().any(|pod| pod.addresses.contains(&address));
             let cursor = self.cursors[usize::from(pool.prefix().is_ipv6())];
-            let free =
-                pool.next_free(cursor, is_taken).ok_or(PodError::Exhausted(pool.prefix()))?;
+            let free = pool
+                .next_free(cursor, is_taken)
+                .ok_or_else(|| PodError::Exhausted(pool.prefix()))?;
             addresses.push((*pool, free));
         }
         let ports_max = self.switch.ports_max;
@@ -377,7 +378,11 @@ impl Machine {
         let is_new = life.published.as_ref().is_none_or(|map| !Arc::ptr_eq(map, life.gossip.map()));
         let held = match life.gossip.lease_state() {
             LeaseState::Held { prefixes } => Some(prefixes),
-            _ => None,
+            LeaseState::Waiting
+            | LeaseState::Claiming { .. }
+            | LeaseState::Exhausted { .. }
+            | LeaseState::Suspended { .. }
+            | LeaseState::Left => None,
         };
         let is_over = life.gossip.has_left();
         if let Some(prefixes) = held.filter(|prefixes| HeldLease::new(prefixes) != self.lease) {
