@@ -6,7 +6,8 @@
 //! - [`control`] turns what is declared and known into the switch's tables, and attaches pods;
 //! - [`host`] is the node's own place in the network: `weft0`, routes, masquerading;
 //! - [`admin`] answers the command line, the CNI plugin and Prometheus;
-//! - [`cli`] is the command line; [`lab`] makes clusters of namespaces on one machine.
+//! - [`cli`] is the command line; [`lab`] makes clusters of namespaces on one machine;
+//! - [`sim`] is a cluster in one process, under virtual time, for packet-level tests.
 
 pub mod admin;
 pub mod cli;
@@ -15,4 +16,5 @@ pub mod daemon;
 mod events;
 pub mod host;
 pub mod lab;
+pub mod sim;
 pub mod uninstall;
