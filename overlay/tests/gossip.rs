@@ -127,6 +127,21 @@ fn a_killed_node_is_gone_within_ten_seconds_and_returns_with_its_lease() {
 }
 
 #[test]
+fn no_suspicion_outlives_the_cut_that_caused_it() {
+    for seed in seeds(100) {
+        let mut network = agreed(seed, 2);
+        // About as long as it takes to be declared dead: one side may be quicker than the other.
+        network.isolate(&[1]);
+        network.run_for(Duration::from_millis(3000 + 25 * seed % 2500));
+        network.heal();
+        reach(&mut network, seed, 30, |network| {
+            sees(network, 0, 1) == Some(MemberState::Alive)
+                && sees(network, 1, 0) == Some(MemberState::Alive)
+        });
+    }
+}
+
+#[test]
 fn a_node_that_restarts_at_once_is_taken_back_at_once_as_often_as_it_likes() {
     for seed in seeds(20) {
         let mut network = agreed(seed, 3);

@@ -59,7 +59,7 @@ pub use self::timing::Timing;
 use self::view::Candidate;
 use crate::config::LeaseConfig;
 use crate::node_id::NodeId;
-use crate::subnet::{Conflict, SubnetMap};
+use crate::subnet::{Conflict, MemberState, SubnetMap};
 
 /// What all nodes of a network have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -546,9 +546,11 @@ impl Gossip {
     fn dial_dead(&mut self) {
         let own = self.local.id;
         let dead = self.store.iter().filter(|stored| {
-            stored.dead_since.is_some() && !stored.record.left && stored.record.id != own
+            let is_dead = stored.dead_since.is_some() && !stored.record.left;
+            (is_dead || self.is_forgotten_suspect(stored.record.id)) && stored.record.id != own
         });
-        let chosen = dead.choose(&mut self.rng).map(|dead| (dead.record.id, dead.record.address()));
+        let dead: Vec<_> = dead.map(|dead| (dead.record.id, dead.record.address())).collect();
+        let chosen = dead.into_iter().choose(&mut self.rng);
         if let Some((id, address)) = chosen {
             let view = self.view_of(id, address);
             self.send(address, Message::Hello { you: Some(view) });
@@ -561,9 +563,23 @@ impl Gossip {
     /// What is known of a node at an address.
     fn view_of(&self, id: NodeId, address: SocketAddr) -> View {
         let state = self.swim.state(id, address);
-        let incarnation =
-            state.map(|(known, state)| (known.incarnation, state == foca::State::Down));
+        let must_renew = |state| match state {
+            foca::State::Down => true,
+            foca::State::Suspect => self.is_forgotten_suspect(id),
+            foca::State::Alive => false,
+        };
+        let incarnation = state.map(|(known, state)| (known.incarnation, must_renew(state)));
         View { id, incarnation, version: self.store.get(id).map(|stored| stored.record.version) }
+    }
+
+    /// Whether a node has been suspect for longer than suspicions last. Whoever suspected it has begun a
+    /// new life since, and the suspicion's end was lost with the old one; nor does the suspect know of it.
+    /// Only a new life of its own clears it then.
+    fn is_forgotten_suspect(&self, id: NodeId) -> bool {
+        self.map.members.get(&id).is_some_and(|member| {
+            member.state == MemberState::Suspect
+                && self.now >= member.since + 2 * self.config.timing.suspect
+        })
     }
 
     fn send(&mut self, to: SocketAddr, message: Message) {
