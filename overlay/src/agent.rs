@@ -1,7 +1,8 @@
 //! Gossip with a socket, a clock and a disk: the shell around [`Gossip`].
 //!
 //! One task owns everything. It reads the socket empty before it looks at the clock, so that a process
-//! that stood still does not take unread answers for silence; it saves before it sends.
+//! that stood still does not take unread answers for silence. It writes to the disk beside all that, so
+//! that a disk that is full or hangs silences nobody; what must be on disk first, [`Gossip`] holds back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -46,6 +47,7 @@ pub struct AgentHandle {
     map: watch::Receiver<Arc<SubnetMap>>,
     lease: watch::Receiver<LeaseState>,
     counters: watch::Receiver<Counters>,
+    storage: watch::Receiver<Option<String>>,
     events: Option<mpsc::Receiver<Event>>,
     leave: mpsc::Sender<oneshot::Sender<()>>,
     task: JoinHandle<()>,
@@ -65,6 +67,9 @@ pub struct Agent {
     map: watch::Sender<Arc<SubnetMap>>,
     lease: watch::Sender<LeaseState>,
     counters: watch::Sender<Counters>,
+    storage: watch::Sender<Option<String>>,
+    /// What is being written.
+    saving: Option<JoinHandle<Result<(), Error>>>,
     events: mpsc::Sender<Event>,
     counted: Instant,
 }
@@ -83,8 +88,12 @@ const EVENTS_MAX: usize = 1024;
 /// Datagrams that are read before the clock is looked at.
 const READS_MAX: usize = 256;
 
-/// How long a goodbye may take.
+/// How long a goodbye may take, and after how long the agent ends whatever it is doing.
 const LEAVE_MAX: Duration = Duration::from_secs(1);
+const END_MAX: Duration = Duration::from_millis(1500);
+
+/// How long to wait for room in the socket before something else is looked at.
+const TRANSMIT_MAX: Duration = Duration::from_millis(100);
 
 /// How often names are resolved, while some cannot be and afterwards.
 const RESOLVE_RETRY: Duration = Duration::from_secs(2);
@@ -93,8 +102,8 @@ const RESOLVE_PAUSE: Duration = Duration::from_secs(30);
 /// How often totals are published.
 const COUNT_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long to wait after the disk refused a write.
-const SAVE_RETRY: Duration = Duration::from_secs(1);
+/// How long to wait after the socket failed.
+const SOCKET_RETRY: Duration = Duration::from_secs(1);
 
 impl Agent {
     /// Opens the socket at the underlay address, reads what was remembered, and starts gossiping.
@@ -107,9 +116,8 @@ impl Agent {
     pub async fn spawn(config: AgentConfig) -> Result<AgentHandle, Error> {
         let AgentConfig { gossip, mut local, seeds, state_file } = config;
         let address = SocketAddr::new(local.underlay, local.gossip_port);
-        let socket = UdpSocket::bind(address)
-            .await
-            .map_err(|source| Error::BindGossip { address, source })?;
+        let socket =
+            UdpSocket::bind(address).await.map_err(|cause| Error::BindGossip { address, cause })?;
         local.memory = load(&state_file, local.id)?;
         local.has_seeds = !seeds.is_empty();
         let id = local.id;
@@ -118,6 +126,7 @@ impl Agent {
         let (map_in, map) = watch::channel(Arc::clone(gossip.map()));
         let (lease_in, lease) = watch::channel(gossip.lease_state());
         let (counters_in, counters) = watch::channel(Counters::default());
+        let (storage_in, storage) = watch::channel(None);
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
         let (leave, leave_out) = mpsc::channel(1);
         let mut agent = Self {
@@ -131,6 +140,8 @@ impl Agent {
             map: map_in,
             lease: lease_in,
             counters: counters_in,
+            storage: storage_in,
+            saving: None,
             events: events_in,
             counted: Instant::now(),
         };
@@ -140,7 +151,7 @@ impl Agent {
             agent.gossip.handle_saved(Instant::now());
         }
         let task = tokio::spawn(agent.run(leave_out));
-        Ok(AgentHandle { map, lease, counters, events: Some(events), leave, task })
+        Ok(AgentHandle { map, lease, counters, storage, events: Some(events), leave, task })
     }
 
     async fn run(mut self, mut leave: mpsc::Receiver<oneshot::Sender<()>>) {
@@ -148,28 +159,19 @@ impl Agent {
         let mut left = None;
         let mut give_up = None;
         loop {
-            let saved = self.save().await;
-            if saved {
-                self.transmit().await;
-            }
+            self.start_saving();
+            // What finds no room stays where it is, and is tried again in the next round.
+            let _in_time = tokio::time::timeout(TRANSMIT_MAX, self.transmit()).await;
             self.publish();
-            if left.is_some()
-                && (self.gossip.has_left() || give_up.is_some_and(|at| Instant::now() >= at))
-            {
+            let said = self.gossip.has_left() && self.saving.is_none();
+            if left.is_some() && (said || give_up.is_some_and(|at| Instant::now() >= at)) {
                 break;
             }
-            let retry = (!saved).then(|| Instant::now() + SAVE_RETRY);
-            let wake = [self.gossip.poll_timeout(), retry, give_up].into_iter().flatten().min();
+            let wake = [self.gossip.poll_timeout(), give_up].into_iter().flatten().min();
             let wake = wake.unwrap_or_else(|| Instant::now() + COUNT_PAUSE);
             tokio::select! {
+                // What comes seldom is looked at first, so that a flood of datagrams cannot hide it.
                 biased;
-                readable = self.socket.readable() => {
-                    if let Err(error) = readable {
-                        tracing::warn!(%error, "the gossip socket failed");
-                        tokio::time::sleep(SAVE_RETRY).await;
-                    }
-                    self.receive(&mut buffer);
-                }
                 asked = leave.recv(), if left.is_none() => {
                     // Without anybody left to ask for it, the handle is gone: go as well.
                     left = Some(asked);
@@ -177,9 +179,17 @@ impl Agent {
                     self.gossip.leave(Instant::now());
                     continue;
                 }
+                saved = finished(&mut self.saving) => self.conclude_saving(saved),
                 changed = self.seeds.changed(), if self.resolving => {
                     self.resolving = changed.is_ok();
                     self.join_seeds();
+                }
+                readable = self.socket.readable() => {
+                    if let Err(error) = readable {
+                        tracing::warn!(%error, "the gossip socket failed");
+                        tokio::time::sleep(SOCKET_RETRY).await;
+                    }
+                    self.receive(&mut buffer);
                 }
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -209,26 +219,43 @@ impl Agent {
         }
     }
 
-    /// Saves what is to be saved; `false` if the disk refused.
-    async fn save(&mut self) -> bool {
-        while let Some(memory) = self.gossip.poll_memory() {
+    /// Begins to write what is to be saved, on a thread where that may take long.
+    fn start_saving(&mut self) {
+        if self.saving.is_none()
+            && let Some(memory) = self.gossip.poll_memory()
+        {
             let (path, id) = (self.state_file.clone(), self.id);
-            let result = tokio::task::spawn_blocking(move || save(&path, id, &memory)).await;
-            match result {
-                Ok(Ok(())) => self.gossip.handle_saved(Instant::now()),
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "nothing is announced until this can be written");
-                    self.gossip.handle_save_failed();
-                    return false;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "writing the state was interrupted");
-                    self.gossip.handle_save_failed();
-                    return false;
-                }
-            }
+            self.saving = Some(tokio::task::spawn_blocking(move || save(&path, id, &memory)));
         }
-        true
+    }
+
+    fn conclude_saving(&mut self, result: Result<(), String>) {
+        let now = Instant::now();
+        let trouble = match result {
+            Ok(()) => {
+                self.gossip.handle_saved(now);
+                None
+            }
+            Err(error) => {
+                self.gossip.handle_save_failed(now);
+                Some(format!(
+                    "{error}. This node takes no new subnet, and a restart may forget what it holds, \
+                     until that file can be written: make room on the disk, or its directory writable. \
+                     It is tried again every few seconds"
+                ))
+            }
+        };
+        self.storage.send_if_modified(|published| {
+            let changed = *published != trouble;
+            if changed {
+                match &trouble {
+                    Some(trouble) => tracing::error!("{trouble}"),
+                    None => tracing::info!(path = %self.state_file.display(), "written again"),
+                }
+                *published = trouble;
+            }
+            changed
+        });
     }
 
     async fn transmit(&mut self) {
@@ -298,24 +325,48 @@ impl AgentHandle {
         self.counters.borrow().clone()
     }
 
+    /// Why the state file cannot be written, and what to do; `None` while it can.
+    pub fn storage(&self) -> watch::Receiver<Option<String>> {
+        self.storage.clone()
+    }
+
     /// The stream of events; `None` if somebody has taken it already.
     pub fn take_events(&mut self) -> Option<mpsc::Receiver<Event>> {
         self.events.take()
     }
 
-    /// Says goodbye to the cluster and ends the agent, within about a second.
+    /// Says goodbye to the cluster and ends the agent: within about a second, and within two whatever
+    /// happens.
     pub async fn leave(self) {
-        let (done, finished) = oneshot::channel();
-        if self.leave.send(done).await.is_ok() {
-            // An agent that ended without an answer has ended, too.
-            let _ended = finished.await;
+        let Self { leave, mut task, .. } = self;
+        let goodbye = async {
+            let (done, finished) = oneshot::channel();
+            if leave.send(done).await.is_ok() {
+                // An agent that ended without an answer has ended, too.
+                let _ended = finished.await;
+            }
+            let _ended = (&mut task).await;
+        };
+        if tokio::time::timeout(END_MAX, goodbye).await.is_err() {
+            tracing::warn!("gossip did not end in time, perhaps without a goodbye");
+            task.abort();
         }
-        let _ended = self.task.await;
     }
 
     /// Ends the agent as if the machine had failed: nobody is told.
     pub fn abort(self) {
         self.task.abort();
+    }
+}
+
+/// The end of what is being written; never, if nothing is.
+async fn finished(saving: &mut Option<JoinHandle<Result<(), Error>>>) -> Result<(), String> {
+    let Some(task) = saving else { return std::future::pending().await };
+    let result = task.await;
+    *saving = None;
+    match result {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(error) => Err(format!("writing the state was interrupted: {error}")),
     }
 }
 
@@ -414,7 +465,7 @@ fn save(path: &Path, node_id: NodeId, memory: &Memory) -> Result<(), Error> {
     };
     let mut text = serde_json::to_vec_pretty(&state).map_err(|error| Error::WriteState {
         path: path.to_owned(),
-        source: io::Error::other(error),
+        cause: io::Error::other(error),
     })?;
     text.push(b'\n');
     state_file::write(path, &text)
@@ -423,8 +474,8 @@ fn save(path: &Path, node_id: NodeId, memory: &Memory) -> Result<(), Error> {
 fn load(path: &Path, node_id: NodeId) -> Result<Memory, Error> {
     let text = match fs::read(path) {
         Ok(text) => text,
-        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Memory::default()),
-        Err(source) => return Err(Error::ReadState { path: path.to_owned(), source }),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Memory::default()),
+        Err(cause) => return Err(Error::ReadState { path: path.to_owned(), cause }),
     };
     let state: State = serde_json::from_slice(&text)
         .map_err(|error| Error::CorruptState { path: path.to_owned(), why: error.to_string() })?;
@@ -501,6 +552,82 @@ mod tests {
         until(&mut first.map(), both).await;
         first.abort();
         second.abort();
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_told_and_silences_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Agent::spawn(agent(dir.path(), 11, &[])).await.unwrap();
+        until(&mut first.lease(), |lease| lease.held().len() == 1).await;
+        // A file in the directory's place refuses writes to root, too.
+        let place = dir.path().join("11");
+        fs::rename(&place, dir.path().join("away")).unwrap();
+        fs::write(&place, "").unwrap();
+
+        // The first neighbour is worth remembering, and cannot be.
+        let second = Agent::spawn(agent(dir.path(), 12, &["127.77.3.11"])).await.unwrap();
+        let file = place.join("gossip.json").display().to_string();
+        let told = |trouble: &Option<String>| {
+            trouble.as_ref().is_some_and(|text| text.starts_with(&format!("cannot write {file}")))
+        };
+        until(&mut first.storage(), told).await;
+        until(&mut second.map(), |map| {
+            let first = map.members.get(&NodeId([11; 16]));
+            first.is_some_and(|first| first.state.is_active() && first.routes().count() == 1)
+        })
+        .await;
+
+        fs::remove_file(&place).unwrap();
+        until(&mut first.storage(), Option::is_none).await;
+        assert!(place.join("gossip.json").exists());
+        first.abort();
+        second.abort();
+    }
+
+    #[tokio::test]
+    async fn an_agent_leaves_in_time_under_a_flood() {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = Agent::spawn(agent(dir.path(), 13, &[])).await.unwrap();
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let flood = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                let socket = std::net::UdpSocket::bind("127.77.3.14:7946").unwrap();
+                let mut sent = 0_u64;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    // A full receiver is what this is about.
+                    sent += u64::from(socket.send_to(&[0; 1200], "127.77.3.13:7946").is_ok());
+                }
+                sent
+            }
+        });
+        // Until the flood has arrived.
+        let arrived = async {
+            while agent.counters().received < 1000 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), arrived).await.expect("the flood arrives");
+        let before = Instant::now();
+        agent.leave().await;
+        let took = before.elapsed();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(flood.join().unwrap() > 1000);
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_hangs_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut agent = Agent::spawn(agent(dir.path(), 15, &[])).await.unwrap();
+        agent.task.abort();
+        agent.task = tokio::spawn(std::future::pending());
+        let (leave, unread) = mpsc::channel(1);
+        agent.leave = leave;
+        let before = Instant::now();
+        agent.leave().await;
+        assert!(before.elapsed() < Duration::from_secs(2));
+        drop(unread);
     }
 
     #[tokio::test]

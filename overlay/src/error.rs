@@ -5,32 +5,34 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// An operation of this crate failed.
+///
+/// Each text is complete: it contains its cause, which is therefore no `source`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The kernel gave no random numbers.
-    #[error("cannot read random numbers from the kernel: {source}")]
+    #[error("cannot read random numbers from the kernel: {cause}")]
     Random {
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 
     /// A state file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {cause}", path.display())]
     ReadState {
         /// The file.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 
     /// A state file could not be written.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot write {}: {cause}", path.display())]
     WriteState {
         /// The file.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 
     /// The file with the node's identity holds something else.
@@ -58,12 +60,12 @@ pub enum Error {
     },
 
     /// The gossip socket could not be opened.
-    #[error("cannot listen for gossip on {address}: {source}")]
+    #[error("cannot listen for gossip on {address}: {cause}")]
     BindGossip {
         /// The address and port.
         address: SocketAddr,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 
     /// No underlay address could be chosen.
@@ -78,9 +80,9 @@ pub enum Error {
     },
 
     /// The interfaces of the machine could not be read.
-    #[error("cannot read the network interfaces: {source}")]
+    #[error("cannot read the network interfaces: {cause}")]
     ReadInterfaces {
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 }

@@ -32,7 +32,7 @@ pub struct InterfaceAddress {
 ///
 /// When the kernel does not tell.
 pub fn interfaces() -> Result<Vec<InterfaceAddress>, Error> {
-    read().map_err(|source| Error::ReadInterfaces { source })
+    read().map_err(|cause| Error::ReadInterfaces { cause })
 }
 
 fn read() -> io::Result<Vec<InterfaceAddress>> {

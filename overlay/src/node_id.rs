@@ -33,7 +33,7 @@ impl NodeId {
         let mut bytes = [0; 16];
         SysRng
             .try_fill_bytes(&mut bytes)
-            .map_err(|source| Error::Random { source: io::Error::other(source.to_string()) })?;
+            .map_err(|cause| Error::Random { cause: io::Error::other(cause.to_string()) })?;
         Ok(Self(bytes))
     }
 
@@ -58,7 +58,7 @@ impl NodeId {
                 state_file::write(path, format!("{id}\n").as_bytes())?;
                 Ok(id)
             }
-            Err(source) => Err(Error::ReadState { path: path.to_owned(), source }),
+            Err(cause) => Err(Error::ReadState { path: path.to_owned(), cause }),
         }
     }
 

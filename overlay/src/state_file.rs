@@ -9,7 +9,7 @@ use crate::error::Error;
 
 /// Replaces the file at `path`: written beside it, synced, renamed over it, and the directory synced.
 pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
-    replace(path, content).map_err(|source| Error::WriteState { path: path.to_owned(), source })
+    replace(path, content).map_err(|cause| Error::WriteState { path: path.to_owned(), cause })
 }
 
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {

@@ -142,6 +142,79 @@ fn no_suspicion_outlives_the_cut_that_caused_it() {
 }
 
 #[test]
+fn a_node_whose_disk_is_full_lives_on_and_gets_no_new_lease() {
+    for seed in seeds(50) {
+        let mut network = agreed(seed, 3);
+        let lease = network.held(1);
+        for ix in 0..3 {
+            network.refuse_writes(ix, true);
+        }
+        // New neighbours are worth remembering, and cannot be.
+        for _ in 3..6 {
+            network.add_node();
+        }
+        reach(&mut network, seed, 10, |network| network.agrees_on(6));
+        network.kill(5);
+        network.faults.loss = 0.05;
+        for _ in 0..60 {
+            network.run_for(secs(1));
+            for ix in 0..3 {
+                for other in (0..5).filter(|other| *other != ix) {
+                    let alive = sees(&network, other, ix).is_some_and(MemberState::is_active);
+                    assert!(alive, "seed {seed}\n{}", picture(&network));
+                }
+            }
+        }
+        network.faults.loss = 0.0;
+        assert_eq!(network.held(1), lease, "seed {seed}");
+
+        // Somebody else wins the subnet: it is given up, and no other one is taken.
+        let mut thief = network.next_local();
+        thief.memory.clock = 1000;
+        thief.memory.leases = vec![RememberedLease { prefix: lease[0], epoch: 1000 }];
+        let seed_address = network.address(0);
+        network.add(thief, vec![seed_address]);
+        reach(&mut network, seed, 10, |network| network.held(1).is_empty());
+        network.run_for(secs(30));
+        assert_eq!(network.held(1), [], "seed {seed}");
+        for other in [0, 2, 3, 4, 6] {
+            let member = &network.map(other).unwrap().members[&network.id(1)];
+            assert!(member.state.is_active(), "seed {seed}");
+            assert!(member.routes().next().is_none(), "seed {seed}\n{}", picture(&network));
+        }
+
+        for ix in 0..3 {
+            network.refuse_writes(ix, false);
+        }
+        reach(&mut network, seed, 20, |network| network.agrees_on(6));
+        assert_eq!(network.disk(1).leases.len(), 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn nothing_is_said_that_is_not_reserved_on_disk() {
+    for seed in seeds(20) {
+        let mut network = agreed(seed, 3);
+        // The cluster knows a later life of this node than its disk, and the disk is full.
+        network.kill(2);
+        network.disk(2).counter += 100_000;
+        network.start(2);
+        reach(&mut network, seed, 5, |network| network.agrees_on(3));
+        network.kill(2);
+        network.wipe_disk(2);
+        network.refuse_writes(2, true);
+        network.start(2);
+        network.capture();
+        network.run_for(secs(20));
+        let from = network.address(2);
+        let said = network.capture().into_iter().filter(|(sender, _, _)| *sender == from).count();
+        assert_eq!(said, 0, "seed {seed}: a first life that was never saved");
+        network.refuse_writes(2, false);
+        reach(&mut network, seed, 30, |network| network.agrees_on(3));
+    }
+}
+
+#[test]
 fn a_node_that_restarts_at_once_is_taken_back_at_once_as_often_as_it_likes() {
     for seed in seeds(20) {
         let mut network = agreed(seed, 3);

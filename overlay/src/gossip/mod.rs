@@ -4,7 +4,8 @@
 //!
 //! 1. hands in what arrives ([`Gossip::handle_datagram`]) and what time it is
 //!    ([`Gossip::handle_timeout`], at the latest when [`Gossip::poll_timeout`] says),
-//! 2. saves what must survive ([`Gossip::poll_memory`], then [`Gossip::handle_saved`]),
+//! 2. saves what must survive ([`Gossip::poll_memory`], then [`Gossip::handle_saved`] or
+//!    [`Gossip::handle_save_failed`]),
 //! 3. sends what is to be sent ([`Gossip::poll_transmit`]),
 //! 4. reads the [`SubnetMap`], the [`LeaseState`] and the [`Event`]s.
 //!
@@ -121,9 +122,13 @@ pub struct Gossip {
     /// Version of the own record, and the highest one that may be used before more are reserved on disk.
     version: u64,
     reserved: u64,
+    /// The highest counter that is reserved on disk: nothing above it is ever sent.
+    on_disk: u64,
     /// Whether there is something to save, and what is being saved.
     unsaved: bool,
     saving: Option<Memory>,
+    /// Since when saving fails.
+    disk_trouble: Option<DiskTrouble>,
 
     pull: Option<Pull>,
     synced: bool,
@@ -162,6 +167,17 @@ struct Departure {
     repeats: u32,
     next: Instant,
 }
+
+/// The disk refuses what is to be saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct DiskTrouble {
+    retry_at: Instant,
+    pause: Duration,
+}
+
+/// First and longest pause before something is given again that could not be saved.
+const SAVE_RETRY: Duration = Duration::from_secs(1);
+const SAVE_RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// Most datagrams that wait to be sent.
 const OUTBOX_MAX: usize = 8192;
@@ -217,8 +233,10 @@ impl Gossip {
             counters: Counters::default(),
             version,
             reserved: version + publish::RESERVE,
+            on_disk: local.memory.counter,
             unsaved: true,
             saving: None,
+            disk_trouble: None,
             pull: None,
             synced: false,
             claims_looked: false,
@@ -348,7 +366,9 @@ impl Gossip {
         if let Some(departure) = self.departure {
             return (departure.repeats > 0).then_some(departure.next);
         }
-        let claim_at = (!self.claims_looked).then(|| self.claim_deadline());
+        let looks = !self.claims_looked && self.disk_trouble.is_none();
+        let claim_at = looks.then(|| self.claim_deadline());
+        let save_at = self.disk_trouble.filter(|_| self.unsaved).map(|trouble| trouble.retry_at);
         let view_at = self.dirty.then(|| self.viewed + view::PAUSE);
         let times = [
             Some(self.next_sync),
@@ -358,13 +378,17 @@ impl Gossip {
             self.seeds.poll_timeout(),
             self.claims.poll_timeout(),
             claim_at,
+            save_at,
             view_at,
         ];
         times.into_iter().flatten().min()
     }
 
-    /// What is to be sent next, and where to.
+    /// What is to be sent next, and where to. Nothing, while this node's present life is not on disk.
     pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        if !self.may_speak() {
+            return None;
+        }
         let (to, datagram) = self.outbox.pop_front()?;
         self.counters.sent += 1;
         self.counters.sent_bytes += datagram.len() as u64;
@@ -376,20 +400,28 @@ impl Gossip {
         self.events.pop_front()
     }
 
-    /// What is to be saved before anything else is sent; [`Gossip::handle_saved`] tells that it is.
+    /// What is to be saved; [`Gossip::handle_saved`] or [`Gossip::handle_save_failed`] tells how that
+    /// went. There is no more until then, and after a failure only once it is time to try again.
+    ///
+    /// Sending need not wait for it: what has to be on disk first is not given away before it is.
     pub fn poll_memory(&mut self) -> Option<Memory> {
-        if !std::mem::take(&mut self.unsaved) {
+        let early = self.disk_trouble.is_some_and(|trouble| self.now < trouble.retry_at);
+        if !self.unsaved || self.saving.is_some() || early {
             return None;
         }
+        self.unsaved = false;
         let memory = self.memory();
         self.saving = Some(memory.clone());
         Some(memory)
     }
 
-    /// What [`Gossip::poll_memory`] gave last is on disk: new leases may be used now.
+    /// What [`Gossip::poll_memory`] gave last is on disk: new leases and counters may be used now.
     pub fn handle_saved(&mut self, now: Instant) {
         self.advance(now);
-        if self.saving.take().is_some_and(|saved| saved.leases == self.claims.to_save()) {
+        let Some(saved) = self.saving.take() else { return };
+        self.disk_trouble = None;
+        self.on_disk = saved.counter;
+        if saved.leases == self.claims.to_save() {
             let changes = self.claims.saved(&self.store);
             self.apply_changes(changes);
         } else {
@@ -398,10 +430,22 @@ impl Gossip {
         self.settle();
     }
 
-    /// What [`Gossip::poll_memory`] gave last could not be saved: it is given again.
-    pub fn handle_save_failed(&mut self) {
+    /// What [`Gossip::poll_memory`] gave last could not be saved: it is given again, later and later.
+    ///
+    /// Until that succeeds nothing new is claimed or held, and no counter is used that is not reserved
+    /// on disk. All else goes on: a node with a full disk lives.
+    pub fn handle_save_failed(&mut self, now: Instant) {
+        self.advance(now);
         self.saving = None;
         self.unsaved = true;
+        let pause =
+            self.disk_trouble.map_or(SAVE_RETRY, |trouble| (trouble.pause * 2).min(SAVE_RETRY_MAX));
+        self.disk_trouble = Some(DiskTrouble { retry_at: self.now + pause, pause });
+        if !self.may_speak() {
+            // Answers that nobody waits for any more.
+            self.counters.overflowed += self.outbox.len() as u64;
+            self.outbox.clear();
+        }
     }
 
     /// The map as it is now known.
@@ -514,7 +558,8 @@ impl Gossip {
 
     /// Whether this node may claim something: once it knows what others hold, or nobody can tell it.
     fn may_claim(&self) -> bool {
-        self.synced || self.now >= self.claim_deadline()
+        // What cannot be saved could not be held either.
+        self.disk_trouble.is_none() && (self.synced || self.now >= self.claim_deadline())
     }
 
     fn claim_deadline(&self) -> Instant {

@@ -26,6 +26,7 @@ pub(super) const TWIN_MEMORY: Duration = Duration::from_secs(30);
 impl Gossip {
     /// Writes the own record anew if anything about it has changed.
     pub(super) fn publish(&mut self) {
+        self.reserve(self.version);
         if self.suspended {
             return;
         }
@@ -46,24 +47,35 @@ impl Gossip {
         };
         match self.store.get(id) {
             Some(stored) if stored.record == record => return,
-            Some(_) => {
-                record.version += 1;
-                self.version = record.version;
-            }
+            Some(_) => record.version += 1,
             None => {}
         }
-        self.reserve();
+        self.reserve(record.version);
+        // At the start nothing is on disk yet, and nothing is sent either.
+        if record.version > self.on_disk && self.store.get(id).is_some() {
+            return;
+        }
+        self.version = record.version;
         self.store.replace(record);
         self.dirty = true;
         self.spread(id);
     }
 
-    /// Makes sure that no version is ever used again after a restart.
-    fn reserve(&mut self) {
-        if self.version.max(self.swim.identity().incarnation) + RESERVE / 4 > self.reserved {
-            self.reserved = self.version.max(self.swim.identity().incarnation) + RESERVE;
+    /// Makes sure that no version and no incarnation is ever used again after a restart.
+    fn reserve(&mut self, version: u64) {
+        let used = version.max(self.swim.identity().incarnation);
+        if used + RESERVE / 4 > self.reserved {
+            self.reserved = used + RESERVE;
             self.unsaved = true;
         }
+    }
+
+    /// Whether this life and record may be shown to others: both are reserved on disk.
+    pub(super) fn may_speak(&self) -> bool {
+        // While a twin has the id, the record is the twin's.
+        let own = self.store.get(self.local.id).filter(|_| !self.suspended);
+        own.map_or(0, |own| own.record.version).max(self.swim.identity().incarnation)
+            <= self.on_disk
     }
 
     pub(super) fn memory(&self) -> Memory {

@@ -81,6 +81,7 @@ struct Node {
     gossip: Option<Gossip>,
     events: Vec<(Duration, Event)>,
     side: u32,
+    disk_refuses: bool,
     wake: Option<Instant>,
 }
 
@@ -141,8 +142,16 @@ impl Network {
     /// Adds and starts a node. Returns its index.
     pub fn add(&mut self, local: LocalNode, seeds: Vec<SocketAddr>) -> usize {
         let (config, events) = (self.config.clone(), Vec::new());
-        let node = Node { config, local, seeds, gossip: None, events, side: 0, wake: None };
-        self.nodes.push(node);
+        self.nodes.push(Node {
+            config,
+            local,
+            seeds,
+            gossip: None,
+            events,
+            side: 0,
+            disk_refuses: false,
+            wake: None,
+        });
         let ix = self.nodes.len() - 1;
         self.start(ix);
         ix
@@ -174,6 +183,11 @@ impl Network {
     /// What a node has saved.
     pub fn disk(&mut self, ix: usize) -> &mut Memory {
         &mut self.nodes[ix].local.memory
+    }
+
+    /// Lets a node's disk refuse every write from now on, as a full one does, or take them again.
+    pub fn refuse_writes(&mut self, ix: usize, refuses: bool) {
+        self.nodes[ix].disk_refuses = refuses;
     }
 
     /// What a node is started with; changes take effect at its next start.
@@ -345,8 +359,12 @@ impl Network {
         let from = SocketAddr::new(node.local.underlay, node.local.gossip_port);
         if let Some(gossip) = &mut node.gossip {
             while let Some(memory) = gossip.poll_memory() {
-                node.local.memory = memory;
-                gossip.handle_saved(self.now);
+                if node.disk_refuses {
+                    gossip.handle_save_failed(self.now);
+                } else {
+                    node.local.memory = memory;
+                    gossip.handle_saved(self.now);
+                }
             }
             while let Some((to, datagram)) = gossip.poll_transmit() {
                 sent.push(Packet { from, to, side: Some(node.side), datagram });
