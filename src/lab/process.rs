@@ -37,10 +37,11 @@ impl ProcessId {
         Self::of(std::process::id())
     }
 
-    /// Whether it still runs. One that has ended and waits to be collected does not.
+    /// Whether any of its threads still runs. When none does, all its files are closed and the locks on
+    /// them are free; it may still wait to be collected.
     pub fn is_alive(self) -> bool {
         stat(self.pid).is_ok_and(|(state, start_time)| {
-            start_time == self.start_time && !matches!(state, 'Z' | 'X')
+            start_time == self.start_time && !has_ended(state, || threads(self.pid))
         })
     }
 
@@ -87,6 +88,17 @@ pub(super) fn inside(inodes: &[u64]) -> Vec<ProcessId> {
         .collect()
 }
 
+/// Whether a process has ended whose first thread is in `state`. That thread of a killed process is often
+/// the first to end, and then waits for the `threads`, which still hold the files open.
+fn has_ended(state: char, threads: impl FnOnce() -> usize) -> bool {
+    matches!(state, 'Z' | 'X') && threads() <= 1
+}
+
+/// How many threads a process has, an ended first one included.
+fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
 /// State and start time of a process: fields 3 and 22 of `/proc/PID/stat` (proc_pid_stat(5)).
 fn stat(pid: i32) -> io::Result<(char, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
@@ -118,6 +130,21 @@ mod tests {
         child.wait().unwrap();
         assert!(!id.is_alive());
         id.signal(Signal::KILL).unwrap();
+    }
+
+    #[test]
+    fn a_process_has_ended_with_its_last_thread_not_with_its_first() {
+        assert!(!has_ended('S', || 1));
+        assert!(!has_ended('Z', || 2), "another thread still holds its files");
+        assert!(has_ended('Z', || 1));
+        assert!(has_ended('Z', || 0), "collected meanwhile");
+        let own = i32::try_from(std::process::id()).unwrap();
+        let before = threads(own);
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || stopped.recv());
+        assert!(before >= 1 && threads(own) >= 2);
+        drop(stop);
+        assert!(thread.join().unwrap().is_err());
     }
 
     #[test]
