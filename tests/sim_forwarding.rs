@@ -475,6 +475,10 @@ fn super_frames_are_cut_on_the_wire_and_whole_again_behind_it() {
             let Some(TransportHeader::Tcp(tcp)) = seen.transport else { panic!("{seen:?}") };
             assert_eq!(tcp.sequence_number, 1000 + u32::try_from(ix * size).unwrap());
             assert_eq!(tcp.psh, ix + 1 == segments);
+            if family == Family::V4 {
+                let identification = u16::from_be_bytes([packet[18], packet[19]]);
+                assert_eq!(usize::from(identification), ix, "counted up from the first");
+            }
             data.extend(&packet[headers..]);
         }
         assert!(data == pattern(len));

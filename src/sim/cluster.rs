@@ -554,7 +554,8 @@ impl Cluster {
 }
 
 fn alive_in(map: &SubnetMap) -> BTreeSet<NodeId> {
-    map.members.values().filter(|member| member.state.is_active()).map(|member| member.id).collect()
+    let alive = map.members.values().filter(|member| member.state == MemberState::Alive);
+    alive.map(|member| member.id).collect()
 }
 
 fn routes(map: &SubnetMap) -> BTreeSet<(IpNetwork, NodeId)> {
