@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,23 +19,34 @@ use overlay::agent::{Agent, AgentConfig, AgentHandle};
 use overlay::gossip::{Event, GossipConfig, LeaseState, LocalNode, Memory};
 use overlay::node_id::NodeId;
 use overlay::subnet::SubnetMap;
-use overlay::underlay::{self, Underlay};
+use overlay::underlay::{self, Underlay, UnderlaySelector};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, interval, timeout_at};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, interval, timeout, timeout_at};
+use tracing_subscriber::EnvFilter;
 
 use crate::admin;
-use crate::control::{Control, HeldLease, Identity, LeasePhase, SharedControl, Topic};
+use crate::admin::api::{LeasePhase, ProblemTopic};
+use crate::control::{Control, HeldLease, Identity, SharedControl, Topic};
 use crate::{events, uninstall};
 
 /// How often the daemon looks at its own health, takes up reports, and feeds the watchdog.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often an underlay address is looked for while there is none.
-const UNDERLAY_RETRY: Duration = Duration::from_secs(2);
+/// How often the underlay is looked at, or looked for, and what failed is tried again.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// How long pods of the last run wait for the underlay's MTU.
+const UNDERLAY_WAIT: Duration = Duration::from_millis(200);
+
+/// How long the name of a seed may take to be resolved.
+const RESOLVE_MAX: Duration = Duration::from_secs(5);
+
+/// How long the goodbye to the other nodes may take.
+const LEAVE_MAX: Duration = Duration::from_secs(3);
 
 /// How long a stop may take for the servers to finish what they answer.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,8 +80,8 @@ struct Options {
 
 /// Runs the daemon with these arguments, of which the first is the program's name.
 ///
-/// Exit codes: 0 after a clean stop, 1 when something failed, 2 when the arguments or the configuration
-/// are wrong.
+/// Exit codes: 0 after a clean stop, 1 when something failed, 2 when a person has to act first: the
+/// arguments or the configuration are wrong, or a state file is damaged.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let options = match Options::try_parse_from(arguments) {
         Ok(options) => options,
@@ -94,9 +106,25 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            if needs_a_person(&error) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Whether starting again by itself would fail again.
+fn needs_a_person(error: &anyhow::Error) -> bool {
+    let damaged = |cause: &(dyn std::error::Error + 'static)| {
+        let overlay = cause.downcast_ref::<overlay::error::Error>().is_some_and(|error| {
+            use overlay::error::Error;
+            matches!(error, Error::CorruptNodeId { .. } | Error::CorruptState { .. })
+        });
+        let ipam = cause.downcast_ref::<ipam::Error>().is_some_and(|error| {
+            use ipam::{Error, StoreError};
+            matches!(error, Error::Format { .. } | Error::Store(StoreError::Damaged { .. }))
+        });
+        overlay || ipam
+    };
+    error.chain().any(damaged)
 }
 
 fn report(problems: &[String]) -> ExitCode {
@@ -108,14 +136,21 @@ fn report(problems: &[String]) -> ExitCode {
 
 /// Logs to standard error: systemd's journal takes it from there, with its own time stamps.
 fn start_logging(config: &NodeConfig) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
-        .unwrap_or_else(|_unset| config.log.level.as_str().into());
+    let level = || config.log.level.as_str().to_owned();
+    let asked = std::env::var("WEFT_LOG").unwrap_or_else(|_unset| level());
+    let (filter, wrong) = match EnvFilter::try_new(&asked) {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new(level()), Some(error)),
+    };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let log = log.with_ansi(false).with_target(false);
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         log.without_time().init();
     } else {
         log.init();
+    }
+    if let Some(error) = wrong {
+        tracing::warn!("WEFT_LOG is ignored: {error}");
     }
 }
 
@@ -142,7 +177,13 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let control = SharedControl::new(build(&config)?);
-    let mut underlay = choose_underlay(&config, &control).await?;
+    let mut choosing = Some(tokio::spawn(choose_underlay(Arc::clone(&config), control.clone())));
+    // Known at once, unless the name of a seed is to be resolved. Nothing waits for that: not the pods
+    // that are there, and not the service manager.
+    let mut underlay = match timeout(UNDERLAY_WAIT, wait_for(&mut choosing)).await {
+        Ok(underlay) => underlay?,
+        Err(_elapsed) => None,
+    };
     with(&control, Control::reattach).await??;
 
     let (stop, stopped) = watch::channel(false);
@@ -150,9 +191,9 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
     sd_notify::notify(&[NotifyState::Ready]).context("cannot tell systemd that weftd is ready")?;
     tracing::info!(network = config.network, "weftd runs");
 
-    let mut gossip = None;
+    let mut gossip: Option<Gossip> = None;
     let mut tick = interval(TICK);
-    let mut retry = interval(UNDERLAY_RETRY);
+    let mut look = interval(LOOK);
     loop {
         if let (None, Some(underlay)) = (&gossip, &underlay) {
             gossip = Some(Gossip::start(&config, &control, underlay).await?);
@@ -161,9 +202,23 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = tick.tick() => on_tick(&control, gossip.as_ref()).await?,
-            _ = retry.tick(), if underlay.is_none() => {
-                underlay = choose_underlay(&config, &control).await?;
-            }
+            _ = look.tick() => match &underlay {
+                None if choosing.is_none() => {
+                    let choice = choose_underlay(Arc::clone(&config), control.clone());
+                    choosing = Some(tokio::spawn(choice));
+                }
+                None => {}
+                Some(known) => {
+                    if let Some(changed) = look_after(&config, &control, known.clone()).await? {
+                        // Other nodes learn the new MTU with a new record.
+                        if let Some(gossip) = gossip.take() {
+                            gossip.leave().await;
+                        }
+                        underlay = Some(changed);
+                    }
+                }
+            },
+            chosen = wait_for(&mut choosing) => underlay = chosen?,
             news = next_news(&mut gossip) => take_up(&control, news).await?,
         }
     }
@@ -171,7 +226,7 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
     tracing::info!("stopping: pods keep their interfaces and addresses");
     sd_notify::notify(&[NotifyState::Stopping]).context("cannot tell systemd that weftd stops")?;
     if let Some(gossip) = gossip {
-        gossip.agent.leave().await;
+        gossip.leave().await;
     }
     // The receivers may all be gone, when every server has ended already.
     let _ = stop.send(true);
@@ -229,31 +284,98 @@ async fn with<T: Send + 'static>(
         .context("the control side panicked")
 }
 
+/// Waits for the choice of the underlay address; for ever when none is being made.
+async fn wait_for(
+    choosing: &mut Option<JoinHandle<Result<Option<Underlay>>>>,
+) -> Result<Option<Underlay>> {
+    let Some(choice) = choosing else {
+        return std::future::pending().await;
+    };
+    let chosen = choice.await;
+    *choosing = None;
+    chosen.context("the choice of the underlay address panicked")?
+}
+
 /// Looks for the underlay address and opens the tunnel there. `None` when there is none yet.
 async fn choose_underlay(
-    config: &Arc<NodeConfig>,
-    control: &SharedControl,
+    config: Arc<NodeConfig>,
+    control: SharedControl,
 ) -> Result<Option<Underlay>> {
-    let mut seeds = Vec::new();
-    for (host, port) in config.seed_endpoints() {
-        match tokio::net::lookup_host((host, port)).await {
-            Ok(addresses) => seeds.extend(addresses),
-            Err(error) => tracing::warn!(seed = host, %error, "the seed's name cannot be resolved"),
-        }
-    }
-    let config = Arc::clone(config);
-    with(control, move |control| {
+    let seeds = match config.underlay.address {
+        UnderlaySelector::Auto => resolve_seeds(&config).await,
+        // The seeds do not matter then.
+        UnderlaySelector::Address(_)
+        | UnderlaySelector::Interface(_)
+        | UnderlaySelector::Cidr(_) => Vec::new(),
+    };
+    with(&control, move |control| {
         let mut chosen = match underlay::choose(&config.underlay.address, &seeds) {
             Ok(chosen) => chosen,
             Err(error) => {
-                control.raise(Topic::Underlay, error.to_string());
+                control.raise(Topic::Node(ProblemTopic::Underlay), error.to_string());
                 return Ok(None);
             }
         };
         chosen.mtu = config.underlay.mtu.unwrap_or(chosen.mtu);
-        tracing::info!(address = %chosen.address, interface = chosen.interface, mtu = chosen.mtu, "underlay");
+        let Underlay { address, interface, mtu } = &chosen;
+        tracing::info!(%address, interface, mtu, "underlay");
         control.set_underlay(chosen.clone())?;
         Ok(Some(chosen))
+    })
+    .await?
+}
+
+/// Resolves all seeds at a time. Those that take too long are left out, and tried again with the next
+/// choice.
+async fn resolve_seeds(config: &NodeConfig) -> Vec<SocketAddr> {
+    let mut lookups = JoinSet::new();
+    for (host, port) in config.seed_endpoints() {
+        let host = host.to_owned();
+        lookups.spawn(async move {
+            let found = timeout(RESOLVE_MAX, tokio::net::lookup_host((host.as_str(), port))).await;
+            match found {
+                Ok(Ok(addresses)) => addresses.collect(),
+                Ok(Err(error)) => {
+                    tracing::warn!(seed = host, %error, "the seed's name cannot be resolved");
+                    Vec::new()
+                }
+                Err(_elapsed) => {
+                    tracing::warn!(seed = host, "the seed's name is not resolved in time");
+                    Vec::new()
+                }
+            }
+        });
+    }
+    lookups.join_all().await.concat()
+}
+
+/// Looks whether the underlay is still as it was: the address may vanish, the MTU may change. Returns the
+/// new state if the MTU did; it is taken up already.
+async fn look_after(
+    config: &Arc<NodeConfig>,
+    control: &SharedControl,
+    known: Underlay,
+) -> Result<Option<Underlay>> {
+    let config = Arc::clone(config);
+    with(control, move |control| {
+        let topic = Topic::Node(ProblemTopic::Underlay);
+        let Ok(mut found) = underlay::choose(&UnderlaySelector::Address(known.address), &[]) else {
+            let problem = format!(
+                "the underlay address {} is gone from this host: bring it back, or restart weftd to choose \
+                 another",
+                known.address
+            );
+            control.raise(topic, problem);
+            return Ok(None);
+        };
+        control.clear(&topic);
+        found.mtu = config.underlay.mtu.unwrap_or(found.mtu);
+        if found == known {
+            return Ok(None);
+        }
+        tracing::warn!(mtu = found.mtu, before = known.mtu, "the underlay's MTU has changed");
+        control.set_underlay(found.clone())?;
+        Ok(Some(found))
     })
     .await?
 }
@@ -330,6 +452,15 @@ impl Gossip {
     }
 }
 
+impl Gossip {
+    /// Says goodbye, within bounds: a stop must not hang on the network.
+    async fn leave(self) {
+        if timeout(LEAVE_MAX, self.agent.leave()).await.is_err() {
+            tracing::warn!("the goodbye to the other nodes took too long");
+        }
+    }
+}
+
 /// Waits for news; for ever while there is no gossip.
 async fn next_news(gossip: &mut Option<Gossip>) -> News {
     let Some(gossip) = gossip else {
@@ -386,7 +517,7 @@ fn set_lease(control: &mut Control, state: &LeaseState) {
     control.set_no_lease(phase, problem);
 }
 
-/// Once a second: reports of the workers, totals of the gossip, health, watchdog.
+/// Once a second: reports of the workers, totals of the gossip, repairs, health, watchdog.
 async fn on_tick(control: &SharedControl, gossip: Option<&Gossip>) -> Result<()> {
     let refused = gossip.map(|gossip| {
         let counters = gossip.agent.counters();
@@ -397,6 +528,7 @@ async fn on_tick(control: &SharedControl, gossip: Option<&Gossip>) -> Result<()>
             control.set_gossip_refused(refused);
         }
         control.collect_reports();
+        control.repair();
         control.health()
     })
     .await?;

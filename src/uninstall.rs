@@ -4,11 +4,10 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use cni::netns;
 use conf::NodeConfig;
-use ipam::{Allocation, Ipam, PortKind};
-use vswitch::tap::Tap;
+use ipam::Ipam;
 
+use crate::control::device;
 use crate::host;
 
 /// Name of the file with the pods' addresses, in the state directory.
@@ -20,24 +19,19 @@ pub const ALLOCATIONS: &str = "pods.json";
 /// Goes on past errors; the answer lists what could not be removed, and is empty when nothing is left.
 pub fn uninstall(config: &NodeConfig, files: bool) -> Vec<String> {
     let allocations = config.paths.state.join(ALLOCATIONS);
-    let mut ipam = match Ipam::open(&allocations) {
-        Ok(ipam) => ipam,
-        // Above all when the daemon still runs and holds it: then nothing may be touched.
-        Err(error) => return vec![format!("{error}. Stop weftd first, if it runs")],
-    };
     let mut problems = Vec::new();
-    for allocation in ipam.iter().cloned().collect::<Vec<_>>() {
-        let attachment = &allocation.attachment;
-        let removed = remove_interface(&allocation)
-            .and_then(|()| Ok(ipam.release(attachment).map(|_released| ())?));
-        if let Err(error) = removed {
-            problems.push(format!("pod {attachment}: {error}"));
+    match Ipam::open(&allocations) {
+        Ok(ipam) => problems.extend(remove_devices(ipam)),
+        // The daemon still runs: then nothing may be touched.
+        Err(error @ ipam::Error::Store(ipam::StoreError::Locked { .. })) => {
+            return vec![format!("nothing was removed: {error}")];
         }
+        Err(error) => problems.push(format!("pods' interfaces: {error}")),
     }
     problems.extend(host::remove(&config.host.interface));
     let socket = config.paths.socket();
     note(&mut problems, &socket, fs::remove_file(&socket));
-    drop(ipam);
+    // Kernel settings that others may rely on by now (forwarding) stay.
     if files {
         let state = &config.paths.state;
         note(&mut problems, state, fs::remove_dir_all(state));
@@ -45,18 +39,17 @@ pub fn uninstall(config: &NodeConfig, files: bool) -> Vec<String> {
     problems
 }
 
-/// Removes a pod's interface; one that went with its namespace is gone already.
-fn remove_interface(allocation: &Allocation) -> anyhow::Result<()> {
-    let PortKind::Tap { netns } = &allocation.record.port else {
-        return Ok(());
-    };
-    let same = netns::identity(&netns.path)
-        .is_ok_and(|found| (found.device, found.inode) == (netns.device, netns.inode));
-    if !same {
-        return Ok(());
+fn remove_devices(mut ipam: Ipam) -> Vec<String> {
+    let mut problems = Vec::new();
+    for allocation in ipam.iter().cloned().collect::<Vec<_>>() {
+        let attachment = &allocation.attachment;
+        let removed = device::remove_leftover(&allocation).map_err(anyhow::Error::from);
+        let released = removed.and_then(|()| Ok(ipam.release(attachment)?));
+        if let Err(error) = released {
+            problems.push(format!("pod {attachment}: {error}"));
+        }
     }
-    let name = &allocation.attachment.ifname;
-    netns::run_in(&netns.path, || -> anyhow::Result<()> { Ok(Tap::open(name)?.delete()?) })?
+    problems
 }
 
 fn note(problems: &mut Vec<String>, path: &Path, removed: io::Result<()>) {

@@ -214,10 +214,6 @@ pub struct PathsConfig {
     pub state: PathBuf,
     /// What must not: the daemon's socket.
     pub run: PathBuf,
-    /// Where the container runtime looks for plugins.
-    pub cni_bin: PathBuf,
-    /// Where the container runtime looks for network configurations.
-    pub cni_conf: PathBuf,
 }
 
 impl PathsConfig {
@@ -229,12 +225,7 @@ impl PathsConfig {
 
 impl Default for PathsConfig {
     fn default() -> Self {
-        Self {
-            state: "/var/lib/weft".into(),
-            run: "/run/weft".into(),
-            cni_bin: "/opt/cni/bin".into(),
-            cni_conf: "/etc/cni/net.d".into(),
-        }
+        Self { state: "/var/lib/weft".into(), run: "/run/weft".into() }
     }
 }
 

@@ -333,18 +333,6 @@ const PATHS: Section = Section {
             default: Default::Fixed,
             doc: "The daemon's socket `weftd.sock`, for root only. Best on a tmpfs.",
         },
-        Field {
-            name: "cni_bin",
-            kind: PATH,
-            default: Default::Fixed,
-            doc: "Where the container runtime looks for plugins: `weft-cni` belongs here.",
-        },
-        Field {
-            name: "cni_conf",
-            kind: PATH,
-            default: Default::Fixed,
-            doc: "Where the container runtime looks for networks: `10-weft.conflist` belongs here.",
-        },
     ],
 };
 

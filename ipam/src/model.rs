@@ -60,7 +60,11 @@ fn record(boot: u32) -> Record {
     Record {
         network: "weft".into(),
         pod: None,
-        port: PortKind::AfPacket { device: "vnet3".into(), mac: Mac([2, 0, 0, 0, 0, 9]) },
+        port: PortKind::AfPacket {
+            device: "vnet3".into(),
+            mac: Mac([2, 0, 0, 0, 0, 9]),
+            had_ipv6: true,
+        },
         created_unix_s: 1,
         boot_id: format!("boot-{boot}"),
     }

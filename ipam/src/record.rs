@@ -61,6 +61,8 @@ pub enum PortKind {
         device: String,
         /// The Ethernet address of the interface behind it, which is not ours to choose.
         mac: Mac,
+        /// Whether the host spoke IPv6 on it before, and is to do so again afterwards.
+        had_ipv6: bool,
     },
 }
 

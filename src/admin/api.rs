@@ -10,12 +10,13 @@
 //! | DELETE | `/v1/ports/NAME` | | |
 //! | POST | `/v1/cni` | `cni::rpc::CniRequest` | `cni::rpc::CniResponse` |
 //!
-//! An error is answered with a status of 400 or above and an [`ErrorBody`].
+//! An error is answered with a status of 400 or above; when the request was understood, with an [`ErrorBody`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use overlay::subnet::MemberState;
 use serde::{Deserialize, Serialize};
 use vswitch::counters::PortTotals;
 use vswitch::mac::Mac;
@@ -41,8 +42,8 @@ pub struct Status {
     pub vtep_mac: Mac,
     /// Leased prefixes, once held.
     pub leases: Vec<IpNetwork>,
-    /// State of the lease, in words: see [`crate::control::LeasePhase`].
-    pub lease_state: String,
+    /// How far the node has come with its lease.
+    pub lease_state: LeasePhase,
     /// Addresses of the leases that pods hold, and that can be handed out, by prefix.
     pub addresses: Vec<PoolStatus>,
     /// Live nodes in the map, this one included.
@@ -58,9 +59,78 @@ pub struct Status {
     /// Whether pods can be attached now.
     pub ready: bool,
     /// What is wrong, each with what to do. Empty when all is well.
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
     /// Kernel features, whether they are used, and why not.
     pub capabilities: Vec<Capability>,
+}
+
+/// How far a node has come with its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LeasePhase {
+    /// A seed is asked first what others hold.
+    Waiting,
+    /// Something is claimed.
+    Claiming,
+    /// Pods can be given addresses.
+    Held,
+    /// Every subnet is another node's.
+    Exhausted,
+    /// Another node has this one's identity.
+    Suspended,
+    /// The node has said goodbye.
+    Left,
+}
+
+impl LeasePhase {
+    /// The phase as it stands in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Claiming => "claiming",
+            Self::Held => "held",
+            Self::Exhausted => "exhausted",
+            Self::Suspended => "suspended",
+            Self::Left => "left",
+        }
+    }
+}
+
+/// Something that is wrong with the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What it is about.
+    pub topic: ProblemTopic,
+    /// What is wrong, and what to do.
+    pub text: String,
+}
+
+/// What a problem is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProblemTopic {
+    /// The underlay address is not known, or gone.
+    Underlay,
+    /// The tunnel is not open.
+    Tunnel,
+    /// The gossip does not run, or nobody answers.
+    Gossip,
+    /// What must survive a restart cannot be written.
+    Storage,
+    /// There is no lease.
+    Lease,
+    /// `weft0` is not as it has to be.
+    Host,
+    /// Pods cannot reach the world.
+    Masquerade,
+    /// A kernel setting could not be made.
+    Sysctl,
+    /// A pod has no network, or an old configuration.
+    Pod,
+    /// Nodes were left out of the tables.
+    Tables,
+    /// Something in the cluster that should be unique is not.
+    Conflict,
 }
 
 /// Use of one leased prefix.
@@ -92,8 +162,8 @@ pub struct NodeStatus {
     pub name: String,
     /// Identity of the node.
     pub node_id: String,
-    /// `alive`, `suspect`, `dead` or `left`.
-    pub state: String,
+    /// Whether it is alive, as the node that answers sees it.
+    pub state: MemberState,
     /// Whether it is the node that answers.
     pub this_node: bool,
     /// Underlay address.

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use overlay::subnet::MemberState;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -79,7 +80,11 @@ impl Report {
             "Bytes taken by a port or the underlay",
             counters.delivered_bytes,
         )?;
-        out.gauge("weft_queued_packets", "Received and not yet accounted for", counters.queued)?;
+        out.gauge(
+            "weft_queued_packets",
+            "Received and not yet accounted for",
+            counters.queued as f64,
+        )?;
         let dropped = Reason::ALL.iter().map(|reason| {
             let count = counters.dropped.get(reason.as_str()).copied().unwrap_or(0);
             ([("reason", reason.as_str().to_owned())], count)
@@ -130,36 +135,40 @@ impl Report {
             "Packets from or to the pod that were dropped",
             labelled(|p| p.traffic.dropped),
         )?;
-        out.gauge("weft_pods", "Attached pods", self.pods.len())
+        out.gauge("weft_pods", "Attached pods", self.pods.len() as f64)
     }
 
     fn membership(&self, out: &mut Writer<'_>) -> fmt::Result {
         let status = &self.status;
-        let states = ["alive", "suspect", "dead", "left"].map(|state| {
+        let states = MemberState::ALL.map(|state| {
             let count = self.nodes.iter().filter(|node| node.state == state).count();
-            ([("state", state.to_owned())], count)
+            ([("state", state.name().to_owned())], count as f64)
         });
         out.gauges("weft_nodes", "Nodes of the map, by state", states)?;
-        let used = status.addresses.iter().map(|p| ([("prefix", p.prefix.to_string())], p.used));
+        let used =
+            status.addresses.iter().map(|p| ([("prefix", p.prefix.to_string())], p.used as f64));
         out.gauges("weft_addresses_used", "Addresses that pods hold, by leased prefix", used)?;
-        let free = status.addresses.iter().map(|p| ([("prefix", p.prefix.to_string())], p.free));
+        let free =
+            status.addresses.iter().map(|p| ([("prefix", p.prefix.to_string())], p.free as f64));
         out.gauges("weft_addresses_free", "Addresses left, by leased prefix", free)?;
-        let capabilities =
-            status.capabilities.iter().map(|c| ([("capability", c.name.clone())], u64::from(c.on)));
+        let capabilities = status
+            .capabilities
+            .iter()
+            .map(|c| ([("capability", c.name.clone())], f64::from(u8::from(c.on))));
         out.gauges("weft_capability", "Whether a kernel feature is in use", capabilities)?;
-        out.gauge("weft_map_version", "Version of the subnet map", status.map_generation)?;
+        out.gauge("weft_map_version", "Version of the subnet map", status.map_generation as f64)?;
         out.gauge(
             "weft_tables_version",
             "Version of the switch's tables",
-            status.tables_generation,
+            status.tables_generation as f64,
         )?;
-        out.gauge("weft_ready", "Whether pods can be attached", u64::from(status.ready))?;
+        out.gauge("weft_ready", "Whether pods can be attached", f64::from(u8::from(status.ready)))?;
         out.gauge(
             "weft_problems",
             "Open problems, as weft status lists them",
-            status.problems.len(),
+            status.problems.len() as f64,
         )?;
-        out.gauge("weft_uptime_seconds", "Seconds since the daemon started", status.uptime_s)
+        out.gauge("weft_uptime_seconds", "Seconds since the daemon started", status.uptime_s as f64)
     }
 }
 
@@ -174,9 +183,9 @@ impl Writer<'_> {
         ConstCounter::new(value).encode(encoder)
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: impl TryInto<i64>) -> fmt::Result {
+    fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
         let encoder = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        ConstGauge::new(value.try_into().unwrap_or(i64::MAX)).encode(encoder)
+        ConstGauge::new(value).encode(encoder)
     }
 
     fn counters<const N: usize>(
@@ -196,11 +205,10 @@ impl Writer<'_> {
         &mut self,
         name: &str,
         help: &str,
-        values: impl IntoIterator<Item = ([(&'static str, String); N], impl TryInto<i64>)>,
+        values: impl IntoIterator<Item = ([(&'static str, String); N], f64)>,
     ) -> fmt::Result {
         let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in values {
-            let value: i64 = value.try_into().unwrap_or(i64::MAX);
             ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
         }
         Ok(())

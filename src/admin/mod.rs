@@ -137,7 +137,9 @@ async fn add_port(
     State(control): State<SharedControl>,
     Json(request): Json<PortRequest>,
 ) -> Result<Response, Response> {
-    let added = blocking(control, move |control| control.add_device(&request)).await?;
+    let added =
+        blocking(control, move |control| control.attach_device(&request.device, request.mac))
+            .await?;
     added
         .map(|pod| Json(pod).into_response())
         .map_err(|error| failure(StatusCode::CONFLICT, error.to_string()))
@@ -147,7 +149,7 @@ async fn remove_port(
     State(control): State<SharedControl>,
     UrlPath(device): UrlPath<String>,
 ) -> Result<StatusCode, Response> {
-    let removed = blocking(control, move |control| control.remove_device(&device)).await?;
+    let removed = blocking(control, move |control| control.detach_device(&device)).await?;
     removed
         .map(|()| StatusCode::NO_CONTENT)
         .map_err(|error| failure(StatusCode::NOT_FOUND, error.to_string()))
@@ -177,8 +179,8 @@ async fn readyz(State(control): State<SharedControl>) -> Result<Response, Respon
     Ok(if status.ready {
         (StatusCode::OK, "ready\n".to_owned())
     } else {
-        let problems = status.problems.join("\n");
-        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{problems}\n"))
+        let problems = status.problems.iter().map(|problem| format!("{}\n", problem.text));
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}", problems.collect::<String>()))
     }
     .into_response())
 }

@@ -8,7 +8,7 @@ use vswitch::verdict::Reason;
 
 use super::args::{Format, PortArgs, PortCommand, TargetArgs, ViewArgs};
 use super::table::Table;
-use crate::admin::api::{CountersReport, NodeStatus, PodStatus, PortRequest, Status};
+use crate::admin::api::{CountersReport, NodeStatus, PodStatus, PortRequest, ProblemTopic, Status};
 use crate::lab::{self, Admin, Labs};
 
 pub(super) fn status(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
@@ -89,14 +89,15 @@ fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
     line("node", format!("{} ({})", status.name, status.node_id))?;
     line("network", status.network.clone())?;
     line("ready", if status.ready { "yes" } else { "NO" }.to_owned())?;
-    line("lease", format!("{} ({})", join(&status.leases), status.lease_state))?;
-    for pool in &status.addresses {
+    line("lease", format!("{} ({})", join(&status.leases), status.lease_state.name()))?;
+    for (ix, pool) in status.addresses.iter().enumerate() {
+        let name = if ix == 0 { "addresses" } else { "" };
         let free = match pool.free {
             // An IPv6 lease: nobody reads twenty digits, and nobody runs out.
             free if free > 1 << 32 => "plenty".to_owned(),
             free => free.to_string(),
         };
-        line("addresses", format!("{}: {} used, {free} free", pool.prefix, pool.used))?;
+        line(name, format!("{}: {} used, {free} free", pool.prefix, pool.used))?;
     }
     let underlay = status.underlay.map_or_else(|| "not known yet".to_owned(), |ip| ip.to_string());
     line("underlay", format!("{underlay}, mtu {}", or_dash(status.underlay_mtu)))?;
@@ -105,14 +106,38 @@ fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
     line("vtep", status.vtep_mac.to_string())?;
     line("uptime", duration(status.uptime_s))?;
     line("version", status.version.clone())?;
-    for capability in &status.capabilities {
-        let on = if capability.on { "on" } else { "off" };
-        line("kernel", format!("{} {on}: {}", capability.name, capability.detail))?;
+    if !status.capabilities.is_empty() {
+        let mut table = Table::new(["KERNEL", "", ""]);
+        for capability in &status.capabilities {
+            let on = if capability.on { "on" } else { "off" };
+            table.row([capability.name.clone(), on.to_owned(), capability.detail.clone()]);
+        }
+        write!(out, "\n{table}")?;
     }
-    for problem in &status.problems {
-        line("PROBLEM", problem.clone())?;
+    if !status.problems.is_empty() {
+        let mut table = Table::new(["PROBLEM", ""]);
+        for problem in &status.problems {
+            table.row([topic_name(problem.topic).to_owned(), problem.text.clone()]);
+        }
+        write!(out, "\n{table}")?;
     }
     Ok(())
+}
+
+fn topic_name(topic: ProblemTopic) -> &'static str {
+    match topic {
+        ProblemTopic::Underlay => "underlay",
+        ProblemTopic::Tunnel => "tunnel",
+        ProblemTopic::Gossip => "gossip",
+        ProblemTopic::Storage => "storage",
+        ProblemTopic::Lease => "lease",
+        ProblemTopic::Host => "host",
+        ProblemTopic::Masquerade => "masquerade",
+        ProblemTopic::Sysctl => "sysctl",
+        ProblemTopic::Pod => "pod",
+        ProblemTopic::Tables => "tables",
+        ProblemTopic::Conflict => "conflict",
+    }
 }
 
 pub(super) fn nodes_table(nodes: &[NodeStatus]) -> Table {
@@ -122,7 +147,7 @@ pub(super) fn nodes_table(nodes: &[NodeStatus]) -> Table {
         let mark = if node.this_node { "*" } else { "" };
         table.row([
             format!("{}{mark}", node.name),
-            node.state.clone(),
+            node.state.name().to_owned(),
             join(&node.leases),
             node.underlay.to_string(),
             node.underlay_mtu.to_string(),
@@ -139,6 +164,8 @@ fn pods_table(pods: &[PodStatus]) -> Table {
         let name = match (&pod.namespace, &pod.name) {
             (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
             (None, Some(name)) => name.clone(),
+            // A device of the host: nothing else tells one from another.
+            (_, None) if pod.netns.is_none() => pod.ifname.clone(),
             (_, None) => pod.container_id.chars().take(16).collect(),
         };
         let detached = if pod.port.is_none() { " (detached)" } else { "" };
@@ -221,7 +248,101 @@ fn duration(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use vswitch::mac::Mac;
+
     use super::*;
+    use crate::admin::api::{Capability, LeasePhase, PoolStatus, Problem};
+
+    #[test]
+    fn a_status_ends_with_the_problems() {
+        let capability = |name: &str, on: bool, detail: &str| Capability {
+            name: name.to_owned(),
+            on,
+            detail: detail.to_owned(),
+        };
+        let pool =
+            |prefix: &str, used, free| PoolStatus { prefix: prefix.parse().unwrap(), used, free };
+        let (v4, v6) = ("10.244.1.0/24", "fd00:10:244:1::/64");
+        let status = Status {
+            version: "0.1.0".to_owned(),
+            network: "prod".to_owned(),
+            name: "host1".to_owned(),
+            node_id: "00ff".to_owned(),
+            underlay: Some([192, 168, 10, 11].into()),
+            underlay_mtu: Some(1500),
+            pod_mtu: Some(1450),
+            vtep_mac: Mac([2, 0, 0, 0, 0, 1]),
+            leases: vec![v4.parse().unwrap(), v6.parse().unwrap()],
+            lease_state: LeasePhase::Held,
+            addresses: vec![pool(v4, 2, 251), pool(v6, 2, u64::MAX)],
+            nodes_alive: 3,
+            map_generation: 7,
+            tables_generation: 9,
+            pods: 2,
+            uptime_s: 61,
+            ready: true,
+            problems: vec![Problem {
+                topic: ProblemTopic::Masquerade,
+                text: "`nft` is not there".to_owned(),
+            }],
+            capabilities: vec![
+                capability("udp-gso", true, "64 datagrams per send"),
+                capability("tap-udp-offload", false, "refused"),
+            ],
+        };
+        let mut text = Vec::new();
+        print_status(&status, &mut text).unwrap();
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            "\
+node       host1 (00ff)
+network    prod
+ready      yes
+lease      10.244.1.0/24, fd00:10:244:1::/64 (held)
+addresses  10.244.1.0/24: 2 used, 251 free
+           fd00:10:244:1::/64: 2 used, plenty free
+underlay   192.168.10.11, mtu 1500
+pods       2, mtu 1450
+nodes      3 alive, map version 7
+vtep       02:00:00:00:00:01
+uptime     1 min 1 s
+version    0.1.0
+
+KERNEL
+udp-gso          on   64 datagrams per send
+tap-udp-offload  off  refused
+
+PROBLEM
+masquerade  `nft` is not there
+"
+        );
+    }
+
+    #[test]
+    fn a_device_of_the_host_is_called_by_its_name() {
+        let device = PodStatus {
+            namespace: None,
+            name: None,
+            container_id: "host-device".to_owned(),
+            ifname: "vnet0".to_owned(),
+            netns: None,
+            mac: Mac([2, 0, 0, 0, 0, 9]),
+            addresses: Vec::new(),
+            gateways: Vec::new(),
+            mtu: 1450,
+            port: Some(3),
+            traffic: vswitch::counters::PortTotals::default(),
+        };
+        let container = PodStatus {
+            container_id: "0123456789abcdef0123".to_owned(),
+            ifname: "eth0".to_owned(),
+            netns: Some("/run/netns/x".to_owned()),
+            ..device.clone()
+        };
+        let text = pods_table(&[device, container]).to_string();
+        let names: Vec<_> = text.lines().map(|line| line.split(' ').next().unwrap()).collect();
+        assert_eq!(names, ["POD", "vnet0", "0123456789abcdef"]);
+    }
 
     #[test]
     fn durations_have_two_units_at_most() {

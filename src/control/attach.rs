@@ -1,26 +1,22 @@
 //! Ports for pods: address, device, port in the switch, in this order; and back in the reverse order.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cni::link::{self, LinkError, PodInterface};
-use cni::netns::{self, NetnsError};
-use ipam::{Allocation, Attachment, Netns, PortKind, Record};
-use vswitch::engine::{EngineError, Port};
+use ipam::{Allocation, Attachment, PortKind, Record};
+use vswitch::engine::EngineError;
 use vswitch::mac::Mac;
 use vswitch::port::PortIx;
-use vswitch::tap::{Tap, TapError};
-use vswitch::veth::{Veth, VethError};
 
 use super::compile;
-use super::{Control, LeasePhase, Topic};
+use super::device::{self, Device, DeviceError};
+use super::{Control, Topic};
+use crate::admin::api::{LeasePhase, PodStatus, ProblemTopic};
 
 /// What `container_id` is for the port of a device of the host: `ifname` names the device.
 pub(super) const DEVICE_CONTAINER: &str = "host-device";
-
-/// There only in kernels with IPv6.
-const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6";
 
 /// Why a pod could not be attached or detached. Nothing of it is left behind then.
 #[derive(Debug, thiserror::Error)]
@@ -41,20 +37,9 @@ pub enum AttachError {
     /// The underlay is not known, so neither is the MTU.
     #[error("the underlay address is not known yet, and so neither is the MTU; try again later")]
     NoUnderlay,
-    /// The namespace could not be entered.
+    /// The device could not be opened or removed.
     #[error(transparent)]
-    Netns(#[from] NetnsError),
-    /// The interface could not be made.
-    #[error("in network namespace {}: {source}", netns.display())]
-    Tap {
-        /// The namespace.
-        netns: PathBuf,
-        /// What failed.
-        source: TapError,
-    },
-    /// The host's device cannot be used.
-    #[error(transparent)]
-    Veth(#[from] VethError),
+    Device(#[from] DeviceError),
     /// Addresses, routes or MTU could not be set.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -89,12 +74,6 @@ pub(super) struct Attached {
     device: Device,
 }
 
-#[derive(Debug)]
-enum Device {
-    Tap(Tap),
-    Veth(Veth),
-}
-
 impl Attached {
     pub(super) fn to_table(&self) -> compile::Pod {
         let addresses = self.addresses.clone();
@@ -125,7 +104,7 @@ impl Control {
         let record = Record {
             network: network.to_owned(),
             pod,
-            port: PortKind::Tap { netns: identify(netns_path)? },
+            port: PortKind::Tap { netns: device::identify(netns_path)? },
             created_unix_s: now_unix_s(),
             boot_id: self.identity.boot_id.clone(),
         };
@@ -135,19 +114,21 @@ impl Control {
             // The runtime made a new sandbox under the old id: the old device is of no use.
             self.drop_port(attachment)?;
         }
-        let allocation = self.ipam.allocate(attachment, record)?;
-        if let Err(error) = self.plug(&allocation) {
-            if known.is_none() {
-                self.ipam.release(attachment)?;
-            }
-            return Err(error);
+        if moved && known.as_ref().is_some_and(|known| known.outside_lease) {
+            // A new pod gets an address that other nodes can reach.
+            self.ipam.release(attachment)?;
         }
-        Ok(allocation)
+        let allocation = self.ipam.allocate(attachment, record)?;
+        self.plug_or_release(known.is_none(), allocation)
     }
 
     /// Detaches a pod. That it is not attached, or that its namespace is gone, is no error.
     pub(super) fn detach(&mut self, attachment: &Attachment) -> Result<(), AttachError> {
-        self.drop_port(attachment)?;
+        let dropped = self.drop_port(attachment);
+        if let Some(allocation) = self.ipam.get(attachment) {
+            device::remove_leftover(allocation)?;
+        }
+        dropped?;
         self.ipam.release(attachment)?;
         self.clear(&Topic::Pod(attachment.clone()));
         Ok(())
@@ -159,51 +140,77 @@ impl Control {
     /// When the released addresses cannot be stored.
     pub fn reattach(&mut self) -> Result<(), AttachError> {
         let boot_id = self.identity.boot_id.clone();
-        for gone in self.ipam.reconcile(&boot_id, is_alive)? {
+        for gone in self.ipam.reconcile(&boot_id, device::may_be_alive)? {
             tracing::info!(attachment = %gone.attachment, "pod is gone, its addresses are free again");
         }
-        for allocation in self.ipam.iter().cloned().collect::<Vec<_>>() {
-            if let Err(error) = self.plug(&allocation) {
-                let attachment = allocation.attachment;
-                let problem = format!(
-                    "pod {attachment} has no network: {error}. Let its runtime restart it, or call DEL"
-                );
-                self.raise(Topic::Pod(attachment), problem);
+        self.plug_missing();
+        Ok(())
+    }
+
+    /// Makes the ports that are not there, of all that hold addresses.
+    pub(super) fn plug_missing(&mut self) {
+        let missing = self.ipam.iter().filter(|held| !self.attached.contains_key(&held.attachment));
+        for allocation in missing.cloned().collect::<Vec<_>>() {
+            let plugged = self.plug(&allocation).and_then(|()| self.configure(&allocation));
+            let attachment = allocation.attachment;
+            match plugged {
+                Ok(()) => self.clear(&Topic::Pod(attachment)),
+                Err(error) => {
+                    let problem = format!(
+                        "pod {attachment} has no network: {error}. It is tried again; if its container is gone, \
+                         let the runtime call DEL"
+                    );
+                    self.raise(Topic::Pod(attachment), problem);
+                }
             }
         }
-        Ok(())
+    }
+
+    /// Takes a port whose interface vanished out of the switch; it is made anew by
+    /// [`Control::plug_missing`].
+    pub(super) fn lose_port(&mut self, port: PortIx, why: &str) {
+        let found = self.attached.iter().find(|(_, attached)| attached.port == port);
+        let Some(attachment) = found.map(|(attachment, _)| attachment.clone()) else {
+            return;
+        };
+        tracing::warn!(%attachment, why, "the pod's interface vanished");
+        if let Err(error) = self.drop_port(&attachment) {
+            self.raise(Topic::Pod(attachment), error.to_string());
+        }
     }
 
     /// Makes a device of the host a port, with an address of its own out of the lease.
     ///
     /// # Errors
     /// When the device does not exist, is in use, or no address or port is free.
-    pub fn attach_device(&mut self, device: &str, mac: Mac) -> Result<Allocation, AttachError> {
+    pub fn attach_device(&mut self, device: &str, mac: Mac) -> Result<PodStatus, AttachError> {
         self.check_ready()?;
         if !mac.is_unicast() {
             return Err(AttachError::NotUnicast(mac));
         }
         let attachment = device_attachment(device);
-        let known = self.ipam.get(&attachment).cloned();
-        if let Some(known) = known.as_ref().filter(|known| known.mac.0 != mac.0) {
-            let mac = Mac(known.mac.0);
-            return Err(AttachError::OtherMac { device: device.to_owned(), mac });
+        if let Some(known) = self.ipam.get(&attachment).cloned() {
+            if known.mac.0 != mac.0 {
+                let mac = Mac(known.mac.0);
+                return Err(AttachError::OtherMac { device: device.to_owned(), mac });
+            }
+            let known = self.plug_or_release(false, known)?;
+            return Ok(self.pod(&known));
         }
+        let underlay = self.underlay.iter().map(|underlay| underlay.interface.as_str());
+        let own: Vec<_> = underlay.chain([self.config.host.interface.as_str()]).collect();
+        let had_ipv6 = device::check_host_device(device, &own)?;
+        let (name, mac) = (device.to_owned(), ipam::Mac(mac.0));
         let record = Record {
             network: self.config.network.clone(),
             pod: None,
-            port: PortKind::AfPacket { device: device.to_owned(), mac: ipam::Mac(mac.0) },
+            port: PortKind::AfPacket { device: name, mac, had_ipv6 },
             created_unix_s: now_unix_s(),
             boot_id: self.identity.boot_id.clone(),
         };
         let allocation = self.ipam.allocate(&attachment, record)?;
-        if let Err(error) = self.plug(&allocation) {
-            if known.is_none() {
-                self.ipam.release(&attachment)?;
-            }
-            return Err(error);
-        }
-        Ok(allocation)
+        let allocation = self.plug_or_release(true, allocation)?;
+        Ok(self.pod(&allocation))
     }
 
     /// Takes a device of the host out of the switch.
@@ -242,7 +249,7 @@ impl Control {
         if self.underlay.is_none() {
             return Err(AttachError::NoUnderlay);
         }
-        let why = || match self.problems.get(&Topic::Lease) {
+        let why = || match self.problems.get(&Topic::Node(ProblemTopic::Lease)) {
             Some(problem) => problem.clone(),
             None => format!("its lease is {}; try again later", self.lease_phase.name()),
         };
@@ -260,41 +267,19 @@ impl Control {
     fn plug(&mut self, allocation: &Allocation) -> Result<(), AttachError> {
         let attachment = &allocation.attachment;
         if self.attached.contains_key(attachment) {
-            return self.configure(allocation);
+            return Ok(());
         }
-        let device = match &allocation.record.port {
-            PortKind::Tap { netns } => {
-                let opened = netns::run_in(&netns.path, || Tap::open(&attachment.ifname))?;
-                let netns = netns.path.clone();
-                Device::Tap(opened.map_err(|source| AttachError::Tap { netns, source })?)
-            }
-            PortKind::AfPacket { device, .. } => {
-                let veth = Veth::open(device)?;
-                if Path::new(IPV6_SETTINGS).exists() {
-                    // The host must not answer there; the device belongs to the switch now.
-                    link::set_sysctl(no_ipv6(device), "1")?;
-                }
-                Device::Veth(veth)
-            }
-        };
-        self.plug_device(allocation, device)
-    }
-
-    fn plug_device(&mut self, allocation: &Allocation, device: Device) -> Result<(), AttachError> {
-        let attachment = allocation.attachment.clone();
+        // Before the device is made, so that nothing is left when there is none.
         let port = self.numbers.take();
         let port = port.ok_or(AttachError::TooManyPorts(self.config.switch.ports_max))?;
-        let workers = self.engine.workers();
-        let halves = match &device {
-            Device::Tap(tap) => Port {
-                source: Box::new(tap.source(port)),
-                sinks: (0..workers).map(|_| Box::new(tap.sink(port)) as _).collect(),
-            },
-            Device::Veth(veth) => Port {
-                source: Box::new(veth.source(port)),
-                sinks: (0..workers).map(|_| Box::new(veth.sink(port)) as _).collect(),
-            },
+        let device = match Device::open(attachment, &allocation.record.port) {
+            Ok(device) => device,
+            Err(error) => {
+                self.numbers.put(port);
+                return Err(error.into());
+            }
         };
+        let halves = device.port(port, self.engine.workers());
         let attached = Attached {
             port,
             mtu: self.pod_mtu(),
@@ -305,14 +290,30 @@ impl Control {
         // The tables first: from its first frame on, the port is known and held to its own addresses.
         self.attached.insert(attachment.clone(), attached);
         self.publish();
-        let plugged = match self.engine.add_port(port, halves) {
-            Ok(()) => self.configure(allocation),
-            Err(error) => Err(error.into()),
-        };
-        if plugged.is_err() {
-            self.drop_port(&attachment)?;
+        if let Err(error) = self.engine.add_port(port, halves) {
+            // Only closed: what a running pod has must not be removed.
+            self.unplug(attachment)?;
+            return Err(error.into());
         }
-        plugged
+        Ok(())
+    }
+
+    /// Plugs and configures, and takes back what was allocated if that fails.
+    fn plug_or_release(
+        &mut self,
+        is_new: bool,
+        allocation: Allocation,
+    ) -> Result<Allocation, AttachError> {
+        let done = self.plug(&allocation).and_then(|()| self.configure(&allocation));
+        match done {
+            Ok(()) => Ok(allocation),
+            Err(error) => {
+                if is_new {
+                    self.detach(&allocation.attachment)?;
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Gives a pod's interface its addresses, routes and MTU.
@@ -341,46 +342,27 @@ impl Control {
 
     /// Takes a port out of the switch and removes its device.
     fn drop_port(&mut self, attachment: &Attachment) -> Result<(), AttachError> {
-        let Some(attached) = self.attached.remove(attachment) else {
-            return Ok(());
-        };
-        self.publish();
-        self.engine.remove_port(attached.port)?;
-        self.numbers.put(attached.port);
-        self.clear(&Topic::LostPort(attached.port));
-        let removed = match attached.device {
-            Device::Tap(tap) => tap.delete().map_err(|error| error.to_string()),
-            Device::Veth(veth) if Path::new(IPV6_SETTINGS).exists() => {
-                link::set_sysctl(no_ipv6(veth.name()), "0").map_err(|error| error.to_string())
-            }
-            Device::Veth(_) => Ok(()),
-        };
-        if let Err(error) = removed {
-            tracing::debug!(%attachment, error, "the interface went before its port");
+        if let Some(device) = self.unplug(attachment)? {
+            device.remove();
         }
         Ok(())
     }
-}
 
-fn no_ipv6(device: &str) -> link::Sysctl<'_> {
-    link::Sysctl::Ipv6 { ifname: device, key: "disable_ipv6" }
+    /// Takes a port out of the switch.
+    fn unplug(&mut self, attachment: &Attachment) -> Result<Option<Device>, AttachError> {
+        let Some(attached) = self.attached.remove(attachment) else {
+            return Ok(None);
+        };
+        self.publish();
+        // A worker that hangs may still use the number; then it is not given out again.
+        self.engine.remove_port(attached.port)?;
+        self.numbers.put(attached.port);
+        Ok(Some(attached.device))
+    }
 }
 
 fn device_attachment(device: &str) -> Attachment {
     Attachment { container_id: DEVICE_CONTAINER.to_owned(), ifname: device.to_owned() }
-}
-
-fn identify(path: &Path) -> Result<Netns, NetnsError> {
-    let netns::Identity { device, inode } = netns::identity(path)?;
-    Ok(Netns { path: path.to_owned(), device, inode })
-}
-
-/// Whether the namespace of an allocation is still the one that it was made in.
-fn is_alive(allocation: &Allocation) -> bool {
-    match allocation.record.port.netns() {
-        Some(netns) => identify(&netns.path).is_ok_and(|found| found == *netns),
-        None => true,
-    }
 }
 
 fn now_unix_s() -> u64 {

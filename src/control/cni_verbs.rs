@@ -1,5 +1,6 @@
 //! The CNI verbs, carried out.
 
+use cni::args::Command;
 use cni::error::{CniError, Code};
 use cni::handler::{self, Assigned, Attach, Check, Detach, Verb};
 use cni::link::{self, PodInterface};
@@ -22,6 +23,10 @@ impl Control {
             Ok(result) => CniResponse::Result(result),
             Err(error) => {
                 let environment = &request.environment;
+                // Runtimes ask for the status every few seconds; `weft status` shows the same.
+                if environment.command == Command::Status {
+                    return CniResponse::Error(error);
+                }
                 tracing::warn!(
                     command = %environment.command,
                     container = environment.container_id,
@@ -95,8 +100,11 @@ impl Control {
         }
         let code = if status.pods > 0 { Code::LIMITED } else { Code::NOT_AVAILABLE };
         let details = match status.problems.is_empty() {
-            true => format!("the lease is {}", status.lease_state),
-            false => status.problems.join("; "),
+            true => format!("the lease is {}", status.lease_state.name()),
+            false => {
+                let texts: Vec<_> = status.problems.into_iter().map(|p| p.text).collect();
+                texts.join("; ")
+            }
         };
         Err(CniError::new(code, "pods cannot be attached now").with_details(details))
     }
@@ -125,9 +133,7 @@ fn attach_error(error: &AttachError) -> CniError {
         | AttachError::NoUnderlay => Code::TRY_AGAIN_LATER,
         AttachError::Ipam(_) => Code::IO_FAILURE,
         AttachError::Engine(_) => Code::INTERNAL,
-        AttachError::Netns(_)
-        | AttachError::Tap { .. }
-        | AttachError::Veth(_)
+        AttachError::Device(_)
         | AttachError::Link(_)
         | AttachError::UnknownDevice(_)
         | AttachError::NotUnicast(_)

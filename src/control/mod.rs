@@ -15,6 +15,7 @@
 mod attach;
 mod cni_verbs;
 pub mod compile;
+pub mod device;
 mod ports;
 mod report;
 mod shared;
@@ -41,7 +42,7 @@ pub use self::attach::AttachError;
 use self::attach::Attached;
 use self::ports::PortNumbers;
 pub use self::shared::SharedControl;
-use crate::admin::api::Offender;
+use crate::admin::api::{LeasePhase, Offender, ProblemTopic};
 use crate::host::{Host, nft, sysctl};
 
 /// A worker that has not breathed for this long hangs: idle ones breathe every second.
@@ -70,37 +71,6 @@ pub struct HeldLease {
     pub v6: Option<Ipv6Network>,
 }
 
-/// How far the node has come with its lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeasePhase {
-    /// A seed is asked first what others hold.
-    Waiting,
-    /// Something is claimed.
-    Claiming,
-    /// Pods can be given addresses.
-    Held,
-    /// Every subnet is another node's.
-    Exhausted,
-    /// Another node has this one's identity.
-    Suspended,
-    /// The node has said goodbye.
-    Left,
-}
-
-impl LeasePhase {
-    /// The phase as it stands in [`crate::admin::api::Status`].
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Claiming => "claiming",
-            Self::Held => "held",
-            Self::Exhausted => "exhausted",
-            Self::Suspended => "suspended",
-            Self::Left => "left",
-        }
-    }
-}
-
 impl HeldLease {
     /// The lease made of these prefixes, of which there is at most one per family.
     pub fn new(prefixes: &[IpNetwork]) -> Self {
@@ -118,26 +88,23 @@ impl HeldLease {
 /// What may be wrong with the node, one problem at a time for each.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Topic {
-    /// The underlay address is not known.
-    Underlay,
-    /// The tunnel could not be opened.
-    Tunnel,
-    /// The gossip does not run.
-    Gossip,
-    /// There is no lease.
-    Lease,
-    /// `weft0` could not be set up.
-    Host,
-    /// Pods cannot reach the world.
-    Masquerade,
+    /// Something of the node as a whole.
+    Node(ProblemTopic),
     /// A kernel setting could not be made.
     Sysctl(&'static str),
-    /// A pod could not be attached again.
+    /// A pod has no network, or an old configuration.
     Pod(Attachment),
-    /// Nodes were left out of the tables.
-    Tables,
-    /// An interface vanished.
-    LostPort(PortIx),
+}
+
+impl Topic {
+    /// The topic as the admin socket names it.
+    fn kind(&self) -> ProblemTopic {
+        match self {
+            Self::Node(topic) => *topic,
+            Self::Sysctl(_) => ProblemTopic::Sysctl,
+            Self::Pod(_) => ProblemTopic::Pod,
+        }
+    }
 }
 
 /// The control side of one node.
@@ -152,12 +119,15 @@ pub struct Control {
     numbers: PortNumbers,
     lease: HeldLease,
     lease_phase: LeasePhase,
+    /// A lease that is held, but could not be written down yet.
+    lease_waiting: Option<HeldLease>,
     map: Arc<SubnetMap>,
     underlay: Option<Underlay>,
     tunnel: Option<TunnelStatus>,
     host: Option<Host>,
     problems: BTreeMap<Topic, String>,
     offenders: VecDeque<Offender>,
+    offence_lines: u32,
     gossip_refused: BTreeMap<String, u64>,
     generation: u64,
 }
@@ -191,12 +161,14 @@ impl Control {
             numbers,
             lease: HeldLease { v4, v6 },
             lease_phase: LeasePhase::Waiting,
+            lease_waiting: None,
             map: Arc::default(),
             underlay: None,
             tunnel: None,
             host: None,
             problems: BTreeMap::new(),
             offenders: VecDeque::new(),
+            offence_lines: 0,
             gossip_refused: BTreeMap::new(),
             generation: 0,
         })
@@ -222,14 +194,17 @@ impl Control {
     ///
     /// Pods with addresses of an earlier lease keep them.
     pub fn set_lease(&mut self, lease: HeldLease) {
-        self.lease_phase = LeasePhase::Held;
-        match self.ipam.set_lease(lease.v4, lease.v6) {
-            Ok(()) => self.clear(&Topic::Lease),
-            Err(error) => {
-                self.raise(Topic::Lease, format!("the lease cannot be used: {error}"));
-                return;
-            }
+        if let Err(error) = self.ipam.set_lease(lease.v4, lease.v6) {
+            // The old one is not this node's any more, so nothing is handed out until this works.
+            self.lease_phase = LeasePhase::Claiming;
+            self.lease_waiting = Some(lease);
+            let problem = format!("the lease cannot be taken up: {error}. It is tried again");
+            self.raise(Topic::Node(ProblemTopic::Lease), problem);
+            return;
         }
+        self.lease_phase = LeasePhase::Held;
+        self.lease_waiting = None;
+        self.clear(&Topic::Node(ProblemTopic::Lease));
         let changed = self.lease != lease;
         self.lease = lease;
         self.set_up_host();
@@ -245,9 +220,10 @@ impl Control {
     /// there, and gives no new addresses.
     pub fn set_no_lease(&mut self, phase: LeasePhase, problem: Option<String>) {
         self.lease_phase = phase;
+        self.lease_waiting = None;
         match problem {
-            Some(problem) => self.raise(Topic::Lease, problem),
-            None => self.clear(&Topic::Lease),
+            Some(problem) => self.raise(Topic::Node(ProblemTopic::Lease), problem),
+            None => self.clear(&Topic::Node(ProblemTopic::Lease)),
         }
     }
 
@@ -262,7 +238,7 @@ impl Control {
         let address = underlay.address;
         self.underlay = Some(underlay);
         let tunnel = self.open_tunnel(address);
-        self.clear(&Topic::Underlay);
+        self.clear(&Topic::Node(ProblemTopic::Underlay));
         self.configure_all();
         self.set_up_host();
         self.publish();
@@ -287,11 +263,11 @@ impl Control {
         match opened {
             Ok(status) => {
                 self.tunnel = Some(status);
-                self.clear(&Topic::Tunnel);
+                self.clear(&Topic::Node(ProblemTopic::Tunnel));
                 Ok(())
             }
             Err(error) => {
-                self.raise(Topic::Tunnel, error.to_string());
+                self.raise(Topic::Node(ProblemTopic::Tunnel), error.to_string());
                 Err(error)
             }
         }
@@ -305,12 +281,12 @@ impl Control {
             return;
         }
         match self.try_set_up_host(&gateways) {
-            Ok(()) => self.clear(&Topic::Host),
+            Ok(()) => self.clear(&Topic::Node(ProblemTopic::Host)),
             Err(error) => {
                 let interface = &self.config.host.interface;
                 let problem =
                     format!("{interface} cannot be set up, so this node reaches no pod: {error}");
-                self.raise(Topic::Host, problem);
+                self.raise(Topic::Node(ProblemTopic::Host), problem);
             }
         }
         self.set_up_forwarding();
@@ -344,13 +320,40 @@ impl Control {
                 Err(error) => self.raise(Topic::Sysctl(name), error.to_string()),
             }
         }
-        if !self.config.host.masquerade {
-            return;
+        let masqueraded = if self.config.host.masquerade {
+            nft::apply(&interface, &self.leases(), &self.config.lease.ranges)
+        } else {
+            nft::remove()
+        };
+        match masqueraded {
+            // Without `nft`, there is nothing to remove.
+            Err(nft::Error::Missing) if !self.config.host.masquerade => {}
+            Ok(()) => self.clear(&Topic::Node(ProblemTopic::Masquerade)),
+            Err(error) => self.raise(Topic::Node(ProblemTopic::Masquerade), error.to_string()),
         }
-        match nft::apply(&interface, &self.leases(), &self.config.lease.ranges) {
-            Ok(()) => self.clear(&Topic::Masquerade),
-            Err(error) => self.raise(Topic::Masquerade, error.to_string()),
+    }
+
+    /// Tries again what did not work, and makes anew what vanished. Called every few seconds.
+    pub fn repair(&mut self) {
+        if let Some(lease) = self.lease_waiting {
+            self.set_lease(lease);
         }
+        if let (None, Some(underlay)) = (&self.tunnel, &self.underlay) {
+            let address = underlay.address;
+            if let Err(error) = self.open_tunnel(address) {
+                tracing::debug!("the tunnel is still closed: {error:#}");
+            }
+        }
+        let host_is_well = self.host.is_some()
+            && !self.problems.keys().any(|topic| {
+                let node = [ProblemTopic::Host, ProblemTopic::Masquerade, ProblemTopic::Sysctl];
+                node.contains(&topic.kind())
+            });
+        if !host_is_well {
+            self.set_up_host();
+            self.publish();
+        }
+        self.plug_missing();
     }
 
     /// Makes the tables anew and puts them in force.
@@ -378,8 +381,11 @@ impl Control {
         let (tables, left_out) = compile::compile(inputs);
         self.engine.publish(Arc::new(tables));
         match left_out {
-            0 => self.clear(&Topic::Tables),
-            n => self.raise(Topic::Tables, format!("{n} nodes do not fit the tables (65536 do)")),
+            0 => self.clear(&Topic::Node(ProblemTopic::Tables)),
+            n => self.raise(
+                Topic::Node(ProblemTopic::Tables),
+                format!("{n} nodes do not fit the tables (65536 do)"),
+            ),
         }
     }
 

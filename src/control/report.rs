@@ -4,23 +4,29 @@ use std::iter;
 
 use ipam::{Allocation, PortKind};
 use overlay::decap::Offence;
-use overlay::subnet::Claim;
+use overlay::subnet::{Claim, MemberState};
 use vswitch::mac::Mac;
+use vswitch::port::PortIx;
 use vswitch::verdict::Reason;
 
-use super::attach::AttachError;
-use super::{Control, LeasePhase, OFFENDERS_MAX};
+use super::{Control, OFFENDERS_MAX, Topic};
 use crate::admin::api::{
-    Capability, CountersReport, NodeStatus, Offender, PodStatus, PoolStatus, PortRequest, Status,
+    Capability, CountersReport, LeasePhase, NodeStatus, Offender, PodStatus, PoolStatus, Problem,
+    ProblemTopic, Status,
 };
 use crate::admin::metrics::Report;
+
+/// Log lines about new senders of refused tunnel packets, each time that reports are collected.
+const OFFENCE_LINES: u32 = 3;
 
 impl Control {
     /// The node and its health.
     pub fn status(&self) -> Status {
         let held = self.lease_phase == LeasePhase::Held;
         let alive = self.map.members.values().filter(|member| member.state.is_active()).count();
-        let conflicts = self.map.conflicts.iter().map(ToString::to_string);
+        let own = self.problems.iter().map(|(topic, text)| (topic.kind(), text.clone()));
+        let conflicts = self.map.conflicts.iter();
+        let conflicts = conflicts.map(|conflict| (ProblemTopic::Conflict, conflict.to_string()));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             network: self.config.network.clone(),
@@ -31,17 +37,36 @@ impl Control {
             pod_mtu: self.underlay.as_ref().map(|_| self.pod_mtu()),
             vtep_mac: self.identity.id.vtep_mac(),
             leases: if held { self.leases() } else { Vec::new() },
-            lease_state: self.lease_phase.name().to_owned(),
+            lease_state: self.lease_phase,
             addresses: self.pools(),
             nodes_alive: alive,
             map_generation: self.map.generation,
             tables_generation: self.generation,
             pods: self.attached.len(),
             uptime_s: self.started.elapsed().as_secs(),
-            ready: held && self.tunnel.is_some() && self.host.is_some(),
-            problems: self.problems.values().cloned().chain(conflicts).collect(),
+            ready: held
+                && self.tunnel.is_some()
+                && self.host.is_some()
+                && !self.problems.contains_key(&Topic::Node(ProblemTopic::Underlay)),
+            problems: (own.chain(conflicts).chain(self.isolation()))
+                .map(|(topic, text)| Problem { topic, text })
+                .collect(),
             capabilities: self.capabilities(),
         }
+    }
+
+    /// A node that knows others and hears none of them.
+    fn isolation(&self) -> Option<(ProblemTopic, String)> {
+        let others = self.map.members.values().filter(|member| member.id != self.identity.id);
+        let mut others = others.filter(|member| member.state != MemberState::Left).peekable();
+        others.peek()?;
+        let port = self.config.overlay.gossip_port;
+        (!others.any(|member| member.state.is_active())).then(|| {
+            let text = format!(
+                "no other node answers: check the cable, and that UDP port {port} is open between the nodes"
+            );
+            (ProblemTopic::Gossip, text)
+        })
     }
 
     /// The map.
@@ -49,7 +74,7 @@ impl Control {
         let members = self.map.members.values().map(|member| NodeStatus {
             name: member.name.clone(),
             node_id: member.id.to_string(),
-            state: member.state.name().to_owned(),
+            state: member.state,
             this_node: member.id == self.identity.id,
             underlay: member.underlay,
             underlay_mtu: member.underlay_mtu,
@@ -102,39 +127,34 @@ impl Control {
     /// Takes up what the workers reported of refused tunnel packets and vanished interfaces, and logs
     /// each new sender once.
     pub fn collect_reports(&mut self) {
+        self.offence_lines = OFFENCE_LINES;
         let offences: Vec<Offence> =
             self.tunnel.iter().flat_map(|tunnel| iter::from_fn(|| tunnel.take_offence())).collect();
         for offence in offences {
             self.note_offence(&offence);
         }
         for lost in self.engine.take_lost_sources() {
-            let Some(port) = lost.port else {
-                self.raise(
-                    super::Topic::Tunnel,
-                    format!("the tunnel's socket broke: {}", lost.error),
-                );
-                continue;
-            };
-            let problem = format!("port {} lost its interface: {}", port.0, lost.error);
-            self.raise(super::Topic::LostPort(port), problem);
+            self.lose(lost.port, &lost.error);
         }
     }
 
-    /// Attaches a device of the host.
-    ///
-    /// # Errors
-    /// As [`Control::attach_device`].
-    pub fn add_device(&mut self, request: &PortRequest) -> Result<PodStatus, AttachError> {
-        let allocation = self.attach_device(&request.device, request.mac)?;
-        Ok(self.pod(&allocation))
-    }
-
-    /// Detaches a device of the host.
-    ///
-    /// # Errors
-    /// When it is no port.
-    pub fn remove_device(&mut self, device: &str) -> Result<(), AttachError> {
-        self.detach_device(device)
+    /// Forgets a port whose interface vanished, or the tunnel; [`Control::repair`] makes them anew.
+    fn lose(&mut self, port: Option<PortIx>, why: &str) {
+        match port {
+            None => {
+                self.tunnel = None;
+                let problem = format!("the tunnel's socket broke: {why}. It is opened again");
+                self.raise(Topic::Node(ProblemTopic::Tunnel), problem);
+            }
+            Some(PortIx::HOST) => {
+                self.host = None;
+                let interface = &self.config.host.interface;
+                let problem = format!("{interface} vanished: {why}. It is made again");
+                self.raise(Topic::Node(ProblemTopic::Host), problem);
+                self.publish();
+            }
+            Some(port) => self.lose_port(port, why),
+        }
     }
 
     fn note_offence(&mut self, offence: &Offence) {
@@ -143,7 +163,10 @@ impl Control {
         let known = self.offenders.iter().position(|o| o.address == address && o.reason == reason);
         let reports = match known.and_then(|ix| self.offenders.remove(ix)) {
             Some(offender) => offender.reports.saturating_add(1),
+            // Whoever invents senders must not fill the log.
+            None if self.offence_lines == 0 => 1,
             None => {
+                self.offence_lines -= 1;
                 tracing::warn!(%address, "tunnel packets refused: {}", offence.reason.describe());
                 1
             }
@@ -152,7 +175,7 @@ impl Control {
         self.offenders.truncate(OFFENDERS_MAX);
     }
 
-    fn pod(&self, allocation: &Allocation) -> PodStatus {
+    pub(super) fn pod(&self, allocation: &Allocation) -> PodStatus {
         let attached = self.attached.get(&allocation.attachment);
         let pod = allocation.record.pod.as_ref();
         PodStatus {

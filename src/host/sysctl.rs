@@ -1,15 +1,14 @@
 //! The few kernel settings that a node needs, each with its reason.
 
 use std::fs;
-use std::io;
-use std::path::PathBuf;
+
+use cni::link::{LinkError, Sysctl, set_sysctl};
 
 /// A setting could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("kernel setting {path}: {source}: {consequence}")]
-pub struct Error {
-    path: String,
-    source: io::Error,
+#[error("{cause}: {consequence}")]
+pub struct SettingError {
+    cause: LinkError,
     consequence: &'static str,
 }
 
@@ -21,21 +20,22 @@ pub struct Error {
 ///
 /// # Errors
 /// When a setting can neither be found right nor be set.
-pub fn enable_forwarding(ipv6: bool) -> Result<(), Error> {
-    const CONSEQUENCE: &str = "pods cannot reach the world outside through this node";
-    set("net/ipv4/ip_forward", "1", CONSEQUENCE)?;
-    if !ipv6 || get("net/ipv6/conf/all/forwarding").is_ok_and(|value| value != "0") {
+pub fn enable_forwarding(ipv6: bool) -> Result<(), SettingError> {
+    let consequence = "pods cannot reach the world outside through this node";
+    set(Sysctl::Ipv4Forward, "1", consequence)?;
+    let forwards = fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding");
+    if !ipv6 || forwards.is_ok_and(|value| value.trim() != "0") {
         return Ok(());
     }
-    let interfaces = fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten();
-    for interface in interfaces {
+    for interface in fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten() {
+        let listens = fs::read_to_string(interface.path().join("accept_ra"));
         let name = interface.file_name();
-        let key = format!("net/ipv6/conf/{}/accept_ra", name.to_string_lossy());
-        if get(&key).is_ok_and(|value| value == "1") {
-            set(&key, "2", "the node would lose the default route that it learned from a router")?;
+        if let (true, Some(ifname)) = (listens.is_ok_and(|v| v.trim() == "1"), name.to_str()) {
+            let consequence = "the node would lose the default route that it learned from a router";
+            set(Sysctl::Ipv6 { ifname, key: "accept_ra" }, "2", consequence)?;
         }
     }
-    set("net/ipv6/conf/all/forwarding", "1", CONSEQUENCE)
+    set(Sysctl::Ipv6 { ifname: "all", key: "forwarding" }, "1", consequence)
 }
 
 /// Accepts on `interface` packets whose source would be answered through another one: a node may reach
@@ -43,27 +43,11 @@ pub fn enable_forwarding(ipv6: bool) -> Result<(), Error> {
 ///
 /// # Errors
 /// When the setting can neither be found right nor be set.
-pub fn loosen_reverse_path_filter(interface: &str) -> Result<(), Error> {
-    let key = format!("net/ipv4/conf/{interface}/rp_filter");
-    set(&key, "2", "other nodes cannot reach this node under its pod-network address")
+pub fn loosen_reverse_path_filter(interface: &str) -> Result<(), SettingError> {
+    let consequence = "other nodes cannot reach this node under its pod-network address";
+    set(Sysctl::Ipv4 { ifname: interface, key: "rp_filter" }, "2", consequence)
 }
 
-fn path(key: &str) -> PathBuf {
-    PathBuf::from("/proc/sys").join(key)
-}
-
-fn get(key: &str) -> io::Result<String> {
-    Ok(fs::read_to_string(path(key))?.trim().to_owned())
-}
-
-/// Writes only what is not so already: in a container the setting may be right and read-only.
-fn set(key: &str, value: &str, consequence: &'static str) -> Result<(), Error> {
-    if get(key).is_ok_and(|current| current == value) {
-        return Ok(());
-    }
-    fs::write(path(key), value).map_err(|source| Error {
-        path: path(key).display().to_string(),
-        source,
-        consequence,
-    })
+fn set(setting: Sysctl<'_>, value: &str, consequence: &'static str) -> Result<(), SettingError> {
+    set_sysctl(setting, value).map_err(|cause| SettingError { cause, consequence })
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::Signal;
 
 use super::admin::Admin;
@@ -18,7 +18,7 @@ use super::netlink::{self, End};
 use super::process::{self, ProcessId};
 use super::state::{self, LabState, Labs, NodeState, PodState};
 use super::wait::{Interrupt, Interrupted, Wait};
-use super::{daemon, plugin};
+use super::{daemon, hosts, plugin};
 
 /// Name of the namespace with the bridge between the nodes.
 pub const UNDERLAY: &str = "underlay";
@@ -289,7 +289,7 @@ impl Lab {
                 };
                 let mut names: Vec<_> = seen
                     .iter()
-                    .filter(|seen| seen.state == "alive" && !seen.leases.is_empty())
+                    .filter(|seen| seen.state.is_active() && !seen.leases.is_empty())
                     .map(|seen| seen.name.as_str())
                     .collect();
                 names.sort_unstable();
@@ -428,7 +428,7 @@ impl Lab {
     /// Adds a pod on `node` through the CNI plugin.
     ///
     /// # Errors
-    /// When there is no such node, or the plugin refuses.
+    /// When there is no such node, or the plugin refuses; nothing is left of the pod then.
     pub fn add_pod(&mut self, node: &str) -> Result<String> {
         self.interrupt.check()?;
         let state = self.state.node_mut(node)?;
@@ -439,17 +439,28 @@ impl Lab {
         self.state.node_mut(node)?.pods.push(pod.clone());
         self.save()?;
 
-        let namespace = Namespace::create(self.dir.join("ns").join(&name))
-            .with_context(|| format!("making namespace {name}"))?;
-        netlink::prepare(&namespace)?;
-        let call = plugin::Call::new(&self.dir, self.namespace(node)?, node, &pod, &namespace);
-        let given = call.add().with_context(|| format!("attaching pod {name}"))?;
+        let given = match self.attach(node, &pod) {
+            Ok(given) => given,
+            Err(error) => {
+                // As a runtime does after a failed ADD: DEL, and the pod is gone.
+                return Err(match self.remove_pod(&name) {
+                    Ok(()) => error,
+                    Err(undo) => anyhow!("{error:#}; and removing it again: {undo:#}"),
+                });
+            }
+        };
         let pods = &mut self.state.node_mut(node)?.pods;
         if let Some(pod) = pods.iter_mut().find(|pod| pod.name == name) {
             (pod.addresses, pod.mac) = (given.addresses, given.mac);
         }
         self.save()?;
         Ok(name)
+    }
+
+    fn attach(&self, node: &str, pod: &PodState) -> Result<plugin::Given> {
+        let namespace = self.make_namespace(&pod.name)?;
+        let call = plugin::Call::new(&self.dir, self.namespace(node)?, node, pod, &namespace);
+        call.add().with_context(|| format!("attaching pod {}", pod.name))
     }
 
     /// Removes a pod through the CNI plugin.
@@ -579,11 +590,11 @@ impl Lab {
             self.check_daemon(state)?;
             Ok(match admin.status() {
                 Ok(status) if status.ready => Wait::Done(()),
-                Ok(status) => Wait::NotYet(format!(
-                    "lease {}, {}",
-                    status.lease_state,
-                    status.problems.join(", ")
-                )),
+                Ok(status) => {
+                    let problems: Vec<_> = status.problems.into_iter().map(|p| p.text).collect();
+                    let lease = status.lease_state.name();
+                    Wait::NotYet(format!("lease {lease}, {}", problems.join(", ")))
+                }
                 Err(error) => Wait::NotYet(format!("{error:#}")),
             })
         });
@@ -599,7 +610,8 @@ impl Lab {
     }
 
     fn save(&self) -> Result<()> {
-        self.state.write(&self.dir)
+        self.state.write(&self.dir)?;
+        hosts::write(&self.dir, &self.state).context("writing the names of nodes and pods")
     }
 }
 
@@ -640,6 +652,7 @@ impl Lab {
         errors.note(unmounted.context("unmounting the namespaces' directory"));
         let context = || format!("removing {}", self.dir.display());
         errors.note(fs::remove_dir_all(&self.dir).with_context(context));
+        errors.note(state::remove_base_if_empty(&self.dir));
         if let Some(holder) = self.state.holder {
             errors.note(holder.signal(Signal::KILL).context("ending the holder of the namespaces"));
         }
@@ -766,8 +779,8 @@ mod tests {
         lab.down().unwrap();
         assert!(!orphan.wait().unwrap().success());
         assert!(labs.names().unwrap().is_empty());
+        assert!(!base.exists(), "the directory of the last lab stays");
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         assert!(!mounts.contains(&*base.to_string_lossy()), "{mounts}");
-        fs::remove_dir(base).unwrap();
     }
 }

@@ -88,7 +88,7 @@ fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
         "network = {}\nname = {}\nseeds = [{}]\n\n\
          [underlay]\naddress = {}\n\n\
          [lease]\n{lease}\n\n\
-         [paths]\nstate = {}\nrun = {}\ncni_bin = {}\ncni_conf = {}\n\n\
+         [paths]\nstate = {}\nrun = {}\n\n\
          [metrics]\nlisten = \"127.0.0.1:9144\"\n\n\
          [log]\nlevel = {}\n\n",
         quote(&format!("lab-{}", config.name)),
@@ -97,8 +97,6 @@ fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
         quote(&node.underlay.to_string()),
         quote_path(&dir.join("state")),
         quote_path(&dir.join("run")),
-        quote_path(&dir.join("bin")),
-        quote_path(&dir.join("cni")),
         quote(&config.log),
     );
     text.push_str(&config.extra);

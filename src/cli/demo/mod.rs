@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 
 use super::args::{DemoArgs, Format};
 use super::{lab, signals};
+use crate::admin::api::ProblemTopic;
 use crate::lab::{Family, Interrupt, Lab, LabConfig, Labs, Plan, sandbox};
 use measure::Endpoint;
 use progress::{Outcome, Progress};
@@ -224,8 +225,8 @@ fn reach_world(
     let pod = endpoints.iter().find(|endpoint| endpoint.is_pod).context("a demo has pods")?;
     let number = lab.state().node(&pod.node)?.number;
     let problems = lab.admin(&pod.node)?.status()?.problems;
-    if let Some(problem) = problems.iter().find(|problem| problem.contains("`nft`")) {
-        outcome.detail = format!("left out: {problem}");
+    if let Some(problem) = problems.iter().find(|p| p.topic == ProblemTopic::Masquerade) {
+        outcome.detail = format!("left out: {}", problem.text);
         return Ok(());
     }
     for family in families {

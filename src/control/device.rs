@@ -1,0 +1,196 @@
+//! The devices at the other end of ports: how they are opened, and removed without a trace.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use cni::link::{self, LinkError, Netlink, Sysctl};
+use cni::netns::{self, NetnsError};
+use ipam::{Allocation, Attachment, Netns, PortKind};
+use vswitch::engine::Port;
+use vswitch::port::PortIx;
+use vswitch::tap::{Tap, TapError};
+use vswitch::veth::{Veth, VethError};
+
+/// The device at the other end of a port.
+#[derive(Debug)]
+pub(super) enum Device {
+    /// A pod's interface.
+    Tap(Tap),
+    /// An interface of the host.
+    Veth {
+        /// The open device.
+        veth: Veth,
+        /// Whether the host is to speak IPv6 on it afterwards.
+        had_ipv6: bool,
+    },
+}
+
+/// Why a device could not be opened or removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The pod's interface could not be made.
+    #[error("in network namespace {}: {cause}", netns.display())]
+    Tap {
+        /// The namespace.
+        netns: PathBuf,
+        /// What failed.
+        cause: TapError,
+    },
+    /// The pod shares the network of the node.
+    #[error("{} is the node's own network namespace: a pod there has the node's network", .0.display())]
+    OwnNetns(PathBuf),
+    /// The host's device cannot be opened.
+    #[error(transparent)]
+    Veth(#[from] VethError),
+    /// The host itself needs the device.
+    #[error(
+        "{device} cannot become a port: {why}. Give one end of a veth pair, or a tap, without addresses"
+    )]
+    InUse {
+        /// The device.
+        device: String,
+        /// What the host needs it for.
+        why: String,
+    },
+    /// The kernel refused to tell of, or to change, a link.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+impl Device {
+    /// Opens the device of `attachment`, making the pod's if it is not there.
+    pub(super) fn open(attachment: &Attachment, port: &PortKind) -> Result<Self, DeviceError> {
+        match port {
+            PortKind::Tap { netns } => {
+                let opened = netns::run_in(&netns.path, || Tap::open(&attachment.ifname))?;
+                let netns = netns.path.clone();
+                Ok(Self::Tap(opened.map_err(|cause| DeviceError::Tap { netns, cause })?))
+            }
+            PortKind::AfPacket { device, had_ipv6, .. } => {
+                let veth = Veth::open(device)?;
+                // The host must not answer there: the device belongs to the switch now.
+                set_ipv6(device, false)?;
+                Ok(Self::Veth { veth, had_ipv6: *had_ipv6 })
+            }
+        }
+    }
+
+    /// The device as a port for an engine with `workers` workers.
+    pub(super) fn port(&self, port: PortIx, workers: usize) -> Port {
+        match self {
+            Self::Tap(tap) => Port {
+                source: Box::new(tap.source(port)),
+                sinks: (0..workers).map(|_| Box::new(tap.sink(port)) as _).collect(),
+            },
+            Self::Veth { veth, .. } => Port {
+                source: Box::new(veth.source(port)),
+                sinks: (0..workers).map(|_| Box::new(veth.sink(port)) as _).collect(),
+            },
+        }
+    }
+
+    /// Removes a pod's interface; gives one of the host back to it. One that went before is no matter.
+    pub(super) fn remove(self) {
+        let removed = match self {
+            Self::Tap(tap) => tap.delete().map_err(|error| error.to_string()),
+            Self::Veth { veth, had_ipv6 } => {
+                set_ipv6(veth.name(), had_ipv6).map_err(|error| error.to_string())
+            }
+        };
+        if let Err(error) = removed {
+            tracing::debug!(error, "the interface went before its port");
+        }
+    }
+}
+
+/// Removes the device of an allocation that has no port, as far as it is there.
+pub(crate) fn remove_leftover(allocation: &Allocation) -> Result<(), DeviceError> {
+    let ifname = &allocation.attachment.ifname;
+    match &allocation.record.port {
+        PortKind::Tap { netns } if is_same(netns) => {
+            let mut netlink = Netlink::open_in(&netns.path)?;
+            match netlink.find_link(ifname)? {
+                // Only ours: another interface may have the name by now.
+                Some(found) if found.mac == Some(allocation.mac.0) => {
+                    Ok(netlink.delete_link(found.index)?)
+                }
+                Some(_) | None => Ok(()),
+            }
+        }
+        PortKind::Tap { .. } => Ok(()),
+        PortKind::AfPacket { device, had_ipv6, .. } => Ok(set_ipv6(device, *had_ipv6)?),
+    }
+}
+
+/// Which namespace is at `path` now.
+///
+/// # Errors
+/// When there is none, or it is the node's own.
+pub(super) fn identify(path: &Path) -> Result<Netns, DeviceError> {
+    let netns::Identity { device, inode } = netns::identity(path)?;
+    let own = netns::identity(Path::new("/proc/self/ns/net"))?;
+    if (own.device, own.inode) == (device, inode) {
+        return Err(DeviceError::OwnNetns(path.to_owned()));
+    }
+    Ok(Netns { path: path.to_owned(), device, inode })
+}
+
+/// Whether the namespace of an allocation may still be the one that it was made in: unless it is known to
+/// be gone, its pod keeps its addresses.
+pub(super) fn may_be_alive(allocation: &Allocation) -> bool {
+    let Some(netns) = allocation.record.port.netns() else {
+        return true;
+    };
+    match netns::identity(&netns.path) {
+        Ok(found) => (found.device, found.inode) == (netns.device, netns.inode),
+        Err(error) => !error.is_missing(),
+    }
+}
+
+fn is_same(netns: &Netns) -> bool {
+    netns::identity(&netns.path)
+        .is_ok_and(|found| (found.device, found.inode) == (netns.device, netns.inode))
+}
+
+/// Checks that the host can do without `device`, and tells whether it speaks IPv6 there.
+///
+/// # Errors
+/// [`DeviceError::InUse`] when it is one that the node itself lives on.
+pub(super) fn check_host_device(device: &str, own: &[&str]) -> Result<bool, DeviceError> {
+    let in_use = |why: String| DeviceError::InUse { device: device.to_owned(), why };
+    if device == "lo" || own.contains(&device) {
+        return Err(in_use("the node itself needs it".to_owned()));
+    }
+    let mut netlink = Netlink::open()?;
+    let found = netlink.link(device)?;
+    let addresses = netlink.addresses(Some(found.index))?;
+    if let Some(held) = addresses.iter().find(|held| !is_link_local(held.address.ip())) {
+        return Err(in_use(format!("the node has the address {} on it", held.address)));
+    }
+    if let Some(master) = found.master {
+        return Err(in_use(format!("it belongs to the bridge with index {master}")));
+    }
+    let path = format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6");
+    Ok(fs::read_to_string(path).is_ok_and(|value| value.trim() == "0"))
+}
+
+/// Switches IPv6 on `device` on or off; in a kernel without IPv6 there is nothing to do.
+fn set_ipv6(device: &str, on: bool) -> Result<(), LinkError> {
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        return Ok(());
+    }
+    let setting = Sysctl::Ipv6 { ifname: device, key: "disable_ipv6" };
+    link::set_sysctl(setting, if on { "0" } else { "1" })
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
