@@ -406,6 +406,7 @@ struct Gossip {
     agent: AgentHandle,
     map: watch::Receiver<Arc<SubnetMap>>,
     lease: watch::Receiver<LeaseState>,
+    storage: watch::Receiver<Option<String>>,
     events: mpsc::Receiver<Event>,
 }
 
@@ -413,6 +414,8 @@ struct Gossip {
 enum News {
     Map(Arc<SubnetMap>),
     Lease(LeaseState),
+    /// Why what must survive a restart cannot be written, or that it can.
+    Storage(Option<String>),
     Event(Event),
     /// The gossip ended, which it never does by itself.
     Ended,
@@ -447,8 +450,9 @@ impl Gossip {
         let (mut map, mut lease) = (agent.map(), agent.lease());
         map.mark_changed();
         lease.mark_changed();
+        let storage = agent.storage();
         let events = agent.take_events().context("the events of a new agent are there")?;
-        Ok(Self { agent, map, lease, events })
+        Ok(Self { agent, map, lease, storage, events })
     }
 }
 
@@ -475,6 +479,10 @@ async fn next_news(gossip: &mut Option<Gossip>) -> News {
             Ok(()) => News::Lease(gossip.lease.borrow_and_update().clone()),
             Err(_) => News::Ended,
         },
+        changed = gossip.storage.changed() => match changed {
+            Ok(()) => News::Storage(gossip.storage.borrow_and_update().clone()),
+            Err(_) => News::Ended,
+        },
         event = gossip.events.recv() => event.map_or(News::Ended, News::Event),
     }
 }
@@ -483,6 +491,14 @@ async fn take_up(control: &SharedControl, news: News) -> Result<()> {
     match news {
         News::Map(map) => with(control, |control| control.set_map(map)).await,
         News::Lease(lease) => with(control, move |control| set_lease(control, &lease)).await,
+        News::Storage(problem) => {
+            let topic = Topic::Node(ProblemTopic::Storage);
+            with(control, move |control| match problem {
+                Some(problem) => control.raise(topic, problem),
+                None => control.clear(&topic),
+            })
+            .await
+        }
         News::Event(event) => {
             events::log(&event);
             Ok(())
