@@ -39,15 +39,14 @@ impl Place {
         self.dir.path().join("labs")
     }
 
-    /// Nothing of any lab is left: no process that was started from it, no mount, no file.
+    /// Nothing of any lab is left: no process that was started from it, no mount, no file, no directory.
     fn assert_clean(&self) {
         let labs = self.labs();
         let text = labs.to_string_lossy().into_owned();
         eventually("its processes are gone", || processes_of(&labs).is_empty());
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         assert!(!mounts.contains(&text), "{mounts}");
-        let left = fs::read_dir(&labs).map(|entries| entries.count()).unwrap_or(0);
-        assert_eq!(left, 0, "files are left in {text}");
+        assert!(!labs.exists(), "{text} is left");
     }
 }
 
@@ -108,6 +107,7 @@ fn exit_codes_tell_success_failure_and_wrong_usage() {
         (&["demo", "--nodes", "1"], 2),
         (&["status", "--lab", "x"], 2),
         (&["port", "add", "eth0", "not-a-mac"], 2),
+        (&["port", "remove", "eth0", "--node", "n1", "--lab", "nobody"], 1),
     ] {
         let output = place.run(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
@@ -252,6 +252,16 @@ fn a_lab_stays_is_changed_by_later_commands_and_goes() {
     let output = place.run(&["lab", "exec", "n3-p1", "--", "sh", "-c", "exit 7"]);
     assert_eq!(output.status.code(), Some(7));
 
+    let names = succeed(&["lab", "exec", "n1-p1", "--", "cat", "/etc/hosts"]);
+    for name in ["n1", "n2", "n3", "n1-p1", "n2-p1", "n3-p1", "world"] {
+        assert!(names.lines().any(|line| line.split(' ').nth(1) == Some(name)), "{name}: {names}");
+    }
+    let outside = fs::read_to_string("/etc/hosts").unwrap_or_default();
+    assert!(!outside.contains("n3-p1"), "the machine's own names have changed: {outside}");
+    // 2 is for names that are not found; 1 for machines without the program.
+    let resolved = place.run(&["lab", "exec", "n1-p1", "--", "getent", "hosts", "n3-p1"]);
+    assert!(matches!(resolved.status.code(), Some(0 | 1)), "{}", stderr(&resolved));
+
     let alive = |place: &Place| -> Vec<String> {
         let output = place.run(&["nodes", "--node", "n1", "-o", "json"]);
         let nodes: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
@@ -267,7 +277,23 @@ fn a_lab_stays_is_changed_by_later_commands_and_goes() {
     eventually("n2 has left", || alive(&place) == ["n1", "n3"]);
     succeed(&["lab", "start", "n2"]);
     eventually("n2 is back", || alive(&place) == ["n1", "n2", "n3"]);
-    succeed(&["lab", "kill", "n2"]);
+    for _ in 0..4 {
+        let pid = shown(&place)["nodes"][1]["daemon"]["pid"].as_u64().unwrap();
+        succeed(&["lab", "kill", "n2"]);
+        // At most the first thread, which waits to be collected: a second would hold files and devices.
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        assert!(tasks <= 1, "{tasks} threads of process {pid} are left");
+        succeed(&["lab", "start", "n2"]);
+    }
+    succeed(&["lab", "stop", "n2"]);
+    let output = place.run(&["lab", "add-pod", "n2"]);
+    assert_eq!(output.status.code(), Some(1), "no daemon: {}", stdout(&output));
+    assert!(stderr(&output).contains("attaching pod n2-p2"), "{}", stderr(&output));
+    assert_eq!(
+        shown(&place)["nodes"][1]["pods"].as_array().unwrap().len(),
+        1,
+        "half a pod is left"
+    );
     succeed(&["lab", "start", "n2"]);
     succeed(&["lab", "cut", "n3"]);
     succeed(&["lab", "heal", "n3"]);

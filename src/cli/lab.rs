@@ -13,7 +13,7 @@ use super::signals;
 use super::table::Table;
 use super::view::{join, print};
 use crate::lab::{
-    Family, Interrupt, Lab, LabConfig, LabState, Labs, ProcessId, namespace_in, sandbox,
+    Family, Interrupt, Lab, LabConfig, LabState, Labs, ProcessId, hosts, namespace_in, sandbox,
 };
 
 pub(super) fn run(arguments: LabArgs, out: &mut impl Write) -> Result<ExitCode> {
@@ -35,7 +35,11 @@ pub(super) fn run(arguments: LabArgs, out: &mut impl Write) -> Result<ExitCode> 
             let (program, arguments) = command.split_first().context("no command")?;
             let mut command = std::process::Command::new(program);
             command.args(arguments);
-            namespace_in(&labs.dir(&name), &state, &place)?.start_inside(&mut command, false)?;
+            let dir = labs.dir(&name);
+            namespace_in(&dir, &state, &place)?.start_inside(&mut command, false)?;
+            if let Err(error) = sandbox::mount_hosts(&hosts(&dir)) {
+                eprintln!("weft: names of nodes and pods will not be known: {error:#}");
+            }
             // Returns only when it fails.
             let error = command.exec();
             return Err(error).with_context(|| format!("running {}", program.to_string_lossy()));
@@ -126,9 +130,13 @@ fn up(labs: &Labs, name: &str, arguments: LabUpArgs, out: &mut impl Write) -> Re
     }
     lab.finish_up()?;
     show(labs, lab.state(), out)?;
-    if let Some((_, pod)) = lab.state().pods().next() {
+    let mut pods = lab.state().pods().map(|(_, pod)| pod.name.as_str());
+    if let Some(first) = pods.next() {
         let lab = if name == "lab" { String::new() } else { format!(" --lab {name}") };
-        writeln!(out, "\nA shell in a pod:  weft lab exec{lab} {} -- sh", pod.name)?;
+        writeln!(out, "\nA shell in a pod:  weft lab exec{lab} {first} -- sh")?;
+        if let Some(last) = pods.last() {
+            writeln!(out, "Pods have names:   weft lab exec{lab} {first} -- ping {last}")?;
+        }
         writeln!(out, "Remove it all:     weft lab down{lab}")?;
     }
     Ok(())

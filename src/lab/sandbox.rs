@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Pid, PidfdFlags, getegid, geteuid, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
 
@@ -140,6 +140,19 @@ pub fn join(holder: ProcessId) -> Result<()> {
         std::env::set_current_dir(directory)?;
     }
     Ok(())
+}
+
+/// Shows `hosts` as `/etc/hosts` to this process and its children, and to nobody else.
+///
+/// # Errors
+/// When the machine does not permit it.
+pub fn mount_hosts(hosts: &Path) -> Result<()> {
+    unshare(UnshareFlags::NEWNS).context("making a mount namespace")?;
+    // What is mounted outside later still arrives here, and nothing goes the other way.
+    let receive = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", receive).context("separating the mounts")?;
+    mount_bind(hosts, "/etc/hosts")
+        .with_context(|| format!("mounting {} on /etc/hosts", hosts.display()))
 }
 
 fn unshare(flags: UnshareFlags) -> io::Result<()> {

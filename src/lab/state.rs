@@ -138,24 +138,32 @@ impl Labs {
 
     /// Makes the directory of the lab `name`.
     pub(super) fn create(&self, name: &str) -> Result<PathBuf> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        builder.create(&self.base).with_context(|| format!("making {}", self.base.display()))?;
+        loop {
+            self.create_base()?;
+            let dir = self.dir(name);
+            match DirBuilder::new().mode(0o700).create(&dir) {
+                Ok(()) => return Ok(dir),
+                // The end of another lab has just removed the directory of all, which was empty.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    bail!(
+                        "there is a lab `{name}` already: remove it with `weft lab down --lab {name}`"
+                    )
+                }
+                made => made.with_context(|| format!("making {}", dir.display()))?,
+            }
+        }
+    }
+
+    fn create_base(&self) -> Result<()> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.base);
+        made.with_context(|| format!("making {}", self.base.display()))?;
         // In /tmp somebody else could have made it first, and would own every file below.
         let metadata = fs::symlink_metadata(&self.base)?;
         if metadata.uid() != geteuid().as_raw() || !metadata.is_dir() {
             bail!("{} belongs to somebody else", self.base.display());
         }
-        let dir = self.dir(name);
-        match builder.recursive(false).create(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                bail!(
-                    "there is a lab `{name}` already: remove it with `weft lab down --lab {name}`"
-                )
-            }
-            made => made.with_context(|| format!("making {}", dir.display()))?,
-        }
-        Ok(dir)
+        Ok(())
     }
 }
 
@@ -211,6 +219,28 @@ impl LabState {
     }
 }
 
+/// Removes the directory of all labs with the last of them, whose own was `dir`.
+pub(super) fn remove_base_if_empty(dir: &Path) -> Result<()> {
+    let Some(base) = dir.parent() else { return Ok(()) };
+    match fs::remove_dir(base) {
+        Ok(()) => Ok(()),
+        // Other labs are in it, or the end of another has removed it; or it was made by somebody else,
+        // where this user may remove nothing, or is a mount.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::DirectoryNotEmpty
+                    | io::ErrorKind::NotFound
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::ResourceBusy
+            ) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(error).with_context(|| format!("removing {}", base.display())),
+    }
+}
+
 /// Keeps other commands from changing the lab in `dir` until it is dropped.
 pub(super) fn lock(dir: &Path) -> Result<File> {
     let file = File::create(dir.join("lock"))
@@ -256,6 +286,12 @@ mod tests {
 
         fs::write(dir.join("lab.json"), "{").unwrap();
         assert!(labs.read("a").unwrap_err().to_string().contains("damaged"));
-        fs::remove_dir_all(labs.base).unwrap();
+
+        remove_base_if_empty(&dir).unwrap();
+        assert!(dir.is_dir(), "a lab is in it");
+        fs::remove_dir_all(&dir).unwrap();
+        remove_base_if_empty(&dir).unwrap();
+        assert!(!labs.base.exists());
+        remove_base_if_empty(&dir).unwrap();
     }
 }
