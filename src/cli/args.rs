@@ -11,7 +11,7 @@ use vswitch::mac::Mac;
 /// `weft demo` shows on this machine, in half a minute, what it does. `weft lab` keeps such a cluster to
 /// play with. The other commands look at a node where the daemon, weftd, runs.
 #[derive(Debug, Parser)]
-#[command(name = "weft", version, disable_help_subcommand = true)]
+#[command(name = "weft", version, disable_help_subcommand = true, max_term_width = 100)]
 #[command(after_help = "\
 Examples:
   weft demo                                   see pods on three nodes reach each other
@@ -48,7 +48,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   weft lab up --nodes 3 --pods 2
-  weft lab exec n1-p1 -- ping 10.244.2.2
+  weft lab exec n1-p1 -- ping n2-p1
   weft lab cut n2 ; weft nodes --node n1      watch n2 leave the map
   weft lab heal n2
   weft lab down")]
@@ -89,7 +89,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   sudo weft port add vnet0 52:54:00:12:34:56    a virtual machine's tap
-  sudo weft port remove vnet0")]
+  sudo weft port remove vnet0
+  weft port add tap0 52:54:00:12:34:56 --node n1    a device in a node of the lab `lab`")]
     Port(PortArgs),
 
     /// Removes every trace of weftd from this host: devices, routes, tables, pods' interfaces
@@ -162,16 +163,16 @@ impl DemoArgs {
 #[derive(Debug, Args)]
 pub(super) struct TargetArgs {
     /// The daemon's admin socket
-    #[arg(long, value_name = "PATH", default_value = cni::config::DEFAULT_SOCKET)]
+    #[arg(long, global = true, value_name = "PATH", default_value = cni::config::DEFAULT_SOCKET)]
     #[arg(conflicts_with_all = ["lab", "node"])]
     pub(super) socket: PathBuf,
 
     /// Looks at a node of this lab [default with --node: lab]
-    #[arg(long, value_name = "NAME", requires = "node")]
+    #[arg(long, global = true, value_name = "NAME", requires = "node")]
     pub(super) lab: Option<String>,
 
     /// Looks at this node of a lab, such as n1
-    #[arg(long, value_name = "NODE")]
+    #[arg(long, global = true, value_name = "NODE")]
     pub(super) node: Option<String>,
 }
 
@@ -270,10 +271,12 @@ Examples:
     },
 
     /// Runs a command in a pod, in a node, in `underlay` or in `world`
+    ///
+    /// The command knows the names of all of them: its /etc/hosts is the lab's.
     #[command(after_help = "\
 Examples:
   weft lab exec n1-p1 -- bash
-  weft lab exec n1-p1 -- ping -c3 10.244.2.2
+  weft lab exec n1-p1 -- ping -c3 n2-p1
   weft lab exec underlay -- tcpdump -ni br0 udp port 4789")]
     Exec {
         /// Where: n1-p1, n1, underlay, world, ...
@@ -412,6 +415,36 @@ mod tests {
     #[test]
     fn the_definitions_are_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_port_may_be_of_a_node_of_a_lab_wherever_that_is_said() {
+        let words = ["port", "add", "tap0", "52:54:00:12:34:56"];
+        let node = ["--node", "n1", "--lab", "r"];
+        for place in [1, 2, 3, 4] {
+            let (before, after) = words.split_at(place);
+            let line = ["weft"].iter().chain(before).chain(&node).chain(after);
+            let cli = Cli::try_parse_from(line).unwrap_or_else(|error| panic!("{place}: {error}"));
+            let Command::Port(port) = cli.command else { panic!("{cli:?}") };
+            assert_eq!(port.target.node.as_deref(), Some("n1"), "{place}");
+            assert_eq!(port.target.lab.as_deref(), Some("r"), "{place}");
+        }
+        let both = ["weft", "port", "remove", "tap0", "--node", "n1", "--socket", "/x"];
+        assert!(Cli::try_parse_from(both).is_err(), "a node of a lab has its own socket");
+    }
+
+    #[test]
+    fn help_has_at_most_100_columns() {
+        fn check(command: &mut clap::Command) {
+            let help = command.render_long_help().to_string();
+            if let Some(line) = help.lines().find(|line| line.chars().count() > 100) {
+                panic!("`{}`: {line}", command.get_name());
+            }
+            command.get_subcommands_mut().for_each(check);
+        }
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        check(&mut command);
     }
 
     #[test]
