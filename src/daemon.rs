@@ -54,12 +54,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The daemon of a Weft node.
 ///
 /// It gives pods their network interfaces, carries their traffic between nodes in VXLAN, and learns from
-/// gossip which node owns which subnet. Two lines of configuration are enough:
-///
-///     network = "prod"
-///     seeds = ["192.168.10.11"]
+/// gossip which node owns which subnet.
 #[derive(Debug, Parser)]
-#[command(name = "weftd", version, verbatim_doc_comment)]
+#[command(name = "weftd", version, verbatim_doc_comment, after_help = EXAMPLES)]
 struct Options {
     /// The configuration file.
     #[arg(long, value_name = "FILE", default_value = "/etc/weft/weft.toml")]
@@ -77,6 +74,16 @@ struct Options {
     #[arg(long, requires = "uninstall")]
     files: bool,
 }
+
+const EXAMPLES: &str = "\
+Two lines of configuration are enough:
+  network = \"prod\"
+  seeds = [\"192.168.10.11\"]
+
+Examples:
+  weftd --check --config weft.toml      says all that is wrong with the file
+  weftd --config /etc/weft/weft.toml    runs, with its log on standard error
+  weftd --uninstall                     removes every trace, once the daemon is stopped";
 
 /// Runs the daemon with these arguments, of which the first is the program's name.
 ///
