@@ -129,6 +129,12 @@ pub fn interpret(request: &CniRequest) -> Result<Verb, CniError> {
 
 /// The result of an ADD: what the plugins before us did, then our part.
 pub fn add_result(attach: &Attach, assigned: &Assigned) -> CniResult {
+    add_result_via(attach, assigned, &assigned.gateways)
+}
+
+/// As [`add_result`], for an interface whose default routes lead to `defaults` only: of several interfaces
+/// of a pod, one has the default routes (see [`crate::link::default_gateways`]).
+pub fn add_result_via(attach: &Attach, assigned: &Assigned, defaults: &[IpAddr]) -> CniResult {
     let gateway_for = |address: &IpAddr| {
         assigned.gateways.iter().copied().find(|gateway| gateway.is_ipv4() == address.is_ipv4())
     };
@@ -149,7 +155,7 @@ pub fn add_result(attach: &Attach, assigned: &Assigned) -> CniResult {
                 interface: Some(0),
             })
             .collect(),
-        routes: assigned.gateways.iter().map(|gw| Route::via(default_for(*gw), *gw)).collect(),
+        routes: defaults.iter().map(|gw| Route::via(default_for(*gw), *gw)).collect(),
         ..CniResult::default()
     };
     let mut result = attach.conf.previous.clone().unwrap_or_default();

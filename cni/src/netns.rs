@@ -23,6 +23,9 @@ const NSFS_MAGIC: u64 = 0x6e73_6673;
 /// Asks for a namespace's kind (linux/nsfs.h, `NS_GET_NSTYPE`, `_IO(0xb7, 3)`).
 const NS_GET_NSTYPE: c_ulong = 0xb703;
 
+/// What is being done when a thread moves into a namespace.
+const ENTER: &str = "enter";
+
 /// Why a namespace cannot be used. Each variant names it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -52,32 +55,36 @@ pub enum NetnsError {
         path: PathBuf,
     },
     /// A system call failed in another way.
-    #[error("cannot {action} the network namespace {}: {source}", path.display())]
+    #[error("cannot {action} the network namespace {}: {cause}", path.display())]
     Io {
         /// What was being done.
         action: &'static str,
         /// The path.
         path: PathBuf,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
 impl NetnsError {
-    /// Whether the namespace is gone, as opposed to being unusable.
+    /// Whether the namespace is gone, as opposed to being unusable or out of reach for now: nothing is at
+    /// the path, or something else is. What was attached there may be released.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Missing { .. } | Self::NotANamespace { .. })
     }
 
-    fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+    fn new(action: &'static str, path: &Path, cause: io::Error) -> Self {
         let path = path.to_owned();
-        let kind = source.kind();
+        let kind = cause.kind();
         if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
             Self::Missing { path }
         } else if kind == io::ErrorKind::PermissionDenied {
             Self::NotPermitted { action, path }
+        } else if cause.raw_os_error() == Some(libc::EINVAL) && action == ENTER {
+            // setns(2): the descriptor does not refer to a network namespace.
+            Self::NotANamespace { path }
         } else {
-            Self::Io { action, path, source }
+            Self::Io { action, path, cause }
         }
     }
 }
@@ -164,7 +171,7 @@ impl Netns {
                 self.fd.as_fd(),
                 Some(LinkNameSpaceType::Network),
             )
-            .map_err(|errno| NetnsError::new("enter", &self.path, errno.into()))?;
+            .map_err(|errno| NetnsError::new(ENTER, &self.path, errno.into()))?;
             Ok(work())
         })
     }
@@ -289,6 +296,37 @@ mod tests {
             assert!(matches!(error, NetnsError::NotANamespace { .. }), "{path}: {error}");
             assert!(!is_netns(Path::new(path)));
         }
+    }
+
+    #[test]
+    fn only_what_is_not_there_is_missing() {
+        let error = |action, errno| {
+            NetnsError::new(action, Path::new("/run/netns/x"), io::Error::from_raw_os_error(errno))
+        };
+        for errno in [libc::ENOENT, libc::ENOTDIR] {
+            assert!(error("open", errno).is_missing(), "{}", error("open", errno));
+        }
+        assert!(error(ENTER, libc::EINVAL).is_missing());
+        for errno in [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::EACCES,
+            libc::EPERM,
+            libc::ENOMEM,
+            libc::EAGAIN,
+            libc::EIO,
+        ] {
+            for action in ["open", ENTER, "start a thread for"] {
+                let error = error(action, errno);
+                assert!(!error.is_missing(), "{error}");
+                assert!(error.to_string().contains("/run/netns/x"), "{error}");
+            }
+        }
+        assert!(!error("open", libc::EINVAL).is_missing());
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(Netns::open(&file.path().join("below")).unwrap_err().is_missing());
+        assert!(Netns::open(file.path()).unwrap_err().is_missing());
     }
 
     #[test]

@@ -64,12 +64,12 @@ impl From<Result<Option<Value>, CniError>> for CniResponse {
 #[non_exhaustive]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("weftd does not run: cannot connect to {}: {source}. {}", socket.display(), advice(source))]
+    #[error("weftd does not run: cannot connect to {}: {cause}. {}", socket.display(), advice(cause))]
     Connect {
         /// The socket.
         socket: PathBuf,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// No answer in time.
     #[error(
@@ -122,7 +122,7 @@ impl ClientError {
     /// Whether the daemon was not reached or did not finish, so that trying again may help.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Connect { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            Self::Connect { cause, .. } => cause.kind() != io::ErrorKind::PermissionDenied,
             Self::Timeout { .. } | Self::Broken { .. } => true,
             Self::Refused { .. } | Self::Unreadable { .. } => false,
         }
@@ -198,8 +198,8 @@ impl Client {
         body: Bytes,
     ) -> Result<T, ClientError> {
         let stream = self.within(CONNECT_TIMEOUT, UnixStream::connect(&self.socket)).await?;
-        let stream = stream
-            .map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
+        let stream =
+            stream.map_err(|cause| ClientError::Connect { socket: self.socket.clone(), cause })?;
         let (status, body) =
             self.within(self.answer_timeout, self.exchange(stream, method, path, body)).await??;
         if !status.is_success() {
@@ -282,8 +282,8 @@ fn refusal(body: &[u8]) -> String {
     }
 }
 
-fn advice(source: &io::Error) -> &'static str {
-    if source.kind() == io::ErrorKind::PermissionDenied {
+fn advice(cause: &io::Error) -> &'static str {
+    if cause.kind() == io::ErrorKind::PermissionDenied {
         "The socket is for root: run this as root (sudo)"
     } else {
         "Start it (`systemctl start weftd`), or name the right socket"

@@ -15,18 +15,20 @@ use std::time::Duration;
 
 use cni::link::{
     HostInterface, Link, LinkError, Netlink, PodInterface, Route, Sysctl, check_pod,
-    configure_host, configure_pod, set_sysctl, unconfigure_host,
+    configure_host, configure_pod, default_gateways, set_sysctl, unconfigure_host,
 };
 use cni::netns::{self, Netns, NetnsError};
 use ipnetwork::IpNetwork;
 
-const TESTS: [(&str, fn()); 12] = [
+const TESTS: [(&str, fn()); 14] = [
     ("a_namespace_lives_while_pinned", a_namespace_lives_while_pinned),
     ("work_runs_in_the_namespace_and_nowhere_else", work_runs_in_the_namespace_and_nowhere_else),
     ("a_pod_is_configured_and_checked", a_pod_is_configured_and_checked),
     ("each_change_of_a_pod_is_found", each_change_of_a_pod_is_found),
     ("a_pod_with_ipv6_switched_off_gets_it", a_pod_with_ipv6_switched_off_gets_it),
     ("a_pod_of_one_family", a_pod_of_one_family),
+    ("a_pod_has_several_interfaces", a_pod_has_several_interfaces),
+    ("a_pod_with_many_routes_holds_up_nobody", a_pod_with_many_routes_holds_up_nobody),
     ("missing_things_are_named", missing_things_are_named),
     ("the_host_is_configured_and_follows_its_lease", the_host_is_configured_and_follows_its_lease),
     (
@@ -303,6 +305,65 @@ fn a_pod_of_one_family() {
         let missing = check_pod(&pod.path, "net1", &dual_stack()).unwrap();
         assert_eq!(missing.len(), 3, "an address and two routes: {missing:?}");
     }
+}
+
+fn a_pod_has_several_interfaces() {
+    let pod = Pod::with_interface("eth0");
+    let mut netlink = pod.netlink();
+    let mut all = vec![("eth0", dual_stack())];
+    for (last, ifname) in [(6, "net1"), (7, "net2")] {
+        netlink.create_veth(ifname, &format!("other{last}"), None).unwrap();
+        let other = netlink.link(&format!("other{last}")).unwrap();
+        netlink.set_up(other.index).unwrap();
+        let mut interface = dual_stack();
+        interface.mac[5] = last;
+        interface.addresses =
+            vec![ip(&format!("10.244.1.{last}")), ip(&format!("fd00:10:244:1::{last}"))];
+        all.push((ifname, interface));
+    }
+    // A daemon that was restarted does it all again.
+    for _ in 0..2 {
+        for (ifname, interface) in &all {
+            configure_pod(&pod.path, ifname, interface).unwrap();
+        }
+        for (ifname, interface) in &all {
+            assert_eq!(check_pod(&pod.path, ifname, interface).unwrap(), [], "{ifname}");
+            let defaults = default_gateways(&pod.path, ifname, &interface.gateways).unwrap();
+            let expected = if *ifname == "eth0" { interface.gateways.clone() } else { vec![] };
+            assert_eq!(defaults, expected, "{ifname}");
+        }
+        assert_eq!(pod.source_towards("192.0.2.1"), ip("10.244.1.5"));
+        assert_eq!(pod.source_towards("2001:db8::1"), ip("fd00:10:244:1::5"));
+    }
+    // A default route that was stolen is still found, and so is a later interface's lost route.
+    let (eth0, net1) = (netlink.link("eth0").unwrap(), netlink.link("net1").unwrap());
+    let default = |index| Route::via(net("0.0.0.0/0"), ip("10.244.1.1"), index);
+    netlink.delete_route(&default(eth0.index)).unwrap();
+    netlink.set_route(&default(net1.index)).unwrap();
+    let differences = check_pod(&pod.path, "eth0", &dual_stack()).unwrap();
+    assert_eq!(differences.len(), 1, "{differences:?}");
+    assert_eq!(differences[0].what, "route to 0.0.0.0/0");
+    netlink.set_down(net1.index).unwrap();
+    assert!(!check_pod(&pod.path, "net1", &all[1].1).unwrap().is_empty());
+
+    // The first one goes; the others stay as they were promised.
+    netlink.delete_link(eth0.index).unwrap();
+    assert_eq!(check_pod(&pod.path, "net2", &all[2].1).unwrap(), []);
+}
+
+fn a_pod_with_many_routes_holds_up_nobody() {
+    let pod = Pod::with_interface("eth0");
+    let mut netlink = pod.netlink();
+    let eth0 = netlink.link("eth0").unwrap();
+    netlink.set_up(eth0.index).unwrap();
+    for number in 0..16_400_u32 {
+        let address = IpAddr::from((0x6440_0000 + number).to_be_bytes());
+        netlink.set_route(&Route::on_link(IpNetwork::from(address), eth0.index)).unwrap();
+    }
+    let error = configure_pod(&pod.path, "eth0", &dual_stack()).unwrap_err();
+    assert!(error.to_string().contains("more than 16384"), "{error}");
+    let error = check_pod(&pod.path, "eth0", &dual_stack()).unwrap_err();
+    assert!(error.to_string().contains("more than 16384"), "{error}");
 }
 
 fn missing_things_are_named() {

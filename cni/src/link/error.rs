@@ -8,7 +8,8 @@ use ipnetwork::IpNetwork;
 use crate::error::{CniError, Code};
 use crate::netns::NetnsError;
 
-/// Why an interface could not be set up or looked at.
+/// Why an interface could not be set up or looked at. Each text contains its cause, which is therefore
+/// no `source`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
@@ -17,7 +18,7 @@ pub enum LinkError {
     Netns(#[from] NetnsError),
     /// No netlink socket.
     #[error("cannot open a netlink socket: {0}")]
-    Open(#[source] io::Error),
+    Open(io::Error),
     /// The socket failed, or its answer cannot be read.
     #[error("netlink does not work: cannot {action}: {why}")]
     Socket {
@@ -27,12 +28,12 @@ pub enum LinkError {
         why: String,
     },
     /// The kernel said no.
-    #[error("cannot {what}: {source}{}{detail}", if detail.is_empty() { "" } else { ": " })]
+    #[error("cannot {what}: {cause}{}{detail}", if detail.is_empty() { "" } else { ": " })]
     Refused {
         /// What was asked for.
         what: String,
         /// The kernel's error number.
-        source: io::Error,
+        cause: io::Error,
         /// The kernel's own words, if it had any.
         detail: String,
     },
@@ -51,14 +52,14 @@ pub enum LinkError {
         device: String,
     },
     /// A kernel setting cannot be changed.
-    #[error("cannot set {} to {value}: {source}{}", path.display(), sysctl_advice(source))]
+    #[error("cannot set {} to {value}: {cause}{}", path.display(), sysctl_advice(cause))]
     Sysctl {
         /// The file below `/proc/sys`.
         path: PathBuf,
         /// The value.
         value: String,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -66,7 +67,7 @@ impl LinkError {
     /// The kernel's error number, if the kernel said no to a request.
     pub fn refusal(&self) -> Option<i32> {
         match self {
-            Self::Refused { source, .. } => source.raw_os_error(),
+            Self::Refused { cause, .. } => cause.raw_os_error(),
             Self::Netns(_)
             | Self::Open(_)
             | Self::Socket { .. }
@@ -99,11 +100,11 @@ impl From<LinkError> for CniError {
     }
 }
 
-fn sysctl_advice(source: &io::Error) -> &'static str {
-    if source.kind() == io::ErrorKind::ReadOnlyFilesystem {
+fn sysctl_advice(cause: &io::Error) -> &'static str {
+    if cause.kind() == io::ErrorKind::ReadOnlyFilesystem {
         ". /proc/sys is mounted read-only, as container runtimes do; run privileged, or mount it \
          writable"
-    } else if source.kind() == io::ErrorKind::NotFound {
+    } else if cause.kind() == io::ErrorKind::NotFound {
         ". Is IPv6 switched off in this kernel?"
     } else {
         ""

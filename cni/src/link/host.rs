@@ -49,6 +49,7 @@ impl HostInterface {
                 source: of_family(&self.addresses, range),
                 scope: RouteScope::Universe,
                 onlink: true,
+                metric: 0,
             })
         }))
     }
@@ -81,6 +82,7 @@ pub fn configure_host(
             netlink.add_address(link.index, IpNetwork::from(*address))?;
         }
         netlink.set_up(link.index)?;
+        refuse_taken(&mut netlink, link.index, wanted)?;
         for route in wanted.routes(link.index) {
             netlink.set_route(&route)?;
         }
@@ -101,6 +103,24 @@ pub fn unconfigure_host(netns: Option<&Path>, ifname: &str) -> Result<(), LinkEr
             None => Ok(()),
         }
     })
+}
+
+/// Another network plugin's route is not outdone, whatever its metric.
+fn refuse_taken(
+    netlink: &mut Netlink,
+    index: u32,
+    wanted: &HostInterface,
+) -> Result<(), LinkError> {
+    let known = netlink.routes()?;
+    let rival = |route: &Route| {
+        let same =
+            |known: &&Route| known.destination == route.destination && known.index != route.index;
+        known.iter().find(same)
+    };
+    match wanted.routes(index).find_map(|route| rival(&route)) {
+        Some(other) => Err(netlink.taken(other)?),
+        None => Ok(()),
+    }
 }
 
 /// Removes what an earlier lease left on the interface. Link-local things are the kernel's own.

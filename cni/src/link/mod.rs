@@ -19,6 +19,6 @@ pub use error::LinkError;
 pub use host::{HostInterface, configure_host, unconfigure_host};
 pub use links::Link;
 pub use netlink::Netlink;
-pub use pod::{Difference, PodInterface, check_pod, configure_pod};
+pub use pod::{Difference, PodInterface, check_pod, configure_pod, default_gateways};
 pub use routes::{Route, RouteScope};
 pub use sysctl::{Sysctl, set_sysctl};

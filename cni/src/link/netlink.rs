@@ -24,6 +24,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a dump is begun anew because the state changed in the middle of it.
 const DUMP_TRIES_MAX: u32 = 16;
 
+/// Most links, addresses or routes that are read from a namespace that somebody else may fill. A pod that
+/// has more hurts itself: its interface cannot be set up or checked.
+const FOREIGN_LIST_MAX: usize = 16_384;
+
 /// Length of a message's header in bytes (linux/netlink.h, `struct nlmsghdr`).
 const HEADER_LEN: usize = 16;
 
@@ -32,6 +36,8 @@ const HEADER_LEN: usize = 16;
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
+    /// Most entries of a list that is asked for.
+    list_max: usize,
 }
 
 impl Netlink {
@@ -43,7 +49,8 @@ impl Netlink {
         Self::open_here().map_err(LinkError::Open)
     }
 
-    /// Opens a socket in the namespace at `path`.
+    /// Opens a socket in the namespace at `path`. Lists of more than some thousand entries are refused: what
+    /// is in another namespace is not trusted to be little.
     ///
     /// # Errors
     /// When the namespace cannot be entered, or the kernel gives no socket.
@@ -56,7 +63,12 @@ impl Netlink {
     /// # Errors
     /// As [`Netlink::open_in`].
     pub fn open_in_netns(netns: &Netns) -> Result<Self, LinkError> {
-        netns.run(Self::open_here)?.map_err(LinkError::Open)
+        netns.run(Self::open_here)?.map(Self::in_foreign_hands).map_err(LinkError::Open)
+    }
+
+    /// Bounds the lists that are read.
+    pub(super) fn in_foreign_hands(self) -> Self {
+        Self { list_max: FOREIGN_LIST_MAX, ..self }
     }
 
     fn open_here() -> io::Result<Self> {
@@ -71,7 +83,7 @@ impl Netlink {
             rustix::net::sockopt::Timeout::Recv,
             Some(ANSWER_TIMEOUT),
         )?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, sequence: 0, list_max: usize::MAX })
     }
 
     /// Sends a request that changes something. `what` completes the sentence "cannot ...".
@@ -145,6 +157,11 @@ impl Netlink {
                 };
                 interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
                 match answer.payload {
+                    NetlinkPayload::InnerMessage(_) if list.len() == self.list_max => {
+                        // The rest of the list stays unread.
+                        let why = format!("there are more than {} ({what})", self.list_max);
+                        return Err(broken("list", &why));
+                    }
                     NetlinkPayload::InnerMessage(message) => list.push(message),
                     NetlinkPayload::Done(_) => return Ok((!interrupted).then_some(list)),
                     NetlinkPayload::Error(error) => {
@@ -207,7 +224,7 @@ fn acknowledge(error: &ErrorMessage, what: impl FnOnce() -> String) -> Result<()
         return Ok(());
     }
     let detail = kernels_words(&error.header).unwrap_or_default();
-    Err(LinkError::Refused { what: what(), source: error.to_io(), detail })
+    Err(LinkError::Refused { what: what(), cause: error.to_io(), detail })
 }
 
 /// The text in an extended acknowledgement (linux/netlink.h, `NLMSGERR_ATTR_MSG`), which follows the

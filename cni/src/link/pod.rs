@@ -5,6 +5,17 @@
 //!       routes         10.244.1.1 dev eth0      fd00:10:244:1::1 dev eth0
 //!                      default via 10.244.1.1   default via fd00:10:244:1::1
 //! ```
+//!
+//! A pod may have several interfaces. Where another one has the default route or the route to the gateway
+//! already, a later one gets its address and a route to the gateway of its own, with a metric of its own:
+//!
+//! ```text
+//! net1  routes         10.244.1.1 dev net1 metric 4099
+//! ```
+//!
+//! So the pod's traffic keeps its way, and sockets that are bound to the later interface reach the gateway.
+//! Answers from its address leave by the first one, whose address they do not have, and end there; chain the
+//! plugin `sbr` to route by source address.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -31,14 +42,15 @@ pub struct PodInterface {
 }
 
 impl PodInterface {
-    fn routes(&self, index: u32) -> impl Iterator<Item = Route> + '_ {
-        self.gateways.iter().flat_map(move |gateway| {
-            let everywhere = default_destination(gateway.is_ipv4());
-            [
-                Route::on_link(IpNetwork::from(*gateway), index),
-                Route::via(everywhere, *gateway, index),
-            ]
-        })
+    /// The routes that it needs; `is_later` knows the gateways that another interface leads to already.
+    fn routes(&self, index: u32, is_later: impl Fn(IpAddr) -> bool) -> Vec<Route> {
+        let routes = self.gateways.iter().flat_map(|gateway| {
+            if is_later(*gateway) {
+                return vec![later_route(*gateway, index)];
+            }
+            vec![Route::on_link(IpNetwork::from(*gateway), index), default_via(*gateway, index)]
+        });
+        routes.collect()
     }
 
     fn has_ipv6(&self) -> bool {
@@ -72,7 +84,7 @@ impl fmt::Display for Difference {
 pub fn configure_pod(netns: &Path, ifname: &str, wanted: &PodInterface) -> Result<(), LinkError> {
     let netns = Netns::open(netns)?;
     netns.run(|| {
-        let mut netlink = Netlink::open()?;
+        let mut netlink = Netlink::open()?.in_foreign_hands();
         set_up_loopback(&mut netlink)?;
         configure(&mut netlink, ifname, wanted)
     })?
@@ -100,9 +112,47 @@ pub fn check_pod(
     let addresses = netlink.addresses(Some(link.index))?;
     differences.extend(wanted.addresses.iter().filter_map(|ip| compare_address(*ip, &addresses)));
     let routes = netlink.routes()?;
-    differences
-        .extend(wanted.routes(link.index).filter_map(|route| compare_route(&route, &routes)));
+    let has_later = |gateway| {
+        let other = |route: &Route| is_plain_route_to(route, gateway) && route.index != link.index;
+        routes.contains(&later_route(gateway, link.index)) || routes.iter().any(other)
+    };
+    let wanted = wanted.routes(link.index, has_later);
+    differences.extend(wanted.iter().filter_map(|route| compare_route(route, &routes)));
     Ok(differences)
+}
+
+/// Those of `gateways` that the default routes of the interface `ifname` lead to: all, unless another
+/// interface of the pod had a default route before. These are the routes to promise in a result.
+///
+/// # Errors
+/// When the namespace or the interface is not there, or the kernel does not say.
+pub fn default_gateways(
+    netns: &Path,
+    ifname: &str,
+    gateways: &[IpAddr],
+) -> Result<Vec<IpAddr>, LinkError> {
+    let mut netlink = Netlink::open_in(netns)?;
+    let index = netlink.link(ifname)?.index;
+    let routes = netlink.routes()?;
+    let leads = |gateway: &IpAddr| routes.contains(&default_via(*gateway, index));
+    Ok(gateways.iter().copied().filter(leads).collect())
+}
+
+fn default_via(gateway: IpAddr, index: u32) -> Route {
+    Route::via(default_destination(gateway.is_ipv4()), gateway, index)
+}
+
+/// The route of a later interface: with a metric that no other interface has.
+fn later_route(gateway: IpAddr, index: u32) -> Route {
+    let metric = LATER_METRIC.saturating_add(index);
+    Route { metric, ..Route::on_link(IpNetwork::from(gateway), index) }
+}
+
+/// Above what the kernel and its usual tools choose.
+const LATER_METRIC: u32 = 4096;
+
+fn is_plain_route_to(route: &Route, gateway: IpAddr) -> bool {
+    route.destination == IpNetwork::from(gateway) && route.metric < LATER_METRIC
 }
 
 /// A pod's processes talk to each other through `lo`; no plugin of ours is needed for that.
@@ -129,7 +179,16 @@ fn configure(netlink: &mut Netlink, ifname: &str, wanted: &PodInterface) -> Resu
     }
     // Routes need an interface that is up.
     netlink.set_up(link.index)?;
-    for route in wanted.routes(link.index) {
+    let known = netlink.routes()?;
+    let is_later = |gateway: IpAddr| {
+        let everywhere = default_destination(gateway.is_ipv4());
+        let other = |route: &Route| {
+            let rival = route.destination == everywhere || is_plain_route_to(route, gateway);
+            rival && route.index != link.index
+        };
+        !known.contains(&default_via(gateway, link.index)) && known.iter().any(other)
+    };
+    for route in wanted.routes(link.index, is_later) {
         netlink.set_route(&route)?;
     }
     Ok(())
@@ -234,7 +293,7 @@ mod tests {
 
     #[test]
     fn each_difference_of_a_route_is_named() {
-        let routes: Vec<_> = wanted().routes(2).collect();
+        let routes = wanted().routes(2, |_| false);
         assert_eq!(routes.len(), 2);
         assert_eq!(compare_route(&routes[1], &routes), None);
         let other = Route { gateway: Some("10.9.9.9".parse().unwrap()), ..routes[1] };

@@ -10,7 +10,7 @@ use netlink_packet_route::route::{
     RouteScope as KernelScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
 use super::error::unless;
 use super::netlink::family;
@@ -42,13 +42,16 @@ pub struct Route {
     pub scope: RouteScope,
     /// The next hop is on the link although no route says so.
     pub onlink: bool,
+    /// Of several routes to one destination the lowest counts; 0 for what the family uses when nothing is
+    /// said.
+    pub metric: u32,
 }
 
 impl Route {
     /// A destination that is on the link itself.
     pub fn on_link(destination: IpNetwork, index: u32) -> Self {
         let scope = if destination.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
-        Self { destination, gateway: None, index, source: None, scope, onlink: false }
+        Self { destination, gateway: None, index, source: None, scope, onlink: false, metric: 0 }
     }
 
     /// A destination behind a next hop.
@@ -60,9 +63,13 @@ impl Route {
             source: None,
             scope: RouteScope::Universe,
             onlink: false,
+            metric: 0,
         }
     }
 }
+
+/// The metric of an IPv6 route that was made without one (linux/ipv6_route.h, `IP6_RT_PRIO_USER`).
+const IPV6_METRIC: u32 = 1024;
 
 /// The default destination of a family.
 pub(super) fn default_destination(is_ipv4: bool) -> IpNetwork {
@@ -90,28 +97,41 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Makes a route, instead of one with the same destination if the same interface has one.
+    /// Makes a route, instead of one with the same destination and metric if the same interface has one.
+    /// The list of routes, which may be long, is looked at only if there is one already.
     ///
     /// # Errors
     /// [`LinkError::RouteTaken`] when another interface has one, and whatever the kernel refuses.
     pub fn set_route(&mut self, route: &Route) -> Result<(), LinkError> {
+        let message = RouteNetlinkMessage::NewRoute(route_message(route));
+        let made =
+            self.execute(message.clone(), NLM_F_CREATE | NLM_F_EXCL, || describe("make", route));
+        match made {
+            Err(error) if error.refusal() == Some(libc::EEXIST) => {}
+            other => return other,
+        }
         let routes = self.routes()?;
         if routes.contains(route) {
             return Ok(());
         }
-        let other = routes
-            .iter()
-            .find(|known| known.destination == route.destination && known.index != route.index);
-        if let Some(other) = other {
-            let links = self.links()?;
-            let device = links.into_iter().find(|link| link.index == other.index);
-            return Err(LinkError::RouteTaken {
-                destination: route.destination,
-                device: device.map_or_else(|| other.index.to_string(), |link| link.name),
-            });
+        let rival = |known: &&Route| {
+            known.destination == route.destination
+                && known.metric == route.metric
+                && known.index != route.index
+        };
+        if let Some(other) = routes.iter().find(rival) {
+            return Err(self.taken(other)?);
         }
-        let message = RouteNetlinkMessage::NewRoute(route_message(route));
         self.execute(message, NLM_F_CREATE | NLM_F_REPLACE, || describe("make", route))
+    }
+
+    /// Tells that `other` is in the way.
+    pub(super) fn taken(&mut self, other: &Route) -> Result<LinkError, LinkError> {
+        let device = self.links()?.into_iter().find(|link| link.index == other.index);
+        Ok(LinkError::RouteTaken {
+            destination: other.destination,
+            device: device.map_or_else(|| other.index.to_string(), |link| link.name),
+        })
     }
 
     /// Deletes a route. One that is gone already is not an error.
@@ -136,12 +156,16 @@ fn read_route(message: &RouteMessage) -> Option<Route> {
     }
     let is_ipv4 = header.address_family == AddressFamily::Inet;
     let (mut destination, mut gateway, mut index, mut source) = (None, None, None, None);
+    let mut metric = 0;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = read_ip(address),
             RouteAttribute::Gateway(address) => gateway = read_ip(address),
             RouteAttribute::PrefSource(address) => source = read_ip(address),
             RouteAttribute::Oif(oif) => index = Some(*oif),
+            RouteAttribute::Priority(priority) if is_ipv4 || *priority != IPV6_METRIC => {
+                metric = *priority;
+            }
             // A route that was cloned from a neighbour discovery exchange, not one that was made.
             RouteAttribute::Expires(_) => return None,
             _ => {}
@@ -161,6 +185,7 @@ fn read_route(message: &RouteMessage) -> Option<Route> {
             _ => RouteScope::Other,
         },
         onlink: header.flags.contains(RouteFlags::Onlink),
+        metric,
     })
 }
 
@@ -193,6 +218,9 @@ fn route_message(route: &Route) -> RouteMessage {
     }
     if let Some(gateway) = route.gateway {
         message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+    }
+    if route.metric > 0 {
+        message.attributes.push(RouteAttribute::Priority(route.metric));
     }
     if let Some(source) = route.source {
         message.attributes.push(RouteAttribute::PrefSource(source.into()));

@@ -49,7 +49,7 @@ pub fn set_sysctl(sysctl: Sysctl<'_>, value: &str) -> Result<(), LinkError> {
         }
         std::fs::write(path, value)
     };
-    change(&path).map_err(|source| LinkError::Sysctl { path, value: value.to_owned(), source })
+    change(&path).map_err(|cause| LinkError::Sysctl { path, value: value.to_owned(), cause })
 }
 
 /// Makes an interface take its IPv6 configuration from us alone, and use addresses at once: no
