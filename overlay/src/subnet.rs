@@ -56,7 +56,10 @@ pub struct Member {
 }
 
 /// Whether a node is alive, as far as this one knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum MemberState {
     /// It answers.
     Alive,
@@ -69,6 +72,9 @@ pub enum MemberState {
 }
 
 impl MemberState {
+    /// All states.
+    pub const ALL: [Self; 4] = [Self::Alive, Self::Suspect, Self::Dead, Self::Left];
+
     /// Whether traffic is sent to it.
     pub fn is_active(self) -> bool {
         matches!(self, Self::Alive | Self::Suspect)
