@@ -30,14 +30,14 @@ const CHECKSUM_PREFIX: &str = "#crc32 ";
 #[non_exhaustive]
 pub enum StoreError {
     /// A system call failed. Nothing was acknowledged.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {cause}", path.display())]
     Io {
         /// What was being done.
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Another process has the file open.
     #[error(
@@ -254,7 +254,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 
 fn during(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
-    move |source| StoreError::Io { action, path, source }
+    move |cause| StoreError::Io { action, path, cause }
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
