@@ -86,3 +86,24 @@ pub enum Error {
         cause: io::Error,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = || io::Error::from(io::ErrorKind::StorageFull);
+        let errors = [
+            Error::Random { cause: cause() },
+            Error::ReadState { path: "/x".into(), cause: cause() },
+            Error::WriteState { path: "/x".into(), cause: cause() },
+            Error::BindGossip { address: ([192, 0, 2, 1], 7946).into(), cause: cause() },
+            Error::ReadInterfaces { cause: cause() },
+        ];
+        for error in errors {
+            assert_eq!(error.to_string().matches(&cause().to_string()).count(), 1, "{error}");
+            assert!(std::error::Error::source(&error).is_none(), "{error}");
+        }
+    }
+}

@@ -124,6 +124,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_cause_is_told_once() {
+        let cause = || io::Error::from_raw_os_error(libc::ENOSPC);
+        let errors = [
+            LinkError::Open(cause()),
+            LinkError::Refused { what: "x".into(), cause: cause(), detail: String::new() },
+            LinkError::Sysctl { path: "/x".into(), value: "1".into(), cause: cause() },
+            LinkError::Netns(NetnsError::Io { action: "open", path: "/x".into(), cause: cause() }),
+        ];
+        for error in errors {
+            assert_eq!(error.to_string().matches("No space left").count(), 1, "{error}");
+            assert!(std::error::Error::source(&error).is_none(), "{error}");
+        }
+    }
+
+    #[test]
     fn a_runtime_learns_whether_the_container_is_gone() {
         let gone = LinkError::Netns(NetnsError::Missing { path: "/run/netns/x".into() });
         let error = CniError::from(gone);
