@@ -441,13 +441,7 @@ impl Lab {
 
         let given = match self.attach(node, &pod) {
             Ok(given) => given,
-            Err(error) => {
-                // As a runtime does after a failed ADD: DEL, and the pod is gone.
-                return Err(match self.remove_pod(&name) {
-                    Ok(()) => error,
-                    Err(undo) => anyhow!("{error:#}; and removing it again: {undo:#}"),
-                });
-            }
+            Err(error) => return Err(self.undo_pod(node, &pod, error)),
         };
         let pods = &mut self.state.node_mut(node)?.pods;
         if let Some(pod) = pods.iter_mut().find(|pod| pod.name == name) {
@@ -455,6 +449,17 @@ impl Lab {
         }
         self.save()?;
         Ok(name)
+    }
+
+    /// Removes what is left of a pod that could not be attached, as a runtime does; gives `error` with what
+    /// else failed.
+    fn undo_pod(&mut self, node: &str, pod: &PodState, error: anyhow::Error) -> anyhow::Error {
+        // What made ADD fail mostly makes DEL fail too, and need not be told twice.
+        let detached =
+            self.detach(node, pod).map_err(|_| "DEL after that failed as well".to_owned());
+        let dropped = self.drop_pod(node, &pod.name).map_err(|error| format!("{error:#}"));
+        let failed: Vec<String> = [detached, dropped].into_iter().filter_map(Result::err).collect();
+        if failed.is_empty() { error } else { anyhow!("{error:#}; {}", failed.join("; ")) }
     }
 
     fn attach(&self, node: &str, pod: &PodState) -> Result<plugin::Given> {
@@ -470,12 +475,23 @@ impl Lab {
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
         let (node, pod) = self.state.pod(name)?;
         let (node, pod) = (node.name.clone(), pod.clone());
-        let namespace = self.namespace(name)?;
         let mut errors = Errors::default();
-        let call = plugin::Call::new(&self.dir, self.namespace(&node)?, &node, &pod, &namespace);
-        errors.note(call.del().with_context(|| format!("detaching pod {name}")));
+        errors.note(self.detach(&node, &pod));
+        errors.note(self.drop_pod(&node, name));
+        errors.into_result()
+    }
+
+    fn detach(&self, node: &str, pod: &PodState) -> Result<()> {
+        let namespace = self.namespace(&pod.name)?;
+        let call = plugin::Call::new(&self.dir, self.namespace(node)?, node, pod, &namespace);
+        call.del().with_context(|| format!("detaching pod {}", pod.name))
+    }
+
+    /// Removes a pod's namespace and forgets the pod.
+    fn drop_pod(&mut self, node: &str, name: &str) -> Result<()> {
+        let mut errors = Errors::default();
         errors.note(self.tear_down_namespace(name));
-        self.state.node_mut(&node)?.pods.retain(|pod| pod.name != name);
+        self.state.node_mut(node)?.pods.retain(|pod| pod.name != name);
         errors.note(self.save());
         errors.into_result()
     }
