@@ -168,7 +168,10 @@ fn run(config: NodeConfig) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the control threads")?;
-    runtime.block_on(serve(Arc::new(config)))
+    let served = runtime.block_on(serve(Arc::new(config)));
+    // A write that hangs in the kernel must not hold up the end of the process.
+    runtime.shutdown_timeout(STOP_TIMEOUT);
+    served
 }
 
 /// A port takes a descriptor, and the usual soft limit of 1024 is there for programs that use select(2).

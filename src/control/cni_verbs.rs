@@ -50,7 +50,10 @@ impl Control {
             .map_err(|error| attach_error(&error))?;
         let addresses: Vec<_> = allocation.addresses().map(|ip| ip.to_string()).collect();
         tracing::info!(%attachment, addresses = addresses.join(" "), "pod attached");
-        let result = handler::add_result(attach, &self.assigned(&allocation));
+        let assigned = self.assigned(&allocation);
+        // A later interface of a pod leaves the default routes to the first.
+        let defaults = link::default_gateways(&attach.netns, &attach.ifname, &assigned.gateways)?;
+        let result = handler::add_result_via(attach, &assigned, &defaults);
         Ok(result.to_json(attach.conf.version))
     }
 

@@ -20,8 +20,11 @@ pub enum Error {
     )]
     Missing,
     /// `nft` did not run.
-    #[error("running `nft` failed: {0}")]
-    Run(#[from] std::io::Error),
+    #[error("running `nft` failed: {cause}")]
+    Run {
+        /// What the kernel said.
+        cause: std::io::Error,
+    },
     /// `nft` refused.
     #[error("`nft` refused table `inet {TABLE}`: {0}")]
     Refused(String),
@@ -79,16 +82,20 @@ fn run(script: &str) -> Result<(), Error> {
         .spawn();
     let mut child = match spawned {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Missing),
-        spawned => spawned?,
+        spawned => spawned.map_err(run_failed)?,
     };
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(script.as_bytes())?;
+        stdin.write_all(script.as_bytes()).map_err(run_failed)?;
     }
-    let output = child.wait_with_output()?;
+    let output = child.wait_with_output().map_err(run_failed)?;
     if output.status.success() {
         return Ok(());
     }
     Err(Error::Refused(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")))
+}
+
+fn run_failed(cause: std::io::Error) -> Error {
+    Error::Run { cause }
 }
 
 #[cfg(test)]
