@@ -53,7 +53,7 @@ pub struct WorkerCounters {
     pub delivered_bytes: Counter,
     /// Packets dropped, by reason.
     dropped: [Counter; Reason::COUNT],
-    /// Per local port, by [`crate::port::PortIx`].
+    /// Per local port, by [`crate::ix::PortIx`].
     ports: Box<[PortCounters]>,
 }
 
@@ -98,7 +98,7 @@ impl WorkerCounters {
     }
 
     /// The counters of a local port; `None` beyond the limit that they were made with.
-    pub fn port(&self, port: crate::port::PortIx) -> Option<&PortCounters> {
+    pub fn port(&self, port: crate::ix::PortIx) -> Option<&PortCounters> {
         self.ports.get(port.ix())
     }
 }
@@ -143,7 +143,7 @@ impl Counters {
     }
 
     /// Adds up what all workers have counted for one port.
-    pub fn port(&self, port: crate::port::PortIx) -> PortTotals {
+    pub fn port(&self, port: crate::ix::PortIx) -> PortTotals {
         let sum = |field: fn(&PortCounters) -> &Counter| {
             self.workers
                 .iter()
@@ -219,7 +219,7 @@ impl Totals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::port::PortIx;
+    use crate::ix::PortIx;
 
     #[test]
     fn totals_add_up_over_workers() {

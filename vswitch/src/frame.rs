@@ -9,7 +9,7 @@
 //! `Clone`: a copy is an explicit act and takes a second buffer from a [`Pool`]. Encapsulation moves
 //! the start of the data into the headroom instead of moving the payload.
 
-use crate::port::{NodeIx, PortIx};
+use crate::ix::{NodeIx, PortIx};
 
 /// Bytes in front of a received frame: room for a virtio-net header, or for the outer Ethernet, IPv6,
 /// UDP and VXLAN headers (70 bytes).

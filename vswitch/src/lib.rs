@@ -25,6 +25,7 @@ pub mod engine;
 pub mod fragment;
 pub mod frame;
 pub mod icmp_error;
+pub mod ix;
 pub mod mac;
 pub mod neighbor;
 pub mod offload;

@@ -9,33 +9,9 @@ use std::os::fd::BorrowedFd;
 
 use crate::counters::WorkerCounters;
 use crate::frame::{Batch, Frame, Pool};
+pub use crate::ix::{NodeIx, PortIx};
 use crate::tables::Tables;
 use crate::verdict::Reason;
-
-/// Index of a local port in [`Tables`]. Stays with the port for its life and is reused afterwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PortIx(pub u16);
-
-impl PortIx {
-    /// The host's own port, `weft0`.
-    pub const HOST: Self = Self(0);
-
-    /// The index as a `usize`.
-    pub fn ix(self) -> usize {
-        usize::from(self.0)
-    }
-}
-
-/// Index of another node in [`Tables`]. Valid only together with the tables that it was read from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeIx(pub u16);
-
-impl NodeIx {
-    /// The index as a `usize`.
-    pub fn ix(self) -> usize {
-        usize::from(self.0)
-    }
-}
 
 /// What a source or a sink works with, borrowed for the length of one batch.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use foldhash::fast::RandomState;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use prefix_trie::PrefixMap;
 
+use crate::ix::{NodeIx, PortIx};
 use crate::mac::Mac;
-use crate::port::{NodeIx, PortIx};
 
 /// The switch's own IPv4 address on every port: the host's next hop to the cluster range.
 pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);

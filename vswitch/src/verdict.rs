@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::port::{NodeIx, PortIx};
+use crate::ix::{NodeIx, PortIx};
 
 /// Where a forwarded frame leaves the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
