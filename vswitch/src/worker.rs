@@ -195,8 +195,7 @@ impl Worker {
             self.dispatch.send(&mut context, egress, frame);
         }
         if let Err(error) = received {
-            self.status.lost(slot.port, &error);
-            self.close_source(slot_ix);
+            self.lose_source(slot_ix, &error);
         } else if slot.source.pending() && !self.backlog.contains(&slot_ix) {
             self.backlog.push(slot_ix);
         }
@@ -213,8 +212,7 @@ impl Worker {
             if let Some(slot) = &self.sources[ix]
                 && let Err(error) = slot.source.check()
             {
-                self.status.lost(slot.port, &error);
-                self.close_source(ix);
+                self.lose_source(ix, &error);
             }
         }
     }
@@ -280,6 +278,13 @@ impl Worker {
                 self.close_source(ix);
             }
         }
+    }
+
+    /// Closes a source whose device vanished, and only then tells: whoever is told may open it anew.
+    fn lose_source(&mut self, slot_ix: usize, error: &io::Error) {
+        let port = self.sources[slot_ix].as_ref().and_then(|slot| slot.port);
+        self.close_source(slot_ix);
+        self.status.lost(port, error);
     }
 
     fn close_source(&mut self, slot_ix: usize) {
