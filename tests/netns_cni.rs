@@ -146,10 +146,8 @@ fn two_nodes_with_one_identity_are_told_apart() {
         phases.iter().filter(|phase| **phase == LeasePhase::Suspended).count() == 1
             && phases.contains(&LeasePhase::Held)
     });
-    let suspended = match phase(&lab, NODE) {
-        LeasePhase::Suspended => NODE.to_owned(),
-        _ => clone.clone(),
-    };
+    let is_original = phase(&lab, NODE) == LeasePhase::Suspended;
+    let suspended = if is_original { NODE.to_owned() } else { clone.clone() };
     let error = format!("{:#}", lab.add_pod(&suspended).unwrap_err());
     assert!(error.contains("node-id") && error.contains("(code 11)"), "{error}");
 
