@@ -86,6 +86,10 @@ pub fn configure_host(
         for route in wanted.routes(link.index) {
             netlink.set_route(&route)?;
         }
+        // The node may have asked for them in vain while no daemon ran.
+        for router in &wanted.routers {
+            netlink.forget_neighbor(link.index, *router)?;
+        }
         remove_others(&mut netlink, link.index, wanted)
     })
 }

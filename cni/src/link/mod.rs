@@ -9,6 +9,7 @@ mod addresses;
 mod error;
 mod host;
 mod links;
+mod neighbors;
 mod netlink;
 mod pod;
 mod routes;

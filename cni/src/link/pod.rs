@@ -191,7 +191,8 @@ fn configure(netlink: &mut Netlink, ifname: &str, wanted: &PodInterface) -> Resu
     for route in wanted.routes(link.index, is_later) {
         netlink.set_route(&route)?;
     }
-    Ok(())
+    // The pod may have asked for it in vain while no daemon ran.
+    wanted.gateways.iter().try_for_each(|gateway| netlink.forget_neighbor(link.index, *gateway))
 }
 
 fn compare_link(link: &Link, wanted: &PodInterface) -> Vec<Difference> {
