@@ -502,11 +502,14 @@ fn pods_called(lab: &Lab, id: &str) -> usize {
     pods.iter().filter(|pod| pod.container_id == id).count()
 }
 
+/// Waits until `address` answers. The kernel routes a new IPv6 address to its interface only a moment after
+/// it was added, in work of its own.
 #[track_caller]
 fn assert_reaches(lab: &Lab, pod: &str, address: IpAddr) {
-    let ping = Ping { count: 1, patience: Duration::from_secs(3), ..Ping::new(address) };
-    let report = ping.run(&lab.namespace(pod).unwrap()).unwrap();
-    assert!(report.is_ok(), "{pod} to {address}: {report:?}");
+    let namespace = lab.namespace(pod).unwrap();
+    let patience = Duration::from_millis(500);
+    let ping = Ping { count: 1, patience, ..Ping::new(address) };
+    eventually(&format!("{pod} reaches {address}"), || ping.run(&namespace).unwrap().is_ok());
 }
 
 /// What the command line prints.
