@@ -20,7 +20,7 @@ use cni::link::{
 use cni::netns::{self, Netns, NetnsError};
 use ipnetwork::IpNetwork;
 
-const TESTS: [(&str, fn()); 14] = [
+const TESTS: [(&str, fn()); 15] = [
     ("a_namespace_lives_while_pinned", a_namespace_lives_while_pinned),
     ("work_runs_in_the_namespace_and_nowhere_else", work_runs_in_the_namespace_and_nowhere_else),
     ("a_pod_is_configured_and_checked", a_pod_is_configured_and_checked),
@@ -36,6 +36,7 @@ const TESTS: [(&str, fn()); 14] = [
         a_range_that_another_interface_has_is_refused,
     ),
     ("a_bridge_joins_namespaces", a_bridge_joins_namespaces),
+    ("a_forgotten_neighbour_is_asked_for_at_once", a_forgotten_neighbour_is_asked_for_at_once),
     ("links_can_be_changed_and_deleted", links_can_be_changed_and_deleted),
     ("settings_belong_to_the_namespace", settings_belong_to_the_namespace),
 ];
@@ -486,6 +487,37 @@ fn a_bridge_joins_namespaces() {
     let port = netlink.link("left").unwrap();
     netlink.set_master(port.index, None).unwrap();
     assert_eq!(netlink.link("left").unwrap().master, None);
+}
+
+fn a_forgotten_neighbour_is_asked_for_at_once() {
+    // The kernel repeats a request after a second (RFC 4861 §10, RETRANS_TIMER).
+    let soon = Duration::from_millis(700);
+    let (left, right) = (Pod::new(), Pod::new());
+    left.netlink().create_veth("eth0", "eth0", Some(&right.netns)).unwrap();
+    for pod in [&left, &right] {
+        let index = pod.netlink().link("eth0").unwrap().index;
+        pod.netlink().set_up(index).unwrap();
+    }
+    let (mut near, mut far) = (left.netlink(), right.netlink());
+    let index = near.link("eth0").unwrap().index;
+    let far_index = far.link("eth0").unwrap().index;
+    for (own, other) in [("192.0.2.1/24", "192.0.2.2/24"), ("fd00::1/64", "fd00::2/64")] {
+        let (own, other) = (net(own), net(other));
+        near.forget_neighbor(index, other.ip()).unwrap();
+        near.add_address(index, own).unwrap();
+        let sender = left.netns.run(|| UdpSocket::bind((own.ip(), 0)).unwrap()).unwrap();
+        sender.send_to(b"lost", (other.ip(), 7000)).unwrap();
+
+        far.add_address(far_index, other).unwrap();
+        near.forget_neighbor(index, other.ip()).unwrap();
+        let receiver = right.netns.run(|| UdpSocket::bind((other.ip(), 7000)).unwrap()).unwrap();
+        receiver.set_read_timeout(Some(soon)).unwrap();
+        sender.send_to(b"found", (other.ip(), 7000)).unwrap();
+        let mut buffer = [0; 16];
+        let len = receiver.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"found");
+    }
+    assert!(near.forget_neighbor(u32::MAX >> 1, ip("192.0.2.2")).is_err(), "no such interface");
 }
 
 fn links_can_be_changed_and_deleted() {
