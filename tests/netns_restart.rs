@@ -255,7 +255,8 @@ fn an_uninstalled_node_is_as_it_was() {
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(said.contains("in use by another process"), "{said}");
     assert_eq!(Listing::of(&namespace), installed);
-    assert!(is_answered(&pod, node(&lab, &name).addresses[0]));
+    let underlay = node(&lab, &name).addresses[0];
+    eventually("the pod still reaches its node", || is_answered(&pod, underlay));
     lab.assert_conserved();
 
     lab.stop(&name).unwrap();
@@ -277,7 +278,7 @@ fn a_deleted_host_interface_is_made_again() {
     let lab = TestLab::up(config);
     let (here, pod) = (node(&lab, "n1"), pod(&lab, "n1-p1"));
     let reaches = || pod.addresses.iter().all(|address| is_answered(&here, *address));
-    assert!(reaches());
+    eventually("the node reaches its pod", reaches);
 
     let mut netlink = Netlink::open_in(here.namespace.path()).unwrap();
     let index = netlink.link(HOST_INTERFACE).unwrap().index;
