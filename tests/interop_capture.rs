@@ -13,7 +13,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use common::capture::{self, Capture};
+use common::capture::{self, BAD, Capture, GOOD};
 use common::traffic::{End, both_ways};
 use common::{TestLab, run};
 use weft::lab::probe::Ping;
@@ -30,10 +30,6 @@ const BUFFER_LEN: u32 = 2048;
 
 /// RFC 6335 §6: the dynamic ports, which RFC 7348 §5 recommends for the outer source.
 const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 49_152..=65_535;
-
-/// How tshark writes the state of a checksum (Wireshark, epan/proto.h).
-const BAD: &str = "0";
-const GOOD: &str = "1";
 
 #[test]
 fn everything_on_an_ipv4_underlay_is_well_formed() {

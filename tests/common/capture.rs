@@ -93,10 +93,14 @@ pub(crate) fn left_undone(lab: &Lab, device: &str, traffic: impl FnOnce()) -> Op
     let mut segments = rows.iter().filter(|row| !row[0].is_empty());
     assert!(segments.clone().count() > 10, "no TCP was captured");
     let frame_len_max = u32::from(lab.state().config.underlay_mtu) + 14;
-    let lacks_checksum = segments.clone().any(|row| row[0] == "0");
+    let lacks_checksum = segments.clone().any(|row| row[0] == BAD);
     let is_long = segments.any(|row| row[1].parse::<u32>().unwrap() > frame_len_max);
     Some((lacks_checksum, is_long))
 }
+
+/// How tshark writes the state of a checksum (Wireshark, epan/proto.h).
+pub(crate) const BAD: &str = "0";
+pub(crate) const GOOD: &str = "1";
 
 /// Longest IP packet that the kernel makes without BIG TCP, and room for what is around it.
 const SUPER_FRAME_LEN_MAX: u32 = 65_536 + 200;
@@ -122,6 +126,9 @@ pub(crate) fn flip_last_bit(capture: &Path, len: usize) {
 
 /// Reads a capture with tshark: one row per frame, one text per field, with `,` between the values of a
 /// field that is there several times (outer before inner). All checksums are verified.
+///
+/// Linux writes a TCP checksum of zero as 0xffff (`CSUM_MANGLED_0` in `skb_checksum_help`), which every
+/// receiver takes: both are zero in ones' complement. tshark calls it bad (RFC 1624); here it is good.
 #[track_caller]
 pub(crate) fn read(capture: &Path, fields: &[&str]) -> Vec<Vec<String>> {
     let mut command = Command::new(find("tshark").unwrap());
@@ -132,11 +139,21 @@ pub(crate) fn read(capture: &Path, fields: &[&str]) -> Vec<Vec<String>> {
         command.args(["-o", preference]);
     }
     command.args(["-d", "udp.port==4789,vxlan"]);
-    for field in fields {
+    let zero = ["tcp.checksum", "tcp.checksum_calculated"];
+    for field in fields.iter().chain(&zero) {
         command.args(["-e", field]);
     }
     let output = command.output().unwrap();
     assert!(output.status.success(), "tshark: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()
+    let status = fields.iter().position(|field| *field == "tcp.checksum.status");
+    let rows = text.lines().map(|line| {
+        let mut row: Vec<_> = line.split('\t').map(str::to_owned).collect();
+        let zero = row.split_off(fields.len());
+        if let (Some(status), true) = (status, zero == ["0xffff", "0x0000"]) {
+            row[status] = GOOD.to_owned();
+        }
+        row
+    });
+    rows.collect()
 }
