@@ -16,6 +16,7 @@ use std::path::Path;
 use common::capture::{self, BAD, Capture, GOOD};
 use common::traffic::{End, both_ways};
 use common::{TestLab, run};
+use etherparse::PacketBuilder;
 use weft::lab::probe::Ping;
 use weft::lab::{Family, LabConfig, UNDERLAY};
 
@@ -60,6 +61,35 @@ fn a_single_wrong_bit_would_be_seen() {
     let bad: Vec<_> =
         bad.iter().map(|frame| frame.checksums().filter(|s| *s == BAD).count()).collect();
     assert_eq!(bad, [2, 0, 0, 0, 0], "outer UDP and inner ICMP of the one frame");
+}
+
+#[test]
+fn a_tcp_checksum_of_zero_is_good_in_both_forms() {
+    if !common::has_programs(&[("tshark", "tshark")]) {
+        return;
+    }
+    let segment = |payload: [u8; 2]| {
+        let builder =
+            PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64);
+        let mut frame = Vec::new();
+        builder.tcp(1000, 2000, 1, 4096).write(&mut frame, &payload).unwrap();
+        frame
+    };
+    // Ethernet 14, IPv4 20; the checksum is at 16 (RFC 9293 §3.1).
+    let checksum = 50..52;
+    // What is added to the payload, the checksum has less.
+    let rest = segment([0, 0])[checksum.clone()].try_into().unwrap();
+    let [mut zero, mut other_zero, mut wrong] = [(); 3].map(|()| segment(rest));
+    zero[checksum.clone()].fill(0);
+    other_zero[checksum.clone()].fill(0xff);
+    wrong[checksum].fill(0x55);
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("zero.pcap");
+    capture::write(&path, &[zero, other_zero, wrong]);
+    let states: Vec<_> =
+        frames(&path).iter().map(|frame| frame.0["tcp.checksum.status"].clone()).collect();
+    assert_eq!(states, [GOOD, GOOD, BAD]);
 }
 
 fn can_run() -> bool {

@@ -105,6 +105,25 @@ pub(crate) const GOOD: &str = "1";
 /// Longest IP packet that the kernel makes without BIG TCP, and room for what is around it.
 const SUPER_FRAME_LEN_MAX: u32 = 65_536 + 200;
 
+/// Writes frames as if they had been captured.
+pub(crate) fn write(path: &Path, frames: &[Vec<u8>]) {
+    // https://www.tcpdump.org/manpages/pcap-savefile.5.html: magic number, version 2.4 as two halves,
+    // nothing, nothing, longest frame, Ethernet; then per frame seconds, microseconds, and its length twice.
+    let [major, minor] = [2_u16, 4].map(u16::to_ne_bytes);
+    let version = u32::from_ne_bytes([major[0], major[1], minor[0], minor[1]]);
+    let mut file: Vec<u8> = Vec::new();
+    let mut put = |words: &[u32], rest: &[u8]| {
+        file.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+        file.extend(rest);
+    };
+    put(&[0xa1b2_c3d4, version, 0, 0, SUPER_FRAME_LEN_MAX, 1], &[]);
+    for frame in frames {
+        let len = u32::try_from(frame.len()).unwrap();
+        put(&[0, 0, len, len], frame);
+    }
+    fs::write(path, file).unwrap();
+}
+
 /// Flips the last bit of the first frame that is longer than `len`.
 #[track_caller]
 pub(crate) fn flip_last_bit(capture: &Path, len: usize) {
