@@ -212,7 +212,7 @@ fn path_mtu(from: &End, target: Ipv4Addr) -> u32 {
         socket.connect((target, 9))?;
         std::io::Result::Ok(socket)
     });
-    rustix::net::sockopt::ip_mtu(&socket.unwrap().unwrap()).unwrap()
+    rustix::net::sockopt::ip_mtu(socket.unwrap().unwrap()).unwrap()
 }
 
 fn hops_are_counted(lab: &TestLab, here: &End, there: &End) {
