@@ -196,12 +196,17 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
     };
     with(&control, Control::reattach).await??;
 
+    // Before anybody is told that the daemon runs: what it remembers may be damaged.
+    let mut gossip = match &underlay {
+        Some(underlay) => Some(Gossip::start(&config, &control, underlay).await?),
+        None => None,
+    };
+
     let (stop, stopped) = watch::channel(false);
     let mut servers = start_servers(&config, &control, &stopped).await?;
     sd_notify::notify(&[NotifyState::Ready]).context("cannot tell systemd that weftd is ready")?;
     tracing::info!(network = config.network, "weftd runs");
 
-    let mut gossip: Option<Gossip> = None;
     let mut tick = interval(TICK);
     let mut look = interval(LOOK);
     loop {
