@@ -529,14 +529,17 @@ impl Lab {
         self.save()
     }
 
-    /// Sets the MTU of a node's link, on both ends.
+    /// Sets the MTU of a node's link, on both ends. The router's and the other nodes' stay.
     ///
     /// # Errors
     /// When there is no such node, or the kernel refuses the MTU.
     pub fn set_mtu(&mut self, node: &str, mtu: u16) -> Result<()> {
         self.state.node_mut(node)?.mtu = mtu;
         netlink::set_mtu(&self.namespace(node)?, NODE_LINK, mtu)?;
-        netlink::set_mtu(&self.namespace(UNDERLAY)?, node, mtu)?;
+        let underlay = self.namespace(UNDERLAY)?;
+        netlink::set_mtu(&underlay, node, mtu)?;
+        // A bridge takes the smallest of its ports' until it has been given one.
+        netlink::set_mtu(&underlay, BRIDGE, self.state.config.underlay_mtu)?;
         self.save()
     }
 
