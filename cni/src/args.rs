@@ -184,13 +184,14 @@ pub fn is_name(text: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
-/// Whether `text` can name an interface: at most 15 bytes, not `.` or `..`, without `/`, `:`, white
-/// space and control characters.
+/// Whether `text` can name an interface: at most 15 bytes, not `.` or `..`, without `/`, `:`, `%`, white
+/// space and control characters (`dev_valid_name`, net/core/dev.c). The kernel takes a name with `%` for a
+/// pattern, and would choose another one.
 pub fn is_ifname(text: &str) -> bool {
     (1..=IFNAME_LEN_MAX).contains(&text.len())
         && text != "."
         && text != ".."
-        && !text.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
+        && !text.chars().any(|c| "/:%".contains(c) || c.is_whitespace() || c.is_control())
 }
 
 fn is_valid(variable: Variable, value: &str) -> bool {
@@ -210,7 +211,7 @@ fn rule(variable: Variable) -> &'static str {
         }
         Variable::Netns => "give an absolute path",
         Variable::Ifname => {
-            "use 1 to 15 bytes without `/`, `:` and white space, and not `.` or `..`"
+            "use 1 to 15 bytes without `/`, `:`, `%` and white space, and not `.` or `..`"
         }
     }
 }
@@ -326,7 +327,8 @@ mod tests {
         for good in ["eth0", "a", "net1.100", "fifteen-bytes-x"] {
             assert!(is_ifname(good), "{good}");
         }
-        for bad in ["", ".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xy", "a\0"] {
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "eth%d", "100%", "sixteen-bytes-xy", "a\0"]
+        {
             assert!(!is_ifname(bad), "{bad:?}");
         }
     }
