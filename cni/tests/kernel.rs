@@ -20,10 +20,11 @@ use cni::link::{
 use cni::netns::{self, Netns, NetnsError};
 use ipnetwork::IpNetwork;
 
-const TESTS: [(&str, fn()); 15] = [
+const TESTS: [(&str, fn()); 16] = [
     ("a_namespace_lives_while_pinned", a_namespace_lives_while_pinned),
     ("work_runs_in_the_namespace_and_nowhere_else", work_runs_in_the_namespace_and_nowhere_else),
     ("a_pod_is_configured_and_checked", a_pod_is_configured_and_checked),
+    ("a_configured_pod_takes_packets_at_once", a_configured_pod_takes_packets_at_once),
     ("each_change_of_a_pod_is_found", each_change_of_a_pod_is_found),
     ("a_pod_with_ipv6_switched_off_gets_it", a_pod_with_ipv6_switched_off_gets_it),
     ("a_pod_of_one_family", a_pod_of_one_family),
@@ -238,8 +239,22 @@ fn a_pod_is_configured_and_checked() {
     for address in dual_stack().addresses {
         pod.netns.run(|| UdpSocket::bind((address, 0)).unwrap()).unwrap();
     }
+    assert!(!netlink.is_local(ip("10.244.1.6")).unwrap());
+    assert!(!netlink.is_local(ip("fd00:10:244:1::6")).unwrap());
     assert_eq!(pod.source_towards("192.0.2.1"), ip("10.244.1.5"));
     assert_eq!(pod.source_towards("2001:db8::1"), ip("fd00:10:244:1::5"));
+}
+
+fn a_configured_pod_takes_packets_at_once() {
+    for _ in 0..50 {
+        let pod = Pod::with_interface("eth0");
+        let mut netlink = pod.netlink();
+        assert!(!netlink.is_local(ip("fd00:10:244:1::5")).unwrap());
+        configure_pod(&pod.path, "eth0", &dual_stack()).unwrap();
+        for address in dual_stack().addresses {
+            assert!(netlink.is_local(address).unwrap(), "{address}");
+        }
+    }
 }
 
 fn each_change_of_a_pod_is_found() {

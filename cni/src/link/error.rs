@@ -1,7 +1,9 @@
 //! What can go wrong with an interface.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
@@ -51,6 +53,20 @@ pub enum LinkError {
         /// The interface that has it.
         device: String,
     },
+    /// An interface has an address, for which the kernel takes no packets.
+    #[error(
+        "{ifname} has the address {address}, but after {} ms the kernel still has no local route for it; \
+         see whether something in the container deletes routes, and try again",
+        waited.as_millis()
+    )]
+    NotLocal {
+        /// The interface.
+        ifname: String,
+        /// Its address.
+        address: IpAddr,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// A kernel setting cannot be changed.
     #[error("cannot set {} to {value}: {cause}{}", path.display(), sysctl_advice(cause))]
     Sysctl {
@@ -73,6 +89,7 @@ impl LinkError {
             | Self::Socket { .. }
             | Self::NoSuchLink { .. }
             | Self::RouteTaken { .. }
+            | Self::NotLocal { .. }
             | Self::Sysctl { .. } => None,
         }
     }
@@ -92,6 +109,7 @@ impl From<LinkError> for CniError {
             | LinkError::Refused { .. }
             | LinkError::NoSuchLink { .. }
             | LinkError::RouteTaken { .. }
+            | LinkError::NotLocal { .. }
             | LinkError::Sysctl { .. } => {
                 (Code::ATTACH_FAILED, "the container's interface cannot be set up")
             }

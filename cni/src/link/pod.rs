@@ -20,6 +20,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 
@@ -79,8 +80,8 @@ impl fmt::Display for Difference {
 /// repeated.
 ///
 /// # Errors
-/// When the namespace or the interface is not there, or the kernel refuses something. What was done
-/// until then stays: the interface goes away with the attachment.
+/// When the namespace or the interface is not there, or the kernel refuses something, or does not come to
+/// use an address. What was done until then stays: the interface goes away with the attachment.
 pub fn configure_pod(netns: &Path, ifname: &str, wanted: &PodInterface) -> Result<(), LinkError> {
     let netns = Netns::open(netns)?;
     netns.run(|| {
@@ -192,8 +193,33 @@ fn configure(netlink: &mut Netlink, ifname: &str, wanted: &PodInterface) -> Resu
         netlink.set_route(&route)?;
     }
     // The pod may have asked for it in vain while no daemon ran.
-    wanted.gateways.iter().try_for_each(|gateway| netlink.forget_neighbor(link.index, *gateway))
+    wanted.gateways.iter().try_for_each(|gateway| netlink.forget_neighbor(link.index, *gateway))?;
+    wanted.addresses.iter().try_for_each(|address| wait_until_local(netlink, ifname, *address))
 }
+
+/// Waits until the pod takes what is sent to `address`. The kernel routes an IPv6 address to its interface
+/// only some time after it was added and the interface set up, in work of its own (`addrconf_dad_work`,
+/// net/ipv6/addrconf.c); a packet that came before would be lost.
+fn wait_until_local(netlink: &mut Netlink, ifname: &str, address: IpAddr) -> Result<(), LinkError> {
+    let start = Instant::now();
+    while !netlink.is_local(address)? {
+        let waited = start.elapsed();
+        if waited >= LOCAL_LIMIT {
+            return Err(LinkError::NotLocal { ifname: ifname.to_owned(), address, waited });
+        }
+        // Looking again is simpler than a subscription, whose messages may be lost.
+        #[allow(clippy::disallowed_methods)]
+        std::thread::sleep(LOCAL_CHECK_INTERVAL);
+    }
+    Ok(())
+}
+
+/// How long the kernel may take to route an address to its interface. It takes a few milliseconds on a
+/// busy machine.
+const LOCAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often it is looked at.
+const LOCAL_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
 fn compare_link(link: &Link, wanted: &PodInterface) -> Vec<Difference> {
     let mut differences = Vec::new();

@@ -97,6 +97,26 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// Whether the namespace takes packets to `address` for its own.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn is_local(&mut self, address: IpAddr) -> Result<bool, LinkError> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family(address.is_ipv4());
+        request.header.destination_prefix_length = IpNetwork::from(address).prefix();
+        request.attributes.push(RouteAttribute::Destination(address.into()));
+        let what = || format!("look for the route to {address}");
+        match self.ask(RouteNetlinkMessage::GetRoute(request), what) {
+            Ok(Some(RouteNetlinkMessage::NewRoute(route))) => {
+                Ok(route.header.kind == RouteType::Local)
+            }
+            Ok(_) => Ok(false),
+            Err(error) if error.refusal().is_some_and(is_no_route) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes a route, instead of one with the same destination and metric if the same interface has one.
     /// The list of routes, which may be long, is looked at only if there is one already.
     ///
@@ -142,6 +162,11 @@ impl Netlink {
         let message = RouteNetlinkMessage::DelRoute(route_message(route));
         unless(self.execute(message, 0, || describe("delete", route)), libc::ESRCH)
     }
+}
+
+/// How the kernel says that nothing leads there, and that a route forbids it.
+fn is_no_route(errno: i32) -> bool {
+    [libc::ENETUNREACH, libc::EHOSTUNREACH].contains(&errno)
 }
 
 fn describe(action: &str, route: &Route) -> String {
