@@ -10,6 +10,7 @@
 //! - [`sim`] is a cluster in one process, under virtual time, for packet-level tests.
 
 pub mod admin;
+pub mod bench;
 pub mod cli;
 pub mod control;
 pub mod daemon;
