@@ -7,9 +7,11 @@
 //! - **knowledge**: [`gossip`] keeps a record of every node and decides on leases; [`agent`] gives it a socket, a
 //!   clock and a disk; what it knows is the [`subnet::SubnetMap`].
 //!
-//! [`underlay`] chooses the address that both use.
+//! [`underlay`] chooses the address that both use. What the kernel offers and grants to the tunnel, and loses before
+//! it, is looked at in [`send_offload`], [`buffers`] and [`path_mtu`].
 
 pub mod agent;
+pub mod buffers;
 pub mod config;
 pub mod decap;
 pub mod encap;
@@ -17,6 +19,8 @@ pub mod error;
 pub mod gossip;
 pub mod interfaces;
 pub mod node_id;
+pub mod path_mtu;
+pub mod send_offload;
 mod state_file;
 pub mod subnet;
 pub mod tunnel;

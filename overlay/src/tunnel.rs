@@ -9,6 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::queue::ArrayQueue;
 use foldhash::fast::FixedState;
@@ -18,9 +19,11 @@ use vswitch::tables::Tables;
 use vswitch::verdict::Reason;
 use vswitch::wire::{self, Fragment, Headers, Ip, Network, Transport};
 
+use crate::buffers::Buffers;
 use crate::decap::{Decapsulator, OFFENCES_MAX, Offence};
 use crate::encap::{Encapsulator, Transmit};
-use crate::udp::{self, Capabilities, ReceiveSocket, SendOffload, SendSocket};
+use crate::send_offload::{Fallbacks, SendOffload};
+use crate::udp::{self, Capabilities, ReceiveSocket, SendSocket};
 use crate::vxlan::{self, Vni};
 
 /// Source sockets per worker: enough that a few flows rarely share a queue on the way, and few enough
@@ -29,6 +32,9 @@ const SOURCES: usize = 8;
 
 /// Bytes that one batch takes before it is handed on; see the like limit of ports.
 const BATCH_BYTES_MAX: usize = 512 << 10;
+
+/// Reports of narrow paths that the control side has not taken yet; more of them are not kept.
+const NARROW_MAX: usize = 64;
 
 /// What a tunnel needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,8 +112,11 @@ pub struct Tunnel {
 /// What a tunnel tells the control side. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct TunnelStatus {
+    opened: Instant,
     capabilities: Arc<Capabilities>,
-    send_offload: Arc<SendOffload>,
+    fallbacks: Arc<[Arc<Fallbacks>]>,
+    buffers: Arc<Buffers>,
+    narrow: Arc<ArrayQueue<SocketAddr>>,
     offences: Arc<ArrayQueue<Offence>>,
 }
 
@@ -138,23 +147,34 @@ impl Tunnel {
         let offences = Arc::new(ArrayQueue::new(OFFENCES_MAX));
         let decapsulator = Decapsulator::new(vni, mtu, Arc::clone(&offences));
 
-        let send_offload = Arc::new(SendOffload::new(&capabilities));
+        let narrow = Arc::new(ArrayQueue::new(NARROW_MAX));
+        let (receivers, mut senders) = (vec![socket.watch()], Vec::new());
+        let mut fallbacks = Vec::with_capacity(workers);
         let mut uplinks = Vec::with_capacity(workers);
         for _ in 0..workers {
             let mut sockets = Vec::with_capacity(SOURCES);
             for _ in 0..SOURCES {
-                let socket = SendSocket::bind(underlay, Arc::clone(&send_offload))
+                let socket = SendSocket::bind(underlay)
                     .map_err(|source| TunnelError::BindSource { underlay, source })?;
+                senders.push(socket.watch());
                 sockets.push(socket);
             }
             let encapsulator = Encapsulator::new(vni, capabilities.segments_max);
-            uplinks.push(TunnelUplink { encapsulator, sockets });
+            let offload = SendOffload::new(&capabilities);
+            fallbacks.push(offload.fallbacks());
+            let sender = Sender { sockets, offload, narrow: Arc::clone(&narrow) };
+            uplinks.push(TunnelUplink { encapsulator, sender });
         }
-        Ok(Self {
-            source: TunnelSource { socket, decapsulator },
-            uplinks,
-            status: TunnelStatus { capabilities: Arc::new(capabilities), send_offload, offences },
-        })
+        let granted = (capabilities.receive_buffer, capabilities.send_buffer);
+        let status = TunnelStatus {
+            opened: Instant::now(),
+            capabilities: Arc::new(capabilities),
+            fallbacks: fallbacks.into(),
+            buffers: Arc::new(Buffers::new(receivers, senders, granted)),
+            narrow,
+            offences,
+        };
+        Ok(Self { source: TunnelSource { socket, decapsulator }, uplinks, status })
     }
 }
 
@@ -164,12 +184,25 @@ impl TunnelStatus {
         &self.capabilities
     }
 
-    /// Whether sends are still merged.
-    ///
-    /// # Errors
-    /// The error for which they no longer are: a device on the way out cannot, or the kernel cannot.
-    pub fn send_offload(&self) -> io::Result<()> {
-        self.send_offload.check()
+    /// When it was opened.
+    pub fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    /// Where sends are not merged although the kernel can, per worker.
+    pub fn fallbacks(&self) -> &[Arc<Fallbacks>] {
+        &self.fallbacks
+    }
+
+    /// The sockets' buffers.
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
+    /// The next destination for which a datagram was too long, because the path carries less than both
+    /// ends' interfaces.
+    pub fn take_narrow(&self) -> Option<SocketAddr> {
+        self.narrow.pop()
     }
 
     /// The next datagram that was not acceptable.
@@ -229,7 +262,15 @@ impl TunnelSource {
 #[derive(Debug)]
 pub struct TunnelUplink {
     encapsulator: Encapsulator,
+    sender: Sender,
+}
+
+/// The sockets of one worker, and what it has learnt from them.
+#[derive(Debug)]
+struct Sender {
     sockets: Vec<SendSocket>,
+    offload: SendOffload,
+    narrow: Arc<ArrayQueue<SocketAddr>>,
 }
 
 impl Uplink for TunnelUplink {
@@ -241,8 +282,8 @@ impl Uplink for TunnelUplink {
     }
 
     fn flush(&mut self, context: &mut Context<'_>) {
-        let Self { encapsulator, sockets } = self;
-        encapsulator.flush(&mut |transmit| send(sockets, context, transmit));
+        let Self { encapsulator, sender } = self;
+        encapsulator.flush(&mut |transmit| sender.send(context, transmit));
     }
 }
 
@@ -255,21 +296,30 @@ impl TunnelUplink {
     ) -> Result<(), Reason> {
         let peer = context.tables.peer(node).ok_or(Reason::NodeGone)?;
         let headers = wire::parse(frame.data())?;
-        let socket_ix = source_of(&headers, self.sockets.len());
-        let Self { encapsulator, sockets } = self;
+        let Self { encapsulator, sender } = self;
+        let socket_ix = source_of(&headers, sender.sockets.len());
         encapsulator.push(peer, socket_ix, frame, &headers, &mut |transmit| {
-            send(sockets, context, transmit);
+            sender.send(context, transmit);
         })
     }
 }
 
-fn send(sockets: &[SendSocket], context: &Context<'_>, transmit: Transmit<'_>) {
-    let sent = sockets[transmit.socket_ix].send(transmit.to, transmit.segment_len, transmit.bytes);
-    let counters = context.counters;
-    counters.delivered.add(sent.taken);
-    counters.delivered_bytes.add(sent.bytes - sent.taken * vxlan::HEADER_LEN as u64);
-    counters.count_drop(Reason::UnderlayFull, sent.full);
-    counters.count_drop(Reason::UnderlayError, sent.refused);
+impl Sender {
+    fn send(&mut self, context: &Context<'_>, transmit: Transmit<'_>) {
+        let Transmit { to, socket_ix, segment_len, bytes, .. } = transmit;
+        let Self { sockets, offload, narrow } = self;
+        let sent = sockets[socket_ix].send(offload, to, segment_len, bytes, Instant::now);
+        let counters = context.counters;
+        counters.delivered.add(sent.taken);
+        counters.delivered_bytes.add(sent.bytes - sent.taken * vxlan::HEADER_LEN as u64);
+        counters.count_drop(Reason::UnderlayFull, sent.full);
+        counters.count_drop(Reason::PathMtu, sent.too_long);
+        counters.count_drop(Reason::UnderlayError, sent.refused);
+        if sent.too_long > 0 {
+            // Where the queue is full, the control side has enough to look at, and the next loss tells.
+            let _told_with_the_next = narrow.push(to);
+        }
+    }
 }
 
 /// Chooses the source socket by the flow, so that a flow's packets take one way and keep their order.

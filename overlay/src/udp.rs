@@ -23,11 +23,14 @@ use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use libc::{c_int, c_void};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::buffers::{grow_receive_buffer, grow_send_buffer};
+use crate::send_offload::SendOffload;
 
 /// The longest UDP payload over IPv4 (RFC 768, RFC 791: 65 535 − 20 − 8).
 pub const PAYLOAD_MAX: usize = 65_507;
@@ -36,7 +39,7 @@ pub const PAYLOAD_MAX: usize = 65_507;
 pub const SOURCE_PORT_MIN: u16 = 49_152;
 
 /// `UDP_MAX_SEGMENTS` of kernels before 6.9, and of later ones (`linux/udp.h`).
-const SEGMENTS_MAX: [usize; 2] = [64, 128];
+pub const SEGMENTS_MAX: [usize; 2] = [64, 128];
 
 /// Most datagrams in one received message: as many as one send can hold, where it crosses the network
 /// uncut. What `UDP_GRO` merges itself is less (`UDP_GRO_CNT_MAX`, `net/ipv4/udp_offload.c`).
@@ -51,12 +54,6 @@ const RECEIVE_LEN: usize = 65_536;
 
 /// Datagrams sent by one system call where `UDP_SEGMENT` does not work.
 const SEND_BATCH: usize = 32;
-
-/// Kernel memory for received datagrams, 8 MiB: 5 ms at 10 Gbit/s, longer than a batch takes.
-const RECEIVE_BUFFER: usize = 8 << 20;
-
-/// Kernel memory for datagrams on their way out: as much as a batch can hold.
-const SEND_BUFFER: usize = 8 << 20;
 
 /// How often a send is made again that an earlier datagram's fate has failed. A few such reports may wait,
 /// but some policies (SELinux) answer every send in the same way, and must not hold the worker.
@@ -74,9 +71,9 @@ pub struct Capabilities {
     pub send_offload: Result<(), String>,
     /// Most datagrams in one send.
     pub segments_max: usize,
-    /// Bytes of the receive buffer that the kernel granted.
+    /// Bytes of the receive buffer that the kernel granted, of [`crate::buffers::RECEIVE_BUFFER`].
     pub receive_buffer: usize,
-    /// Bytes of each send buffer that the kernel granted.
+    /// Bytes of each send buffer that the kernel granted, of [`crate::buffers::SEND_BUFFER`].
     pub send_buffer: usize,
 }
 
@@ -115,7 +112,7 @@ fn probe_segments(socket: &Socket) -> io::Result<usize> {
 /// The socket on which VXLAN arrives.
 #[derive(Debug)]
 pub struct ReceiveSocket {
-    socket: Socket,
+    socket: Arc<Socket>,
     buffers: Box<[u8]>,
     /// What the last system call brought, in order of arrival.
     messages: [Message; RECEIVE_BATCH],
@@ -159,7 +156,7 @@ impl ReceiveSocket {
         let _told_by_probe = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1);
         socket.bind(&SockAddr::from(address))?;
         Ok(Self {
-            socket,
+            socket: Arc::new(socket),
             buffers: vec![0; RECEIVE_BATCH * RECEIVE_LEN].into_boxed_slice(),
             messages: [Message { from: None, stride: 0, len: 0 }; RECEIVE_BATCH],
             next: 0,
@@ -170,6 +167,11 @@ impl ReceiveSocket {
     /// Readable when datagrams wait that were not read yet.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// The socket, for whoever looks at its buffer.
+    pub fn watch(&self) -> Weak<Socket> {
+        Arc::downgrade(&self.socket)
     }
 
     /// Whether datagrams were read that [`ReceiveSocket::receive`] has not returned yet.
@@ -249,16 +251,8 @@ impl ReceiveSocket {
 /// A socket that sends VXLAN, with a source port of its own.
 #[derive(Debug)]
 pub struct SendSocket {
-    socket: Socket,
+    socket: Arc<Socket>,
     source_port: u16,
-    offload: Arc<SendOffload>,
-}
-
-/// Whether sending with `UDP_SEGMENT` works; shared by sockets, so that each need not learn it anew.
-#[derive(Debug)]
-pub struct SendOffload {
-    /// The error that showed that it does not; 0 while it does.
-    lost_to: AtomicI32,
 }
 
 /// What became of the datagrams of one send.
@@ -270,31 +264,10 @@ pub struct Sent {
     pub bytes: u64,
     /// The send buffer was full.
     pub full: u64,
-    /// The kernel refused them: too long for the path, no route, forbidden.
+    /// They were longer than the path carries, as far as the kernel knows it.
+    pub too_long: u64,
+    /// The kernel refused them for another reason: no route, forbidden.
     pub refused: u64,
-}
-
-impl SendOffload {
-    /// Starts as `capabilities` say.
-    pub fn new(capabilities: &Capabilities) -> Self {
-        let lost_to = if capabilities.send_offload.is_ok() { 0 } else { libc::ENOPROTOOPT };
-        Self { lost_to: AtomicI32::new(lost_to) }
-    }
-
-    /// Whether it works.
-    ///
-    /// # Errors
-    /// The error that showed that it does not.
-    pub fn check(&self) -> io::Result<()> {
-        match self.lost_to.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            error => Err(io::Error::from_raw_os_error(error)),
-        }
-    }
-
-    fn lose(&self, error: &io::Error) {
-        self.lost_to.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
-    }
 }
 
 impl SendSocket {
@@ -303,7 +276,7 @@ impl SendSocket {
     ///
     /// # Errors
     /// `AddrInUse` when all those ports are taken; whatever else the kernel says.
-    pub fn bind(address: IpAddr, offload: Arc<SendOffload>) -> io::Result<Self> {
+    pub fn bind(address: IpAddr) -> io::Result<Self> {
         let socket = open(address)?;
         grow_send_buffer(&socket)?;
         // Nobody reads what is sent to it, so little of that is to be kept (the kernel has a minimum).
@@ -315,7 +288,7 @@ impl SendSocket {
             let port =
                 SOURCE_PORT_MIN + u16::try_from(start.wrapping_add(offset) % ports).unwrap_or(0);
             match socket.bind(&SockAddr::from(SocketAddr::new(address, port))) {
-                Ok(()) => return Ok(Self { socket, source_port: port, offload }),
+                Ok(()) => return Ok(Self { socket: Arc::new(socket), source_port: port }),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 Err(error) => return Err(error),
             }
@@ -328,12 +301,25 @@ impl SendSocket {
         self.source_port
     }
 
-    /// Sends `bytes` as datagrams of `segment_len` bytes, the last of which may be shorter.
+    /// The socket, for whoever looks at its buffer.
+    pub fn watch(&self) -> Weak<Socket> {
+        Arc::downgrade(&self.socket)
+    }
+
+    /// Sends `bytes` as datagrams of `segment_len` bytes, the last of which may be shorter: by one call if
+    /// `offload` has it so. The clock is read only where that does not work.
     ///
     /// `bytes` must not be empty, and hold at most [`PAYLOAD_MAX`] bytes and
     /// [`Capabilities::segments_max`] datagrams.
-    pub fn send(&self, to: SocketAddr, segment_len: usize, bytes: &[u8]) -> Sent {
-        let to = SockAddr::from(to);
+    pub fn send(
+        &self,
+        offload: &mut SendOffload,
+        destination: SocketAddr,
+        segment_len: usize,
+        bytes: &[u8],
+        clock: impl Fn() -> Instant,
+    ) -> Sent {
+        let to = SockAddr::from(destination);
         let datagrams = bytes.len().div_ceil(segment_len) as u64;
         if datagrams == 1 {
             return match send_message(&self.socket, &to, bytes, None) {
@@ -341,17 +327,21 @@ impl SendSocket {
                 Err(error) => Sent::failed(&error, 1),
             };
         }
-        let (Ok(()), Ok(segment)) = (self.offload.check(), u16::try_from(segment_len)) else {
+        let may_merge = offload.may_merge(destination, &clock);
+        let (true, Ok(segment)) = (may_merge, u16::try_from(segment_len)) else {
             return self.send_singly(&to, segment_len, bytes);
         };
         match send_message(&self.socket, &to, bytes, Some(segment)) {
-            Ok(()) => Sent::taken(datagrams, bytes.len()),
+            Ok(()) => {
+                offload.regain(destination);
+                Sent::taken(datagrams, bytes.len())
+            }
             // EIO: the route's device cannot do it. EINVAL: some kernels say so when a segment is too
             // long for the path, too. Which it is shows when the same datagrams go singly.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => {
                 let sent = self.send_singly(&to, segment_len, bytes);
-                if sent.taken > 0 && sent.refused == 0 {
-                    self.offload.lose(&error);
+                if sent.taken > 0 && sent.too_long == 0 && sent.refused == 0 {
+                    offload.lose(destination, &error, clock());
                 }
                 sent
             }
@@ -435,6 +425,7 @@ impl Sent {
         self.taken += other.taken;
         self.bytes += other.bytes;
         self.full += other.full;
+        self.too_long += other.too_long;
         self.refused += other.refused;
     }
 
@@ -443,6 +434,7 @@ impl Sent {
             Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
                 Self { full: datagrams, ..Self::default() }
             }
+            Some(libc::EMSGSIZE) => Self { too_long: datagrams, ..Self::default() },
             _ => Self { refused: datagrams, ..Self::default() },
         }
     }
@@ -558,23 +550,6 @@ fn open(address: IpAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Asks for the whole buffer as root may, else for what the system allows. Returns what was granted.
-fn grow_receive_buffer(socket: &Socket) -> io::Result<usize> {
-    let size = c_int::try_from(RECEIVE_BUFFER).unwrap_or(c_int::MAX);
-    if set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, size).is_err() {
-        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    }
-    socket.recv_buffer_size()
-}
-
-fn grow_send_buffer(socket: &Socket) -> io::Result<usize> {
-    let size = c_int::try_from(SEND_BUFFER).unwrap_or(c_int::MAX);
-    if set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, size).is_err() {
-        socket.set_send_buffer_size(SEND_BUFFER)?;
-    }
-    socket.send_buffer_size()
-}
-
 fn set_option(socket: &Socket, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
     let value_ptr = (&raw const value).cast::<c_void>();
     // SAFETY: the value is a live `c_int` whose length is given; the kernel only reads it.
@@ -601,9 +576,10 @@ const _: () = assert!(size_of::<libc::sockaddr_storage>() == NAME_LEN as usize);
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
+    use crate::send_offload::PAUSE_MIN;
 
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -624,10 +600,10 @@ mod tests {
         (data, lens)
     }
 
-    fn sockets(offload: Arc<SendOffload>) -> (ReceiveSocket, SocketAddr, SendSocket) {
+    fn sockets() -> (ReceiveSocket, SocketAddr, SendSocket) {
         let receiver = ReceiveSocket::bind(SocketAddr::new(LOOPBACK, 0)).unwrap();
         let to = receiver.socket.local_addr().unwrap().as_socket().unwrap();
-        (receiver, to, SendSocket::bind(LOOPBACK, offload).unwrap())
+        (receiver, to, SendSocket::bind(LOOPBACK).unwrap())
     }
 
     fn payload(len: usize) -> Vec<u8> {
@@ -636,39 +612,72 @@ mod tests {
 
     #[test]
     fn segments_arrive_as_datagrams_with_and_without_the_offload() {
-        let capabilities = probe(LOOPBACK).unwrap();
-        for lost_to in [0, libc::EIO] {
-            let offload = Arc::new(SendOffload::new(&capabilities));
-            if lost_to != 0 {
-                offload.lose(&io::Error::from_raw_os_error(lost_to));
-            }
-            let (mut receiver, to, sender) = sockets(offload);
-            assert!(sender.source_port() >= SOURCE_PORT_MIN);
-            let bytes = payload(40 * 1400 + 77);
-            let sent = sender.send(to, 1400, &bytes);
+        let (mut receiver, to, sender) = sockets();
+        let mut offload = SendOffload::new(&probe(LOOPBACK).unwrap());
+        assert!(sender.source_port() >= SOURCE_PORT_MIN);
+        let bytes = payload(40 * 1400 + 77);
+        let start = Instant::now();
+        let mut send = |offload: &mut SendOffload, now: Instant| {
+            let sent = sender.send(offload, to, 1400, &bytes, || now);
             assert_eq!(sent, Sent::taken(41, bytes.len()));
             let (data, lens) = receive_all(&mut receiver, bytes.len());
             assert_eq!(data, bytes);
             assert_eq!(lens, [&[1400; 40][..], &[77]].concat());
-        }
+        };
+        send(&mut offload, start);
+        offload.lose(to, &io::Error::from_raw_os_error(libc::EIO), start);
+        send(&mut offload, start);
+        assert_eq!(offload.fallbacks().lost().len(), 1, "too early for a trial");
+        send(&mut offload, start + PAUSE_MIN);
+        assert_eq!(offload.fallbacks().lost(), [], "the trial has worked");
+    }
+
+    /// Without an outer checksum the kernel refuses merged datagrams, and takes the same ones singly.
+    #[test]
+    fn what_the_kernel_refuses_merged_goes_singly_until_a_trial_works() {
+        let (mut receiver, to, sender) = sockets();
+        let mut offload = SendOffload::new(&probe(LOOPBACK).unwrap());
+        let start = Instant::now();
+        let bytes = payload(4000);
+        let mut send = |offload: &mut SendOffload, now: Instant| {
+            let sent = sender.send(offload, to, 1000, &bytes, || now);
+            assert_eq!(sent, Sent::taken(4, 4000));
+            assert_eq!(receive_all(&mut receiver, 4000).0, bytes);
+            offload.fallbacks().count()
+        };
+        let without_checksum = |value| {
+            set_option(&sender.socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, value).unwrap();
+        };
+        without_checksum(1);
+        assert_eq!(send(&mut offload, start), 1);
+        assert_eq!(send(&mut offload, start), 1, "the kernel is not asked");
+        assert_eq!(send(&mut offload, start + PAUSE_MIN), 2, "it is asked, and refuses again");
+        without_checksum(0);
+        let next_try = start + 3 * PAUSE_MIN;
+        assert_eq!(offload.fallbacks().lost()[0].next_try, next_try);
+        assert_eq!(send(&mut offload, next_try), 2);
+        assert_eq!(offload.fallbacks().lost(), [], "it takes them again");
     }
 
     #[test]
     fn the_longest_payload_goes_as_one() {
-        let offload = Arc::new(SendOffload::new(&probe(LOOPBACK).unwrap()));
-        let (mut receiver, to, sender) = sockets(offload);
+        let mut offload = SendOffload::new(&probe(LOOPBACK).unwrap());
+        let (mut receiver, to, sender) = sockets();
         let bytes = payload(PAYLOAD_MAX);
-        assert_eq!(sender.send(to, PAYLOAD_MAX, &bytes).taken, 1);
+        let sent = sender.send(&mut offload, to, PAYLOAD_MAX, &bytes, Instant::now);
+        assert_eq!(sent.taken, 1);
         assert_eq!(receive_all(&mut receiver, PAYLOAD_MAX), (bytes, vec![PAYLOAD_MAX]));
     }
 
     #[test]
-    fn what_the_kernel_refuses_is_told() {
-        let offload = Arc::new(SendOffload::new(&probe(LOOPBACK).unwrap()));
-        let sender = SendSocket::bind(LOOPBACK, Arc::clone(&offload)).unwrap();
+    fn what_is_too_long_is_told() {
+        let mut offload = SendOffload::new(&probe(LOOPBACK).unwrap());
+        let sender = SendSocket::bind(LOOPBACK).unwrap();
         let to = SocketAddr::new(LOOPBACK, 9);
-        assert_eq!(sender.send(to, PAYLOAD_MAX + 1, &payload(PAYLOAD_MAX + 1)).refused, 1);
-        assert!(offload.check().is_ok(), "too long a datagram says nothing about the offload");
+        let bytes = payload(PAYLOAD_MAX + 1);
+        let sent = sender.send(&mut offload, to, bytes.len(), &bytes, Instant::now);
+        assert_eq!(sent, Sent { too_long: 1, ..Sent::default() });
+        assert_eq!(offload.fallbacks().count(), 0, "this says nothing about the offload");
     }
 
     #[test]

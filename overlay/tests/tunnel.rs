@@ -15,10 +15,13 @@ mod kernel;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::time::Instant;
 
 use kernel::*;
+use overlay::path_mtu::path_mtu;
+use overlay::send_offload::SendOffload;
 use overlay::tunnel::{Tunnel, TunnelConfig, TunnelError, TunnelStatus};
-use overlay::udp::{self, Capabilities, ReceiveSocket, SOURCE_PORT_MIN, SendOffload, SendSocket};
+use overlay::udp::{self, Capabilities, ReceiveSocket, SOURCE_PORT_MIN, SendSocket, Sent};
 use overlay::vxlan::{self, Vni};
 use vswitch::config::Config;
 use vswitch::engine::{Engine, TunnelPort};
@@ -92,6 +95,10 @@ impl TestNode {
         self.engine.counters().sum().dropped(reason)
     }
 
+    fn fallbacks(&self) -> u64 {
+        self.status.fallbacks().iter().map(|worker| worker.count()).sum()
+    }
+
     /// Sends a datagram of the pod to the other node's pod.
     fn send_datagram(&self, other: &Self, len: usize) {
         let socket = self.pod.net.run(|| UdpSocket::bind((self.pod.v4(), 0))).unwrap();
@@ -139,6 +146,7 @@ fn carry_tcp_and_udp(nodes: [TestNode; 2]) {
         assert!(totals.received > 4 * BULK as u64 / 1450, "{totals:?}");
         assert_eq!(node.status.take_offence(), None);
         assert_eq!(node.tap.gso_refused(), 0);
+        assert_eq!(node.fallbacks(), 0);
         assert!(node.engine.take_lost_sources().is_empty());
     }
     for node in nodes {
@@ -149,17 +157,14 @@ fn carry_tcp_and_udp(nodes: [TestNode; 2]) {
 fn two_nodes_carry_tcp_and_udp_over_ipv4() {
     let nodes = nodes(true, None);
     for node in &nodes {
-        node.status.send_offload().unwrap();
-        assert_eq!(node.status.capabilities().receive_offload, Ok(()));
+        let capabilities = node.status.capabilities();
+        assert_eq!((&capabilities.send_offload, &capabilities.receive_offload), (&Ok(()), &Ok(())));
     }
     carry_tcp_and_udp(nodes);
 }
 
 fn two_nodes_carry_tcp_and_udp_over_ipv6() {
     let nodes = nodes(false, None);
-    for node in &nodes {
-        node.status.send_offload().unwrap();
-    }
     carry_tcp_and_udp(nodes);
 }
 
@@ -167,9 +172,6 @@ fn without_offloads_it_is_the_same() {
     let capabilities = Net::new().run(|| udp::probe(ip("127.0.0.1"))).unwrap();
     let without = Capabilities { send_offload: Err("switched off".into()), ..capabilities };
     let nodes = nodes(true, Some(&without));
-    for node in &nodes {
-        node.status.send_offload().unwrap_err();
-    }
     carry_tcp_and_udp(nodes);
 }
 
@@ -221,11 +223,15 @@ fn what_the_underlay_refuses_is_counted() {
     first.net.netlink().set_mtu(index, 1400).unwrap();
     let before = first.dropped(Reason::UnderlayError);
     first.send_datagram(&second, 1400);
-    eventually("the packet is counted", || first.dropped(Reason::UnderlayError) > before);
+    eventually("the packet is counted", || first.dropped(Reason::PathMtu) == 1);
+    assert_eq!(first.dropped(Reason::UnderlayError), before);
+    let narrow = SocketAddr::new(second.underlay, vxlan::PORT);
+    assert_eq!((first.status.take_narrow(), first.status.take_narrow()), (Some(narrow), None));
+    assert_eq!(first.net.run(|| path_mtu(first.underlay, narrow)).unwrap(), 1400);
     first.send_datagram(&second, 1000);
     first.net.netlink().set_mtu(index, UNDERLAY_MTU).unwrap();
     transfer(&first.pod.net, &second.pod.net, second.pod.v4(), 1_000_000);
-    first.status.send_offload().unwrap();
+    assert_eq!(first.fallbacks(), 0);
     for node in [first, second] {
         eventually("all is accounted for", || node.engine.counters().sum().queued() == 0);
         assert!(node.engine.take_lost_sources().is_empty());
@@ -247,7 +253,7 @@ fn what_a_firewall_drops_is_counted() {
     }
     assert!(nft(&first.net, "delete table inet t"));
     transfer(&first.pod.net, &second.pod.net, second.pod.v4(), 1_000_000);
-    first.status.send_offload().unwrap();
+    assert_eq!(first.fallbacks(), 0);
     eventually("all is accounted for", || first.engine.counters().sum().queued() == 0);
 }
 
@@ -290,23 +296,26 @@ fn only_what_is_too_long_is_refused() {
         for has_offload in [true, false] {
             let offload = if has_offload { Ok(()) } else { Err("switched off".into()) };
             let capabilities = Capabilities { send_offload: offload, ..capabilities.clone() };
-            let offload = Arc::new(SendOffload::new(&capabilities));
-            let sender = nets[0].run(|| SendSocket::bind(from, Arc::clone(&offload))).unwrap();
+            let mut offload = SendOffload::new(&capabilities);
+            let sender = nets[0].run(|| SendSocket::bind(from)).unwrap();
             assert!(sender.source_port() >= SOURCE_PORT_MIN);
             let to = SocketAddr::new(to, vxlan::PORT);
 
-            let sent = sender.send(to, fits, &vec![1; 40 * fits + 9]);
-            assert_eq!((sent.taken, sent.refused, sent.full), (41, 0, 0));
-            assert_eq!(sent.bytes, 40 * fits as u64 + 9);
+            let mut send = |segment_len, bytes| {
+                sender.send(&mut offload, to, segment_len, &vec![1; bytes], Instant::now)
+            };
+            let sent = send(fits, 40 * fits + 9);
+            let bytes = 40 * fits as u64 + 9;
+            assert_eq!(sent, Sent { taken: 41, bytes, ..Sent::default() });
             assert_eq!(receive(&mut receiver, 41), [&[fits; 40][..], &[9]].concat());
 
             // Nothing is fragmented, and the short one is none of those that are too long.
-            let sent = sender.send(to, fits + 1, &vec![1; 40 * (fits + 1) + 9]);
-            assert_eq!((sent.taken, sent.refused, sent.full, sent.bytes), (1, 40, 0, 9));
+            let sent = send(fits + 1, 40 * (fits + 1) + 9);
+            assert_eq!(sent, Sent { taken: 1, bytes: 9, too_long: 40, ..Sent::default() });
             assert_eq!(receive(&mut receiver, 1), [9]);
-            let sent = sender.send(to, fits + 1, &vec![1; fits + 1]);
-            assert_eq!((sent.taken, sent.refused), (0, 1));
-            assert_eq!(offload.check().is_ok(), has_offload, "this says nothing about offloads");
+            let sent = send(fits + 1, fits + 1);
+            assert_eq!(sent, Sent { too_long: 1, ..Sent::default() });
+            assert_eq!(offload.fallbacks().count(), 0, "this says nothing about offloads");
         }
     }
 }
@@ -329,8 +338,10 @@ fn many_small_datagrams_at_once() {
     let to = SocketAddr::new(second.underlay, vxlan::PORT);
     let capabilities = first.status.capabilities().clone();
     let segments_max = capabilities.segments_max;
-    let offload = Arc::new(SendOffload::new(&capabilities));
-    let sender = first.net.run(|| SendSocket::bind(first.underlay, offload)).unwrap();
+    let mut offload = SendOffload::new(&capabilities);
+    let sender = first.net.run(|| SendSocket::bind(first.underlay)).unwrap();
+    let mut send =
+        |len, bytes: &[u8]| sender.send(&mut offload, to, len, bytes, Instant::now).taken;
     let many: Vec<u8> = (0..segments_max).flat_map(datagram).collect();
     let some: Vec<u8> = (1000..1060).flat_map(datagram).collect();
     let len = datagram(0).len();
@@ -339,9 +350,9 @@ fn many_small_datagrams_at_once() {
     for _ in 0..50 {
         for _ in 0..4 {
             // One after which a batch takes another, which is as long as can be.
-            expected += sender.send(to, len, &some).taken;
-            expected += sender.send(to, len, &many).taken;
-            expected += sender.send(to, 3, &garbage).taken;
+            expected += send(len, &some);
+            expected += send(len, &many);
+            expected += send(3, &garbage);
         }
         // They are fewer than would fit into the smallest receive buffer.
         eventually("all came", || second.engine.counters().sum().received >= expected);

@@ -614,7 +614,7 @@ fn send(
     for datagram in transmit.bytes.chunks(transmit.segment_len) {
         let counters = switch.context().counters;
         if packet_len(local.underlay, datagram.len()) > usize::from(local.underlay_mtu) {
-            counters.count_drop(Reason::UnderlayError, 1);
+            counters.count_drop(Reason::PathMtu, 1);
             continue;
         }
         counters.delivered.add(1);

@@ -110,7 +110,9 @@ reasons! {
     PortError => "port_error",
     /// The underlay socket's send buffer is full.
     UnderlayFull => "underlay_full",
-    /// The kernel refused to send to the other node.
+    /// Longer than the path to the other node carries, though both nodes' interfaces take it (`weft status`).
+    PathMtu => "path_mtu",
+    /// The kernel refused to send to the other node: no route, or a firewall.
     UnderlayError => "underlay_error",
     /// The tables changed and the node left while the frame was on its way.
     NodeGone => "node_gone",
