@@ -6,9 +6,10 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 use crate::counters::WorkerCounters;
-use crate::frame::{Batch, Frame, Pool};
+use crate::frame::{Batch, Frame, GsoKind, Pool};
 pub use crate::ix::{NodeIx, PortIx};
 use crate::tables::Tables;
 use crate::verdict::Reason;
@@ -104,6 +105,18 @@ pub trait Sink: Send + std::fmt::Debug {
 
     /// Sends what is queued.
     fn flush(&mut self, context: &mut Context<'_>);
+}
+
+/// A kind of super-frame that a device does not take whole for the time being, so it is given single
+/// packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GsoFallback {
+    /// The kind.
+    pub kind: GsoKind,
+    /// When the first one was refused.
+    pub since: Instant,
+    /// The first one from then on is a trial.
+    pub next_try: Instant,
 }
 
 /// The sending half of the tunnel, one per worker.

@@ -1,13 +1,14 @@
 //! What ports that speak virtio-net headers have in common: TAP and AF_PACKET differ in the system call
 //! alone, which comes in as a closure.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use crate::frame::{BATCH_MAX, Batch, Frame, GsoKind, Ingress};
 use crate::offload::{self, Cut, VnetHeader};
-use crate::port::{Context, PortIx};
+use crate::port::{Context, GsoFallback, PortIx};
 use crate::verdict::Reason;
 use crate::wire;
 
@@ -15,9 +16,10 @@ use crate::wire;
 /// more would push each other out of it before they are sent.
 const BATCH_BYTES_MAX: usize = 512 << 10;
 
-/// Super-frames of a kind that are cut after one was refused, before the kernel is asked again. So a pod
-/// that provokes a refusal does not slow its neighbour down for long.
-const CUT_AFTER_REFUSAL: u32 = 4096;
+/// How long super-frames of a kind are cut after one was refused, before the kernel is asked again. A
+/// question costs one system call, so it can be asked often, and a pod that provokes a refusal does not slow
+/// its neighbour down for long.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Frames that one batch may lose because the kernel cannot describe them, so that a port whose reads all
 /// fail cannot hold its worker.
@@ -106,17 +108,34 @@ pub(crate) fn send(
     context: &mut Context<'_>,
     port: PortIx,
     refusals: &GsoRefusals,
+    frame: Frame,
+    write: impl Fn(&[u8]) -> Result<(), Errno>,
+) {
+    send_at(context, port, refusals, frame, Instant::now, write);
+}
+
+/// The same, where `clock` tells the time. It is asked only while super-frames are refused.
+fn send_at(
+    context: &mut Context<'_>,
+    port: PortIx,
+    refusals: &GsoRefusals,
     mut frame: Frame,
+    clock: impl Fn() -> Instant,
     write: impl Fn(&[u8]) -> Result<(), Errno>,
 ) {
     let gso = frame.meta.gso;
-    if gso.is_some_and(|gso| refusals.must_cut(gso.kind)) {
+    if gso.is_some_and(|gso| refusals.must_cut(gso.kind, &clock)) {
         return send_cut(context, port, frame, write);
     }
     match (write_whole(&mut frame, &write), gso) {
-        (Ok(()), _) => context.finish_delivered(port, frame),
+        (Ok(()), gso) => {
+            if let Some(gso) = gso {
+                refusals.regain(gso.kind);
+            }
+            context.finish_delivered(port, frame);
+        }
         (Err(Errno::INVAL), Some(gso)) => {
-            refusals.note(gso.kind);
+            refusals.note(gso.kind, clock());
             send_cut(context, port, frame, write);
         }
         (Err(error), _) => context.finish_dropped(port, reason_of(error), frame),
@@ -170,12 +189,29 @@ fn reason_of(error: Errno) -> Reason {
     }
 }
 
-/// Which super-frames a device refuses to take whole.
-#[derive(Debug, Default)]
+/// Which super-frames a device refuses to take whole. Shared by all that write to it.
+#[derive(Debug)]
 pub(crate) struct GsoRefusals {
+    start: Instant,
     count: AtomicU64,
-    /// Per kind, how many more are to be cut before the next is tried whole.
-    cut: [AtomicU32; 3],
+    kinds: [Refusal; GSO_KINDS.len()],
+}
+
+/// What is known of one kind, in milliseconds since the start. Two workers may both try at a time, or one a
+/// moment too early: it does not matter.
+#[derive(Debug, Default)]
+struct Refusal {
+    since: AtomicU64,
+    /// When the next one is to be tried whole; 0 while they are taken.
+    next_try: AtomicU64,
+}
+
+const GSO_KINDS: [GsoKind; 3] = [GsoKind::Tcp4, GsoKind::Tcp6, GsoKind::Udp];
+
+impl Default for GsoRefusals {
+    fn default() -> Self {
+        Self { start: Instant::now(), count: AtomicU64::new(0), kinds: Default::default() }
+    }
 }
 
 impl GsoRefusals {
@@ -183,20 +219,44 @@ impl GsoRefusals {
         self.count.load(Ordering::Relaxed)
     }
 
-    fn note(&self, kind: GsoKind) {
+    /// The kinds that are cut for the time being.
+    pub(crate) fn fallbacks(&self) -> Vec<GsoFallback> {
+        let refused = GSO_KINDS.into_iter().zip(&self.kinds).filter_map(|(kind, refusal)| {
+            let next_try = refusal.next_try.load(Ordering::Relaxed);
+            let at = |millis| self.start + Duration::from_millis(millis);
+            let since = at(refusal.since.load(Ordering::Relaxed));
+            (next_try > 0).then(|| GsoFallback { kind, since, next_try: at(next_try) })
+        });
+        refused.collect()
+    }
+
+    fn note(&self, kind: GsoKind, now: Instant) {
         self.count.fetch_add(1, Ordering::Relaxed);
-        self.cut[kind_ix(kind)].store(CUT_AFTER_REFUSAL, Ordering::Relaxed);
+        let refusal = &self.kinds[kind_ix(kind)];
+        let next_try = self.millis(now + PAUSE);
+        if refusal.next_try.swap(next_try, Ordering::Relaxed) == 0 {
+            refusal.since.store(self.millis(now), Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that the device has taken one.
+    fn regain(&self, kind: GsoKind) {
+        let next_try = &self.kinds[kind_ix(kind)].next_try;
+        // Shared by the workers, so it is not written for each.
+        if next_try.load(Ordering::Relaxed) > 0 {
+            next_try.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Whether the next super-frame of this kind is to be cut.
-    fn must_cut(&self, kind: GsoKind) -> bool {
-        let cut = &self.cut[kind_ix(kind)];
-        // Two workers may count one frame once or twice; it does not matter when the next try is.
-        let left = cut.load(Ordering::Relaxed);
-        if left > 0 {
-            cut.store(left - 1, Ordering::Relaxed);
-        }
-        left > 0
+    fn must_cut(&self, kind: GsoKind, clock: impl FnOnce() -> Instant) -> bool {
+        let next_try = self.kinds[kind_ix(kind)].next_try.load(Ordering::Relaxed);
+        next_try > 0 && self.millis(clock()) < next_try
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.start);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -231,6 +291,7 @@ mod tests {
         pool: Pool,
         counters: Counters,
         refusals: GsoRefusals,
+        now: Instant,
     }
 
     impl Bench {
@@ -248,6 +309,7 @@ mod tests {
                 pool: Pool::new(buffers),
                 counters: Counters::new(1, 8),
                 refusals: GsoRefusals::default(),
+                now: Instant::now(),
             }
         }
 
@@ -264,7 +326,8 @@ mod tests {
             counters.received.add(frame.packets());
             let mut context =
                 Context { tables: &self.tables, pool: &mut self.pool, counters: &counters };
-            send(&mut context, PORT, &self.refusals, frame, |bytes| {
+            let clock = || self.now;
+            send_at(&mut context, PORT, &self.refusals, frame, clock, |bytes| {
                 let header = VnetHeader::from_slice(bytes).unwrap();
                 let mut writes = writes.borrow_mut();
                 writes.push((header, bytes[VnetHeader::LEN..].to_vec()));
@@ -410,29 +473,43 @@ mod tests {
         bench.assert_counts(5, &[]);
         assert_eq!(bench.refusals.count(), 1);
 
-        for _ in 0..CUT_AFTER_REFUSAL {
+        let since = bench.refusals.fallbacks()[0].since;
+
+        for wait in [Duration::ZERO, PAUSE - Duration::from_millis(1)] {
+            bench.now += wait;
             let frame = super_frame(&mut bench, 2);
             assert_eq!(bench.send(frame, refuse).len(), 2, "the kernel is not asked");
         }
+        bench.now += Duration::from_millis(2);
         let frame = super_frame(&mut bench, 2);
         assert_eq!(bench.send(frame, refuse).len(), 3, "the kernel is asked again");
         assert_eq!(bench.refusals.count(), 2);
+        let [told] = bench.refusals.fallbacks()[..] else { panic!() };
+        assert_eq!((told.kind, told.since), (GsoKind::Tcp4, since));
+        assert!(told.next_try > bench.now);
+
+        bench.now += PAUSE + Duration::from_millis(1);
+        for _ in 0..2 {
+            let frame = super_frame(&mut bench, 2);
+            assert_eq!(bench.send(frame, |_, _| Ok(())).len(), 1, "the device takes them again");
+            assert_eq!(bench.refusals.fallbacks(), []);
+        }
         assert_eq!(bench.pool.in_use(), 0);
     }
 
     #[test]
     fn a_refusal_is_about_one_kind() {
         let bench = Bench::new(1);
-        bench.refusals.note(GsoKind::Tcp4);
-        assert!(!bench.refusals.must_cut(GsoKind::Tcp6));
-        assert!(!bench.refusals.must_cut(GsoKind::Udp));
-        assert!(bench.refusals.must_cut(GsoKind::Tcp4));
+        bench.refusals.note(GsoKind::Tcp4, bench.now);
+        assert!(!bench.refusals.must_cut(GsoKind::Tcp6, || unreachable!()));
+        assert!(!bench.refusals.must_cut(GsoKind::Udp, || unreachable!()));
+        assert!(bench.refusals.must_cut(GsoKind::Tcp4, || bench.now));
     }
 
     #[test]
     fn each_packet_of_a_cut_frame_has_its_own_fate() {
         let mut bench = Bench::new(4);
-        bench.refusals.note(GsoKind::Tcp4);
+        bench.refusals.note(GsoKind::Tcp4, bench.now);
         let frame = super_frame(&mut bench, 4);
         let writes = bench.send(frame, |n, _| match n {
             1 => Err(Errno::AGAIN),
@@ -446,7 +523,7 @@ mod tests {
     #[test]
     fn what_cannot_be_cut_for_want_of_a_buffer_is_counted() {
         let mut bench = Bench::new(1);
-        bench.refusals.note(GsoKind::Tcp4);
+        bench.refusals.note(GsoKind::Tcp4, bench.now);
         let frame = super_frame(&mut bench, 4);
         assert!(bench.send(frame, |_, _| Ok(())).is_empty());
         bench.assert_counts(0, &[(Reason::PoolEmpty, 4)]);
@@ -456,7 +533,7 @@ mod tests {
     #[test]
     fn a_super_frame_whose_meta_data_lies_is_counted() {
         let mut bench = Bench::new(2);
-        bench.refusals.note(GsoKind::Udp);
+        bench.refusals.note(GsoKind::Udp, bench.now);
         let mut frame = super_frame(&mut bench, 4);
         frame.meta.gso = Some(Gso { kind: GsoKind::Udp, size: 100, segments: 4 });
         assert!(bench.send(frame, |_, _| Ok(())).is_empty());

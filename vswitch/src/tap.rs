@@ -21,7 +21,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::frame::Batch;
 use crate::offload::VnetHeader;
-use crate::port::{Context, PortIx, Sink, Source};
+use crate::port::{Context, GsoFallback, PortIx, Sink, Source};
 use crate::port_io::{self, GsoRefusals, Received};
 
 /// The character device that TAPs are made through.
@@ -133,10 +133,14 @@ impl Tap {
         self.offloads
     }
 
-    /// How many super-frames the kernel refused to take whole so far. Above zero, this kernel does not
-    /// take some kind of them, and it is given single packets instead.
+    /// How many super-frames the kernel refused to take whole so far; they were cut.
     pub fn gso_refused(&self) -> u64 {
         self.refusals.count()
+    }
+
+    /// The kinds of super-frames that the kernel does not take whole for the time being.
+    pub fn gso_fallbacks(&self) -> Vec<GsoFallback> {
+        self.refusals.fallbacks()
     }
 
     /// The receiving half, for `port`. There must be only one, or a flow's packets are reordered.

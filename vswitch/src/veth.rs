@@ -19,14 +19,16 @@ use std::sync::Arc;
 
 use libc::{c_int, c_short, c_ushort, c_void, socklen_t};
 use rustix::io::Errno;
+use zerocopy::FromBytes;
 
 use crate::frame::{Batch, Frame};
-use crate::port::{Context, PortIx, Sink, Source};
+use crate::port::{Context, GsoFallback, PortIx, Sink, Source};
 use crate::port_io::{self, GsoRefusals, Received};
 use crate::tap::interface_request;
 
 // `linux/if_packet.h`
 const PACKET_ADD_MEMBERSHIP: c_int = 1;
+const PACKET_STATISTICS: c_int = 6;
 const PACKET_AUXDATA: c_int = 8;
 const PACKET_VNET_HDR: c_int = 15;
 const PACKET_IGNORE_OUTGOING: c_int = 23;
@@ -55,8 +57,16 @@ struct AuxiliaryData {
     _vlan_tpid: u16,
 }
 
+/// `struct tpacket_stats` (`linux/if_packet.h`). The kernel counts from 0 again once it has told.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes)]
+struct Statistics {
+    _packets: u32,
+    drops: u32,
+}
+
 /// Kernel memory for frames that wait, 4 MiB: some 60 super-frames.
-const RECEIVE_BUFFER: c_int = 4 << 20;
+pub const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Why an interface could not be opened as a port.
 #[derive(Debug, thiserror::Error)]
@@ -113,8 +123,7 @@ impl Veth {
         ] {
             set_option(&fd, libc::SOL_PACKET, option, &1).map_err(set(what))?;
         }
-        let _default_is_granted =
-            set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER);
+        grow_receive_buffer(&fd).map_err(set("the receive buffer"))?;
         let promiscuous =
             Membership { ifindex, kind: PACKET_MR_PROMISC, address_len: 0, address: [0; 8] };
         set_option(&fd, libc::SOL_PACKET, PACKET_ADD_MEMBERSHIP, &promiscuous)
@@ -130,10 +139,42 @@ impl Veth {
         &self.name
     }
 
-    /// How many super-frames the kernel refused to take whole so far. Above zero, this kernel does not
-    /// take some kind of them, and it is given single packets instead.
+    /// How many super-frames the kernel refused to take whole so far; they were cut.
     pub fn gso_refused(&self) -> u64 {
         self.refusals.count()
+    }
+
+    /// The kinds of super-frames that the kernel does not take whole for the time being.
+    pub fn gso_fallbacks(&self) -> Vec<GsoFallback> {
+        self.refusals.fallbacks()
+    }
+
+    /// Frames that the kernel dropped since the last call, because the receive buffer was full. A
+    /// super-frame counts as one.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn take_drops(&self) -> io::Result<u64> {
+        let statistics: Statistics = option(&self.device.fd, libc::SOL_PACKET, PACKET_STATISTICS)?;
+        Ok(statistics.drops.into())
+    }
+
+    /// Bytes of the receive buffer that the kernel granted, of [`RECEIVE_BUFFER`].
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn receive_buffer(&self) -> io::Result<usize> {
+        let told: c_int = option(&self.device.fd, libc::SOL_SOCKET, libc::SO_RCVBUF)?;
+        // The kernel doubles what it grants, for its own bookkeeping (socket(7)), and tells the double.
+        Ok(usize::try_from(told).unwrap_or(0) / 2)
+    }
+
+    /// Asks for the whole receive buffer, as root may, or else for what the system allows.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn grow_receive_buffer(&self) -> io::Result<()> {
+        grow_receive_buffer(&self.device.fd)
     }
 
     /// The receiving half, for `port`. There must be only one, or a flow's packets are reordered.
@@ -292,6 +333,22 @@ fn bind(fd: &OwnedFd, ifindex: c_int) -> io::Result<()> {
     check(unsafe {
         libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len_of::<libc::sockaddr_ll>())
     })
+}
+
+/// Asks for the whole buffer as root may, else for what the system allows.
+fn grow_receive_buffer(fd: &OwnedFd) -> io::Result<()> {
+    let size = c_int::try_from(RECEIVE_BUFFER).unwrap_or(c_int::MAX);
+    set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &size)
+        .or_else(|_| set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &size))
+}
+
+fn option<T: FromBytes>(fd: &OwnedFd, level: c_int, name: c_int) -> io::Result<T> {
+    let mut value = T::new_zeroed();
+    let mut len = len_of::<T>();
+    let value_ptr = (&raw mut value).cast::<c_void>();
+    // SAFETY: the value is live and may hold any bytes, and `len` is its length; the kernel writes no more.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value_ptr, &raw mut len) })?;
+    Ok(value)
 }
 
 fn set_option<T>(fd: &OwnedFd, level: c_int, name: c_int, value: &T) -> io::Result<()> {

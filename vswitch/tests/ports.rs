@@ -11,9 +11,11 @@
 mod kernel;
 
 use std::io;
+use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use kernel::*;
 use vswitch::config::Config;
@@ -21,9 +23,9 @@ use vswitch::engine::{Engine, LostSource};
 use vswitch::mac::Mac;
 use vswitch::tap::{Offloads, Tap, TapError};
 use vswitch::verdict::Reason;
-use vswitch::veth::{Veth, VethError};
+use vswitch::veth::{self, Veth, VethError};
 
-const TESTS: [Test; 10] = [
+const TESTS: [Test; 11] = [
     ("a_tap_outlives_its_process_until_it_is_deleted", a_tap_outlives_its_process),
     ("a_tap_that_cannot_be_had_says_why", a_tap_that_cannot_be_had_says_why),
     ("two_taps_carry_tcp_and_udp", two_taps_carry_tcp_and_udp),
@@ -31,6 +33,7 @@ const TESTS: [Test; 10] = [
     ("a_veth_is_restored", a_veth_is_restored),
     ("a_frame_with_a_vlan_tag_is_dropped", a_frame_with_a_vlan_tag_is_dropped),
     ("what_an_interface_that_is_down_gets_is_counted", down_is_counted),
+    ("what_a_veth_has_no_room_for_is_told", what_a_veth_has_no_room_for_is_told),
     ("a_veth_comes_up_again", a_veth_comes_up_again),
     ("a_deleted_tap_is_told", a_deleted_tap_is_told),
     ("a_deleted_veth_is_told_whether_it_was_up_or_down", a_deleted_veth_is_told),
@@ -117,6 +120,30 @@ fn a_tap_and_a_veth_carry_tcp_and_udp() {
     engine.stop().unwrap();
 }
 
+/// Nobody reads from the port, so its buffer fills.
+fn what_a_veth_has_no_room_for_is_told() {
+    let (host, other) = (Net::new(), Net::new());
+    host.join("port0", &other, "eth0", 1500);
+    other.add_address("eth0", "192.0.2.1/24");
+    let veth = host.run(|| Veth::open("port0")).unwrap();
+    assert_eq!(veth.take_drops().unwrap(), 0);
+    veth.grow_receive_buffer().unwrap();
+    let buffer = veth.receive_buffer().unwrap();
+    assert!((1..=veth::RECEIVE_BUFFER).contains(&buffer), "{buffer}");
+    let socket = other.run(|| UdpSocket::bind("192.0.2.1:0")).unwrap();
+    socket.set_broadcast(true).unwrap();
+    let mut dropped = 0;
+    eventually("the buffer is full", || {
+        for _ in 0..1000 {
+            socket.send_to(&[1; 1400], "192.0.2.255:9").unwrap();
+        }
+        dropped = veth.take_drops().unwrap();
+        dropped > 0
+    });
+    assert!(dropped <= 1000, "{dropped}");
+    eventually("the last ones come", || veth.take_drops().unwrap() == 0);
+}
+
 fn a_veth_is_restored() {
     let (host, other) = (Net::new(), Net::new());
     host.join("port0", &other, "eth0", 1500);
@@ -181,8 +208,8 @@ fn a_veth_comes_up_again() {
     let _veth = b.plug_veth(&engine, &host, "port0");
     for _ in 0..2 {
         host.set_up("port0", false);
-        let breath = engine.health()[0].last_breath;
-        eventually("a breath", || engine.health()[0].last_breath < breath);
+        let down = Instant::now();
+        eventually("a breath", || engine.health()[0].last_breath < down.elapsed());
         host.set_up("port0", true);
         transfer(&b.net, &a.net, a.v4(), 1_000_000);
         transfer(&a.net, &b.net, b.v4(), 1_000_000);
