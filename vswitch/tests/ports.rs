@@ -190,7 +190,7 @@ fn down_is_counted() {
     host.set_up("port0", false);
     c.net.set_up("eth0", false);
     for (ix, pod) in [&b, &c].into_iter().enumerate() {
-        let socket = a.net.run(|| std::net::UdpSocket::bind((a.v4(), 0))).unwrap();
+        let socket = a.net.run(|| UdpSocket::bind((a.v4(), 0))).unwrap();
         socket.send_to(b"x", (pod.v4(), 9)).unwrap();
         eventually("the drop is counted", || {
             engine.counters().sum().dropped(Reason::PortError) == ix as u64 + 1
