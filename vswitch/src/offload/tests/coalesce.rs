@@ -1,11 +1,11 @@
-//! What is merged, what is not, and that cutting gives it back.
+//! What is merged, and what is not. That cutting gives it back is shown in [`super::roundtrip`].
 
 use proptest::prelude::*;
 
 use super::*;
 
-const FROM: Ingress = Ingress::Node(NodeIx(3));
-const OPTIONS: Options = Options { merge_udp: true, mtu: 1450 };
+pub(super) const FROM: Ingress = Ingress::Node(NodeIx(3));
+pub(super) const OPTIONS: Options = Options { merge_udp: true, mtu: 1450 };
 
 #[test]
 fn a_bulk_stream_becomes_one_frame() {
@@ -197,21 +197,6 @@ fn a_fragment_is_not_overtaken() {
 }
 
 #[test]
-fn more_flows_than_places_are_fine() {
-    let flows = 200;
-    let mut packets = Vec::new();
-    for round in 0..2 {
-        for port in 0..flows {
-            let first = Packet { port, ..Packet::TCP };
-            packets.push(if round == 0 { first.build() } else { first.next().build() });
-        }
-    }
-    let batch = coalesce(&packets, OPTIONS);
-    let cut: Vec<_> = batch.iter().flat_map(cut).collect();
-    assert_eq!(sorted(&cut), sorted(&packets));
-}
-
-#[test]
 fn damaged_packets_are_refused_and_leave_no_trace() {
     let mut pool = Pool::new(1);
     let mut batch = Batch::new();
@@ -275,132 +260,7 @@ fn an_oversize_partial_segment_becomes_a_super_frame_again() {
     assert!(matches!(batch[0].meta.checksum, Checksum::Partial { .. }));
 }
 
-/// One packet of a stream: which flow, what happens, and a number for it.
-type Step = (usize, u8, u16);
-
-/// Plays the steps of several flows, some of which deviate from the plain bulk stream.
-fn stream(steps: &[Step], exact: bool) -> Vec<Packet> {
-    let mut flows = [
-        Packet { port: 1, ..Packet::TCP },
-        Packet { port: 2, dont_fragment: false, options: vec![1; 12], ..Packet::TCP },
-        Packet { port: 3, ..Packet::TCP.v6() },
-        Packet { port: 4, dont_fragment: false, ..Packet::UDP },
-        Packet { port: 5, payload_len: 50, ..Packet::UDP.v6() },
-        Packet { port: 6, identification: 0xfffe, ..Packet::TCP },
-    ];
-    let mut packets = Vec::new();
-    for &(flow, action, number) in steps {
-        let flow = &mut flows[flow];
-        let small = u8::try_from(number % 256).unwrap();
-        let mut once = flow.clone();
-        match action {
-            0 => once.payload_len = usize::from(number % 100) + 1,
-            1 => once.payload_len = 100 + usize::from(number % 300),
-            2 => once.sequence = flow.sequence.wrapping_add(u32::from(number)),
-            3 => once.sequence = flow.sequence.wrapping_sub(100),
-            4 if flow.is_tcp => once.flags = small,
-            5 if flow.is_tcp => once.flags = ACK | FIN,
-            6 if flow.is_tcp => once.flags = ACK | CWR,
-            7 if flow.is_tcp => once.flags = ACK | ECE,
-            8 => flow.acknowledgment += 1,
-            9 => flow.window = number,
-            10 => flow.traffic_class = small & 3,
-            11 => flow.ttl = 60 + small % 4,
-            12 => flow.identification = number,
-            13 if flow.is_tcp => flow.options = vec![1; usize::from(number % 4) * 4],
-            14 if flow.is_tcp => once.payload_len = 0,
-            15 => flow.source_mac = 1 + small % 2,
-            16 if flow.is_tcp && !exact => once.flags = ACK | PSH,
-            17 if !exact => flow.identification = flow.identification.wrapping_sub(1),
-            _ => {}
-        }
-        if action >= 8 && action != 14 && action != 16 {
-            once = flow.clone();
-        }
-        if exact {
-            once.flags &= !PSH;
-        }
-        flow.identification = once.identification.wrapping_add(1);
-        flow.sequence = once.next().sequence;
-        packets.push(once);
-    }
-    packets
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    // Most steps go on in one flow, or there would be nothing to merge.
-    let action = prop_oneof![8 => Just(255u8), 1 => 0u8..18];
-    prop::collection::vec((0usize..6, action, any::<u16>()), 1..120)
-}
-
-fn sorted(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let mut sorted = packets.to_vec();
-    sorted.sort();
-    sorted
-}
-
-/// The packets of each flow, in order.
-fn by_flow(packets: &[Vec<u8>]) -> Vec<Vec<Vec<u8>>> {
-    let mut flows = vec![Vec::new(); 7];
-    for packet in packets {
-        let port = usize::from(wire::flow::ports(&ip_of(packet)).0);
-        flows[port].push(packet.clone());
-    }
-    flows
-}
-
-/// Takes away what coalescing may change: PSH, and an identification that means nothing.
-fn without_what_may_change(packet: &[u8]) -> Vec<u8> {
-    let mut packet = packet.to_vec();
-    let ip = ip_of(&packet);
-    if ip.source.is_ipv4() && ip.dont_fragment {
-        packet[18..20].fill(0);
-        checksum::set_ipv4_header(&mut packet[14..34]);
-    }
-    if matches!(ip.transport, wire::Transport::Tcp { .. }) {
-        packet[ip.transport_offset + 13] &= !PSH;
-        packet[ip.transport_offset + 16..ip.transport_offset + 18].fill(0);
-    }
-    packet
-}
-
 proptest! {
-    #[test]
-    fn cutting_gives_back_exactly_what_was_coalesced(
-        steps in steps(),
-        swaps in prop::collection::vec((0usize..120, 0usize..120), 0..4),
-        merge_udp in any::<bool>(),
-    ) {
-        let mut packets: Vec<_> = stream(&steps, true).iter().map(Packet::build).collect();
-        for (one, other) in swaps {
-            let len = packets.len();
-            packets.swap(one % len, other % len);
-        }
-        let batch = coalesce(&packets, Options { merge_udp, ..OPTIONS });
-        prop_assert!(batch.len() <= packets.len());
-        let cut: Vec<_> = batch.iter().flat_map(cut).collect();
-        cut.iter().for_each(|packet| assert_sound(packet));
-        prop_assert_eq!(by_flow(&cut), by_flow(&packets));
-    }
-
-    #[test]
-    fn only_what_means_nothing_changes(steps in steps()) {
-        let packets: Vec<_> = stream(&steps, false).iter().map(Packet::build).collect();
-        let batch = coalesce(&packets, OPTIONS);
-        let cut: Vec<_> = batch.iter().flat_map(cut).collect();
-        cut.iter().for_each(|packet| assert_sound(packet));
-        let plain = |packets: &[Vec<u8>]| -> Vec<Vec<u8>> {
-            packets.iter().map(|packet| without_what_may_change(packet)).collect()
-        };
-        prop_assert_eq!(by_flow(&plain(&cut)), by_flow(&plain(&packets)));
-        // PSH is never lost: a frame whose packets had it has it.
-        let has_psh = |packets: &[Vec<u8>]| packets.iter().any(|packet| {
-            let ip = ip_of(packet);
-            ip.protocol == 6 && packet[ip.transport_offset + 13] & PSH != 0
-        });
-        prop_assert_eq!(has_psh(&cut), has_psh(&packets));
-    }
-
     #[test]
     fn any_bytes_are_fine(
         packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..120), 1..8),

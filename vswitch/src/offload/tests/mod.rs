@@ -1,8 +1,9 @@
 //! Cutting gives packets whose every checksum etherparse confirms, and gives back what was coalesced.
 
 use etherparse::{
-    IpHeaders, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, NetSlice, PacketBuilder,
-    SlicedPacket, TcpHeader, TcpOptions, TransportSlice,
+    IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6FragmentHeader,
+    Ipv6Header, Ipv6RawExtHeader, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TcpOptions,
+    TransportSlice,
 };
 use zerocopy::byteorder::native_endian::U16;
 
@@ -15,6 +16,7 @@ use crate::wire::{self, Network, checksum};
 
 mod coalesce;
 mod cut;
+mod roundtrip;
 
 /// A change to a thing, and its name.
 type Change<T> = (&'static str, fn(&mut T));
@@ -39,6 +41,10 @@ struct Packet {
     urgent: u16,
     flags: u8,
     options: Vec<u8>,
+    /// Options of the IPv4 header, or an extension header of IPv6.
+    has_ip_options: bool,
+    /// Offset in units of eight bytes, and whether more fragments follow.
+    fragment: Option<(u16, bool)>,
     payload_len: usize,
 }
 
@@ -64,6 +70,8 @@ impl Packet {
             urgent: 0,
             flags,
             options: Vec::new(),
+            has_ip_options: false,
+            fragment: None,
             payload_len: 100,
         }
     }
@@ -82,6 +90,8 @@ impl Packet {
     }
 
     fn ip_headers(&self) -> IpHeaders {
+        let (fragment_offset, more_fragments) = self.fragment.unwrap_or_default();
+        let fragment_offset = fragment_offset.try_into().unwrap();
         if self.is_ipv4 {
             let mut header = Ipv4Header {
                 source: [10, 244, 1, self.host],
@@ -89,8 +99,14 @@ impl Packet {
                 time_to_live: self.ttl,
                 identification: self.identification,
                 dont_fragment: self.dont_fragment,
+                fragment_offset,
+                more_fragments,
                 ..Default::default()
             };
+            if self.has_ip_options {
+                // Router alert (RFC 2113).
+                header.options = [148, 4, 0, 0].into();
+            }
             header.dscp = (self.traffic_class >> 2).try_into().unwrap();
             header.ecn = (self.traffic_class & 3).try_into().unwrap();
             return IpHeaders::Ipv4(header, Ipv4Extensions::default());
@@ -105,7 +121,19 @@ impl Packet {
             flow_label: self.flow_label.try_into().unwrap(),
             ..Default::default()
         };
-        IpHeaders::Ipv6(header, Ipv6Extensions::default())
+        // The kind of what follows is filled in when the packet is written.
+        let next_header = IpNumber::default();
+        // Padding of six bytes (RFC 8200 §4.2).
+        let options = Ipv6RawExtHeader::new_raw(next_header, &[1, 4, 0, 0, 0, 0]).unwrap();
+        let extensions = Ipv6Extensions {
+            destination_options: self.has_ip_options.then_some(options),
+            fragment: self.fragment.map(|_| {
+                let identification = self.identification.into();
+                Ipv6FragmentHeader { next_header, fragment_offset, more_fragments, identification }
+            }),
+            ..Default::default()
+        };
+        IpHeaders::Ipv6(header, extensions)
     }
 
     fn build(&self) -> Vec<u8> {
