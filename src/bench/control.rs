@@ -170,7 +170,7 @@ impl Control {
         while sent < bytes.len() {
             match self.stream.write(&bytes[sent..]) {
                 Ok(len) => sent += len,
-                Err(error) => self.wait_out(&error, PollFlags::OUT, until)?,
+                Err(error) => self.wait_out(error, PollFlags::OUT, until)?,
             }
         }
         Ok(())
@@ -199,18 +199,19 @@ impl Control {
             match self.stream.read(buffer) {
                 Ok(0) => return Err(closed()),
                 Ok(len) => buffer = &mut buffer[len..],
-                Err(error) => self.wait_out(&error, PollFlags::IN, until)?,
+                Err(error) => self.wait_out(error, PollFlags::IN, until)?,
             }
         }
         Ok(())
     }
 
     /// Waits until what failed with `error` may succeed; fails if it never will.
-    fn wait_out(&self, error: &io::Error, flags: PollFlags, until: Instant) -> io::Result<()> {
-        match error.kind() {
-            io::ErrorKind::Interrupted => return Ok(()),
-            io::ErrorKind::WouldBlock => {}
-            _ => return Err(io::Error::new(error.kind(), error.to_string())),
+    fn wait_out(&self, error: io::Error, flags: PollFlags, until: Instant) -> io::Result<()> {
+        if error.kind() == io::ErrorKind::Interrupted {
+            return Ok(());
+        }
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Err(error);
         }
         match wait(&[(&self.stream, flags)], self.stop.as_ref(), until)? {
             Wake::Ready(_) => Ok(()),
@@ -238,6 +239,15 @@ impl Control {
     /// Waits for `until`; fails if the other side goes away before.
     pub(super) fn idle_until(&self, until: Instant) -> io::Result<()> {
         self.wait_for(None, until).map(drop)
+    }
+
+    /// Whether the other side says or ends something before `until`.
+    pub(super) fn has_message(&self, until: Instant) -> io::Result<bool> {
+        match wait(&[(&self.stream, PollFlags::IN)], self.stop.as_ref(), until)? {
+            Wake::Ready(_) => Ok(true),
+            Wake::TimedOut => Ok(false),
+            Wake::Stopped => Err(stopped()),
+        }
     }
 
     /// Waits for `source` to be readable, at most until `until`, and tells whether it is; fails if the other

@@ -26,8 +26,11 @@
 
 mod client;
 mod connections;
+mod connects;
 mod control;
 mod crew;
+mod datagrams;
+mod round_trip;
 mod server;
 mod streams;
 mod syscall;
@@ -265,5 +268,64 @@ mod tests {
             let Outcome::Throughput { bytes, elapsed, .. } = outcome else { panic!("{outcome:?}") };
             assert!(bytes > 100_000 && elapsed >= Duration::from_millis(200), "{outcome:?}");
         }
+    }
+
+    #[test]
+    fn datagrams_are_counted_where_they_arrive() {
+        let outcome = measure(Test::UdpRate { payload: 64, flows: 2 });
+        let Outcome::Rate { sent, received, .. } = outcome else { panic!("{outcome:?}") };
+        assert!(sent > 1000 && received > 1000, "{outcome:?}");
+    }
+
+    #[test]
+    fn answers_take_some_time() {
+        for (protocol, payload) in [
+            (Protocol::Tcp, 64),
+            (Protocol::Udp, 8),
+            (Protocol::Tcp, 65_507),
+            (Protocol::Udp, 65_507),
+        ] {
+            let outcome = measure(Test::RoundTrip { protocol, payload });
+            let Outcome::RoundTrip { count, lost, p50, p90, p99, max } = outcome else {
+                panic!("{outcome:?}")
+            };
+            assert!(count > 20 && lost == 0, "{outcome:?}");
+            assert!(p50 > Duration::ZERO && p50 <= p90 && p90 <= p99 && p99 <= max, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn connections_are_made_and_closed() {
+        let outcome = measure(Test::ConnectRate { parallel: 2 });
+        let Outcome::Connects { count, failed, elapsed } = outcome else { panic!("{outcome:?}") };
+        assert!(count > 100 && failed == 0, "{outcome:?}");
+        assert!(elapsed >= Duration::from_millis(200), "{outcome:?}");
+    }
+
+    #[test]
+    fn plans_beyond_a_limit_are_refused() {
+        let second = Duration::from_secs(1);
+        let plan = |test| Plan { test, warm_up: second, duration: second };
+        let connect = plan(Test::ConnectRate { parallel: 1 });
+        assert!(connect.check().is_ok());
+        for (plan, why) in [
+            (plan(Test::ConnectRate { parallel: 65 }), "65 parallel connections: give 1 to 64"),
+            (plan(Test::UdpRate { payload: 64, flows: 0 }), "0 flows: give 1 to 64"),
+            (plan(Test::UdpRate { payload: 65_508, flows: 1 }), "give 1 to 65507"),
+            (plan(Test::RoundTrip { protocol: Protocol::Udp, payload: 7 }), "give 8 to 65507"),
+            (Plan { duration: Duration::ZERO, ..connect }, "of no time"),
+            (Plan { warm_up: Duration::from_secs(3601), ..connect }, "at most 3600 s"),
+        ] {
+            let text = plan.check().unwrap_err().to_string();
+            assert!(text.contains(why), "{text}");
+        }
+    }
+
+    #[test]
+    fn units_stand_in_the_names() {
+        let outcome = Outcome::Rate { sent: 3, received: 2, elapsed: Duration::from_micros(1) };
+        let text = serde_json::to_string(&outcome).unwrap();
+        assert_eq!(text, r#"{"outcome":"rate","sent":3,"received":2,"elapsed_ns":1000}"#);
+        assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), outcome);
     }
 }

@@ -1,7 +1,7 @@
 //! The side that waits.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -18,7 +18,7 @@ use super::control::{
     parse, wait,
 };
 use super::crew::Crew;
-use super::{Direction, Plan, Test, streams, syscall};
+use super::{Direction, Plan, Protocol, Test, connects, datagrams, round_trip, streams, syscall};
 
 /// Most clients connected at once. Each has a thread, which costs little while it only waits.
 const CLIENTS_MAX: usize = 128;
@@ -193,9 +193,14 @@ fn measure(control: &mut Control, plan: &Plan) -> io::Result<Report> {
         Test::TcpThroughput { streams, direction } => {
             throughput(control, plan, token, local, streams, direction)
         }
-        Test::UdpRate { .. } | Test::RoundTrip { .. } | Test::ConnectRate { .. } => {
-            Err(io::Error::other("this server cannot measure that"))
+        Test::UdpRate { payload, flows } => rate(control, plan, token, local, payload, flows),
+        Test::RoundTrip { protocol: Protocol::Tcp, payload } => {
+            answer_streams(control, plan, token, local, payload)
         }
+        Test::RoundTrip { protocol: Protocol::Udp, .. } => {
+            answer_datagrams(control, plan, token, local)
+        }
+        Test::ConnectRate { .. } => take_connections(control, plan, token, local),
     }
 }
 
@@ -223,11 +228,102 @@ fn throughput(
     }
     let (received, elapsed) = control.measure(start, plan, || receivers.sample())?;
     receivers.check()?;
-    control.receive::<Done>(start + plan.length() + MESSAGE_LIMIT)?;
+    wait_for_done(control, start, plan)?;
     Ok(Report {
         received: received.done,
         elapsed,
         retransmits: syscall::tcp_counts(senders.streams())?.retransmits,
         out_of_order: syscall::tcp_counts(receivers.streams())?.out_of_order,
     })
+}
+
+fn rate(
+    control: &mut Control,
+    plan: &Plan,
+    token: Token,
+    local: SocketAddr,
+    payload: u16,
+    flows: u16,
+) -> io::Result<Report> {
+    let sockets = greeted_sockets(control, token, local, flows)?;
+    let mut receivers = Crew::default();
+    control.send(&Answer::Go)?;
+    let start = Instant::now();
+    for socket in sockets {
+        datagrams::receive(&mut receivers, socket, payload)?;
+    }
+    let (received, elapsed) = control.measure(start, plan, || receivers.sample())?;
+    wait_for_done(control, start, plan)?;
+    receivers.check()?;
+    Ok(Report { received: received.done, elapsed, ..Report::default() })
+}
+
+fn answer_streams(
+    control: &mut Control,
+    plan: &Plan,
+    token: Token,
+    local: SocketAddr,
+    payload: u16,
+) -> io::Result<Report> {
+    let listener = TcpListener::bind(local)?;
+    control.send(&Answer::Ready { ports: vec![listener.local_addr()?.port()], token })?;
+    let connections = connections::accept(&listener, control, token, &[(Sender::Client, 1)])?;
+    drop(listener);
+    let mut crew = Crew::default();
+    for (_, stream) in connections {
+        round_trip::answer_over_tcp(&mut crew, stream, payload)?;
+    }
+    answer_until_done(control, plan, &mut crew)
+}
+
+fn answer_datagrams(
+    control: &mut Control,
+    plan: &Plan,
+    token: Token,
+    local: SocketAddr,
+) -> io::Result<Report> {
+    let mut crew = Crew::default();
+    for socket in greeted_sockets(control, token, local, 1)? {
+        round_trip::answer_over_udp(&mut crew, socket)?;
+    }
+    answer_until_done(control, plan, &mut crew)
+}
+
+fn take_connections(
+    control: &mut Control,
+    plan: &Plan,
+    token: Token,
+    local: SocketAddr,
+) -> io::Result<Report> {
+    let listener = connects::listen(local)?;
+    control.send(&Answer::Ready { ports: vec![listener.local_addr()?.port()], token })?;
+    let mut crew = Crew::default();
+    connects::accept(&mut crew, listener)?;
+    answer_until_done(control, plan, &mut crew)
+}
+
+/// For tests whose figures are the client's.
+fn answer_until_done(control: &mut Control, plan: &Plan, crew: &mut Crew) -> io::Result<Report> {
+    control.send(&Answer::Go)?;
+    wait_for_done(control, Instant::now(), plan)?;
+    crew.check()?;
+    Ok(Report::default())
+}
+
+fn greeted_sockets(
+    control: &mut Control,
+    token: Token,
+    local: SocketAddr,
+    count: u16,
+) -> io::Result<Vec<UdpSocket>> {
+    let sockets = datagrams::bind(local, count)?;
+    let port = |socket: &UdpSocket| Ok(socket.local_addr()?.port());
+    let ports = sockets.iter().map(port).collect::<io::Result<_>>()?;
+    control.send(&Answer::Ready { ports, token })?;
+    datagrams::meet(control, &sockets, token)?;
+    Ok(sockets)
+}
+
+fn wait_for_done(control: &mut Control, start: Instant, plan: &Plan) -> io::Result<Done> {
+    control.receive(start + plan.length() + MESSAGE_LIMIT)
 }

@@ -43,7 +43,7 @@ pub(super) fn receive(crew: &mut Crew, stream: TcpStream) -> io::Result<()> {
 
 /// Blocking without a limit, as the crew cuts it off; and when it is, what is still queued is not sent,
 /// where it would disturb the next measurement.
-fn prepare(stream: TcpStream) -> io::Result<Arc<TcpStream>> {
+pub(super) fn prepare(stream: TcpStream) -> io::Result<Arc<TcpStream>> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
@@ -52,7 +52,7 @@ fn prepare(stream: TcpStream) -> io::Result<Arc<TcpStream>> {
 }
 
 /// Calls again what a signal has interrupted.
-pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
