@@ -1,6 +1,7 @@
 //! The commands and their options, as clap reads them and as `--help` teaches them.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -92,6 +93,18 @@ Examples:
   sudo weft port remove vnet0
   weft port add tap0 52:54:00:12:34:56 --node n1    a device in a node of the lab `lab`")]
     Port(PortArgs),
+
+    /// Measures what the network between two places carries, through the overlay and beside it
+    ///
+    /// One place serves, the other runs the tests: TCP throughput, UDP packet rate, round trips and
+    /// connections. Against a node of the cluster each test runs twice: through the overlay, to the node's
+    /// weft0 address, and over the bare underlay, to the address of its machine, which no tunnel touches. The
+    /// ratio of the two is what the overlay costs. In pods, run the same program against a pod's address.
+    #[command(after_help = "\
+Examples:
+  weft bench serve                    on node b
+  sudo weft bench run b               on node a: overlay and underlay side by side")]
+    Bench(BenchArgs),
 
     /// Removes every trace of weftd from this host: devices, routes, tables, pods' interfaces
     ///
@@ -212,6 +225,96 @@ pub(super) enum PortCommand {
         /// The host's interface
         device: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    pub(super) command: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchCommand {
+    /// Answers measurements until ctrl-C
+    ///
+    /// Listens on one TCP port, and for the traffic of each measurement on a TCP or UDP port that the kernel
+    /// chooses: let these through where a firewall is in between. It serves whoever can reach it, within
+    /// limits; end it when you have measured.
+    #[command(after_help = "\
+Examples:
+  weft bench serve
+  weft bench serve --listen 10.244.1.1:5281    reached through the overlay only
+  weft lab exec n2 -- weft bench serve         a node of the lab `lab`")]
+    Serve {
+        /// Address and port
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:5281")]
+        listen: SocketAddr,
+    },
+
+    /// Runs the tests against a server
+    ///
+    /// A node's name is looked up at the daemon of the node that this runs on. An address may be any: of a
+    /// pod, of a node, of any other machine.
+    #[command(after_help = "\
+Examples:
+  sudo weft bench run b                       node b: overlay and underlay side by side
+  sudo weft bench run b --overlay-only --test rtt-tcp --test rtt-udp
+  weft bench run 10.244.2.7                   a pod's address, in a pod on another node
+  weft bench run 192.168.10.12 --test tcp     the underlay alone
+  weft bench run n2 --node n1                 from node n1 of the lab `lab` to node n2
+  sudo weft bench run b -o json | jq '.tests[] | {name, ratio}'")]
+    Run(BenchRunArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchRunArgs {
+    /// Where `weft bench serve` runs: a node's name, an address, or ADDRESS:PORT
+    pub(super) target: String,
+
+    /// Runs only this test; may be given several times [default: all]
+    #[arg(long = "test", value_enum, value_name = "NAME")]
+    pub(super) tests: Vec<BenchTest>,
+
+    /// How long each test runs
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub(super) seconds: u16,
+
+    /// The server's port, where TARGET has none [default: 5281]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) port: Option<u16>,
+
+    /// Leaves the underlay out when TARGET is a node
+    #[arg(long)]
+    pub(super) overlay_only: bool,
+
+    #[command(flatten)]
+    pub(super) from: TargetArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// A test that can be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum BenchTest {
+    /// TCP throughput of one stream to the server
+    Tcp,
+    /// TCP throughput of one stream from the server
+    TcpReceive,
+    /// TCP throughput of two streams, one in each direction at once
+    TcpBoth,
+    /// TCP throughput of four streams to the server
+    #[value(name = "tcp-4")]
+    Tcp4,
+    /// Datagrams of 64 bytes that arrive in a second
+    Udp,
+    /// Round trip of 64 bytes over TCP
+    RttTcp,
+    /// Round trip of 64 bytes over UDP
+    RttUdp,
+    /// TCP connections made and closed in a second
+    Connect,
 }
 
 #[derive(Debug, Args)]

@@ -169,7 +169,7 @@ fn end_holder(holder: Option<ProcessId>) -> Result<()> {
 }
 
 /// Enters the namespaces of a lab that has its own.
-fn enter(state: &LabState) -> Result<()> {
+pub(super) fn enter(state: &LabState) -> Result<()> {
     match state.holder {
         Some(holder) => sandbox::join(holder).with_context(|| {
             let name = &state.config.name;

@@ -1,6 +1,7 @@
 //! The command line `weft`, which is also `weftd` and `weft-cni` when called by their names.
 
 mod args;
+mod bench;
 mod demo;
 mod lab;
 mod signals;
@@ -50,6 +51,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Pods(arguments) => view::pods(&arguments, &mut out)?,
         Command::Counters(arguments) => view::counters(&arguments, &mut out)?,
         Command::Port(arguments) => view::port(&arguments, &mut out)?,
+        Command::Bench(arguments) => bench::run(&arguments, &mut out)?,
         Command::Uninstall(arguments) => uninstall(&arguments, &mut out)?,
         Command::Daemon { arguments } => {
             let name = std::iter::once(OsString::from("weftd"));

@@ -76,7 +76,8 @@ pub(super) fn print<W: Write>(
     Ok(())
 }
 
-fn target(arguments: &TargetArgs) -> Result<Admin> {
+/// The daemon that the user has named.
+pub(super) fn target(arguments: &TargetArgs) -> Result<Admin> {
     let Some(node) = &arguments.node else { return Ok(Admin::new(&arguments.socket)) };
     let labs = Labs::of_user();
     let name = arguments.lab.as_deref().unwrap_or("lab");
