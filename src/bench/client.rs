@@ -61,7 +61,14 @@ fn explain(control: &mut Control, error: anyhow::Error) -> anyhow::Error {
 /// Asks for the measurement; gives the addresses to send traffic to and the token.
 fn ask(control: &mut Control, server: SocketAddr, plan: &Plan) -> Result<(Vec<SocketAddr>, Token)> {
     control.send(&Request { version: VERSION, plan: *plan })?;
-    let Answer::Ready { ports, token } = hear(control)? else { bail!(OUT_OF_TURN) };
+    let answer = hear(control).map_err(|error| {
+        if error.is::<io::Error>() {
+            anyhow!("{error}; is it `weft bench serve`, of the same version, that listens there?")
+        } else {
+            error
+        }
+    });
+    let Answer::Ready { ports, token } = answer? else { bail!(OUT_OF_TURN) };
     let at = |port| {
         // With the scope that a link-local address has.
         let mut address = server;

@@ -327,3 +327,89 @@ fn greeted_sockets(
 fn wait_for_done(control: &mut Control, start: Instant, plan: &Plan) -> io::Result<Done> {
     control.receive(start + plan.length() + MESSAGE_LIMIT)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::super::LANES_MAX;
+    use super::*;
+
+    const PLAN: Plan = Plan {
+        test: Test::TcpThroughput { streams: LANES_MAX, direction: Direction::Both },
+        warm_up: Duration::ZERO,
+        duration: Duration::from_secs(60),
+    };
+
+    fn server() -> Server {
+        Server::start("127.0.0.1:0".parse().unwrap()).unwrap()
+    }
+
+    fn ask(server: &Server, plan: Plan) -> (Control, Answer) {
+        let mut control =
+            Control::new(TcpStream::connect(server.address()).unwrap(), None).unwrap();
+        control.send(&Request { version: VERSION, plan }).unwrap();
+        let answer = control.receive(Instant::now() + MESSAGE_LIMIT).unwrap();
+        (control, answer)
+    }
+
+    #[track_caller]
+    fn assert_refused(answer: &Answer, why: &str) {
+        let Answer::Refused { why: text } = answer else { panic!("{answer:?}") };
+        assert!(text.contains(why), "{text}");
+    }
+
+    #[test]
+    fn nonsense_ends_the_connection_and_nothing_else() {
+        let server = server();
+        for nonsense in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\0\0\0\x02{}", b"\0\0\0\x03\xff\xff\xff"]
+        {
+            let mut stream = TcpStream::connect(server.address()).unwrap();
+            stream.write_all(nonsense).unwrap();
+            stream.set_read_timeout(Some(MESSAGE_LIMIT)).unwrap();
+            let ended = stream.read(&mut [0; 1]);
+            let reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
+            assert!(ended.as_ref().map_or_else(reset, |len| *len == 0), "{ended:?}");
+        }
+        assert!(matches!(ask(&server, PLAN).1, Answer::Ready { .. }));
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused_with_the_reason() {
+        let server = server();
+        let endless = Plan { duration: Duration::from_secs(1 << 32), ..PLAN };
+        assert_refused(&ask(&server, endless).1, "give at most 3600 s");
+
+        let mut control =
+            Control::new(TcpStream::connect(server.address()).unwrap(), None).unwrap();
+        control.send(&serde_json::json!({ "version": 7, "what": "else" })).unwrap();
+        let answer = control.receive(Instant::now() + MESSAGE_LIMIT).unwrap();
+        assert_refused(&answer, "by version 1 of the protocol, the client by 7");
+    }
+
+    #[test]
+    fn no_client_can_take_more_threads_than_there_are() {
+        let server = server();
+        let fits = TRAFFIC_THREADS_MAX / threads(&PLAN);
+        let mut held: Vec<_> = (0..fits).map(|_| ask(&server, PLAN)).collect();
+        assert!(held.iter().all(|(_, answer)| matches!(answer, Answer::Ready { .. })), "{held:?}");
+        assert_refused(&ask(&server, PLAN).1, "busy");
+
+        // One of them goes away, and its threads are free again.
+        drop(held.pop());
+        let deadline = Instant::now() + MESSAGE_LIMIT;
+        while !matches!(ask(&server, PLAN).1, Answer::Ready { .. }) {
+            assert!(Instant::now() < deadline, "the threads stay taken");
+        }
+    }
+
+    #[test]
+    fn a_client_is_told_that_the_server_ends() {
+        let server = server();
+        let (mut control, _) = ask(&server, PLAN);
+        drop(server);
+        let answer = control.receive(Instant::now() + MESSAGE_LIMIT).unwrap();
+        let Answer::Failed { why } = answer else { panic!("{answer:?}") };
+        assert_eq!(why, "the server was stopped");
+    }
+}
