@@ -1,30 +1,45 @@
 //! The documents say what the code says.
 
+// Clippy takes only functions marked `#[test]` for tests, not what they call.
+#![allow(clippy::unwrap_used)]
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
 use vswitch::verdict::Reason;
+use weft::admin::capability::CapabilityName;
 
-/// The part of `docs/operations.md` between its two marks is made from [`Reason`]. To write it anew:
+/// Parts of `docs/operations.md`, between marks, are made from the code. To write them anew:
 /// `WEFT_WRITE_DOCS=1 cargo test --test docs`.
 #[test]
-fn every_drop_reason_is_explained() {
+fn every_drop_reason_and_every_capability_is_explained() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
-    let text = fs::read_to_string(&path).unwrap();
-    let (before, rest) = text.split_once("tests/docs.rs -->\n").unwrap();
-    let (found, after) = rest.split_once("<!-- /reasons -->").unwrap();
+    let found = fs::read_to_string(&path).unwrap();
 
-    let mut expected = String::from("\n| reason | meaning |\n|---|---|\n");
+    let mut reasons = String::from("\n| reason | meaning |\n|---|---|\n");
     for reason in Reason::ALL {
-        writeln!(expected, "| `{reason}` | {} |", reason.describe()).unwrap();
+        writeln!(reasons, "| `{reason}` | {} |", reason.describe()).unwrap();
     }
-    expected.push('\n');
+    let mut capabilities = String::from("\n| name | on when |\n|---|---|\n");
+    for name in CapabilityName::ALL {
+        writeln!(capabilities, "| `{name}` | {} |", name.describe()).unwrap();
+    }
+    let expected = replace(&found, "reasons", &reasons);
+    let expected = replace(&expected, "capabilities", &capabilities);
 
     if std::env::var_os("WEFT_WRITE_DOCS").is_some() {
-        fs::write(&path, format!("{before}tests/docs.rs -->\n{expected}<!-- /reasons -->{after}"))
-            .unwrap();
+        fs::write(&path, expected).unwrap();
         return;
     }
     assert_eq!(found, expected, "run WEFT_WRITE_DOCS=1 cargo test --test docs");
+}
+
+/// The text with `part` between the marks of this name.
+fn replace(text: &str, name: &str, part: &str) -> String {
+    let begin = format!("<!-- {name}: generated, see tests/docs.rs -->\n");
+    let end = format!("<!-- /{name} -->");
+    let (before, rest) = text.split_once(&begin).unwrap();
+    let (_, after) = rest.split_once(&end).unwrap();
+    format!("{before}{begin}{part}\n{end}{after}")
 }

@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 use vswitch::counters::PortTotals;
 use vswitch::mac::Mac;
 
+use super::capability::{Capability, CapabilityName, Place};
+
 /// The node and its health.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -60,7 +62,7 @@ pub struct Status {
     pub ready: bool,
     /// What is wrong, each with what to do. Empty when all is well.
     pub problems: Vec<Problem>,
-    /// Kernel features, whether they are used, and why not.
+    /// What the kernel offers, whether it is in use, and why not.
     pub capabilities: Vec<Capability>,
 }
 
@@ -131,6 +133,8 @@ pub enum ProblemTopic {
     Tables,
     /// Something in the cluster that should be unique is not.
     Conflict,
+    /// The path to a node carries less than the interfaces at both ends.
+    Path,
 }
 
 /// Use of one leased prefix.
@@ -142,17 +146,6 @@ pub struct PoolStatus {
     pub used: u64,
     /// Addresses that can still be handed out.
     pub free: u64,
-}
-
-/// A kernel feature that speeds things up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Capability {
-    /// Name, such as `udp-gso`.
-    pub name: String,
-    /// Whether it is in use.
-    pub on: bool,
-    /// The value in use, or why it is off.
-    pub detail: String,
 }
 
 /// A node of the map.
@@ -203,6 +196,21 @@ pub struct PodStatus {
     pub port: Option<u16>,
     /// Traffic, seen from the switch.
     pub traffic: PortTotals,
+    /// Packets of the pod that the kernel dropped before the switch saw them.
+    pub kernel_dropped: u64,
+}
+
+impl PodStatus {
+    /// The port as people call it.
+    pub fn title(&self) -> String {
+        match (&self.namespace, &self.name) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            (None, Some(name)) => name.clone(),
+            // A device of the host: nothing else tells one from another.
+            (_, None) if self.netns.is_none() => self.ifname.clone(),
+            (_, None) => self.container_id.chars().take(16).collect(),
+        }
+    }
 }
 
 /// All counters of the node, in packets as on a wire.
@@ -228,6 +236,33 @@ pub struct CountersReport {
     pub offenders: Vec<Offender>,
     /// Gossip datagrams that were refused, by reason.
     pub gossip_refused: BTreeMap<String, u64>,
+    /// What the kernel dropped before it was received: no part of the sums above.
+    pub kernel_dropped: KernelDropped,
+    /// How often the kernel refused what it otherwise takes, so that a slower way was taken.
+    pub fallbacks: Vec<FallbackCount>,
+}
+
+/// Packets that the kernel dropped before the switch saw them, since the daemon was started. What the
+/// kernel had merged counts as one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelDropped {
+    /// At the tunnel's receive buffer, or with a wrong outer checksum.
+    pub tunnel: u64,
+    /// On the way from the node itself.
+    pub host: u64,
+    /// On the way from the pods and the devices of the host.
+    pub ports: u64,
+}
+
+/// How often a capability was lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FallbackCount {
+    /// The capability.
+    pub name: CapabilityName,
+    /// Where it was lost.
+    pub at: Place,
+    /// How often, trials included, since the daemon was started.
+    pub count: u64,
 }
 
 /// Somebody whose tunnel packets were refused.

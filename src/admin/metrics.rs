@@ -4,6 +4,7 @@
 //! `received + originated = delivered + answered + sum(dropped) + queued`. Labels are bounded: reasons are
 //! a closed list, pods are at most `[switch] ports_max`, nodes at most the gossip limit.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use overlay::subnet::MemberState;
@@ -15,7 +16,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use vswitch::verdict::Reason;
 
-use super::api::{CountersReport, NodeStatus, PodStatus, Status};
+use super::api::{CountersReport, KernelDropped, NodeStatus, PodStatus, Status};
+use super::capability::{CapabilityName, Place};
 
 /// Everything that is told about a node, read at one moment.
 #[derive(Debug, Clone)]
@@ -46,6 +48,7 @@ impl Collector for Report {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut out = Writer { encoder };
         self.packets(&mut out)?;
+        self.capabilities(&mut out)?;
         self.pods(&mut out)?;
         self.membership(&mut out)
     }
@@ -96,6 +99,40 @@ impl Report {
             "weft_gossip_refused",
             "Gossip datagrams or records refused, by reason",
             refused,
+        )?;
+        let KernelDropped { tunnel, host, ports } = counters.kernel_dropped;
+        let dropped = [(Place::Tunnel, tunnel), (Place::Host, host), (Place::Port, ports)];
+        let dropped = dropped.map(|(at, count)| ([("at", at.as_str().to_owned())], count));
+        out.counters(
+            "weft_kernel_dropped_packets",
+            "Packets that the kernel dropped before the switch, not among those received",
+            dropped,
+        )
+    }
+
+    /// A capability of ports is on if every port has it: a series for each port would be many, and
+    /// `weft status` names those that have it not.
+    fn capabilities(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let mut found: BTreeMap<(CapabilityName, Place), bool> = BTreeMap::new();
+        for capability in &self.status.capabilities {
+            let on = found.entry((capability.name, capability.at)).or_insert(true);
+            *on &= capability.on;
+        }
+        let labels = |name: CapabilityName, at: Place| {
+            [("name", name.as_str().to_owned()), ("at", at.as_str().to_owned())]
+        };
+        let gauges =
+            (found.iter()).map(|((name, at), on)| (labels(*name, *at), f64::from(u8::from(*on))));
+        out.gauges(
+            "weft_capability",
+            "Whether what the kernel offers is in use, for ports: at every port",
+            gauges,
+        )?;
+        let counts = self.counters.fallbacks.iter();
+        out.counters(
+            "weft_fallbacks",
+            "How often the kernel refused what it otherwise takes, trials included",
+            counts.map(|fallback| (labels(fallback.name, fallback.at), fallback.count)),
         )
     }
 
@@ -135,6 +172,11 @@ impl Report {
             "Packets from or to the pod that were dropped",
             labelled(|p| p.traffic.dropped),
         )?;
+        out.counters(
+            "weft_pod_kernel_dropped_packets",
+            "Packets of the pod that the kernel dropped before the switch",
+            labelled(|p| p.kernel_dropped),
+        )?;
         out.gauge("weft_pods", "Attached pods", self.pods.len() as f64)
     }
 
@@ -151,11 +193,6 @@ impl Report {
         let free =
             status.addresses.iter().map(|p| ([("prefix", p.prefix.to_string())], p.free as f64));
         out.gauges("weft_addresses_free", "Addresses left, by leased prefix", free)?;
-        let capabilities = status
-            .capabilities
-            .iter()
-            .map(|c| ([("capability", c.name.clone())], f64::from(u8::from(c.on))));
-        out.gauges("weft_capability", "Whether a kernel feature is in use", capabilities)?;
         out.gauge("weft_map_version", "Version of the subnet map", status.map_generation as f64)?;
         out.gauge(
             "weft_tables_version",

@@ -1,6 +1,7 @@
 //! What the node tells and is told: the admin socket, and the metrics and health port.
 
 pub mod api;
+pub mod capability;
 pub mod metrics;
 
 use std::fs;

@@ -1,5 +1,6 @@
 //! `weft status`, `nodes`, `pods`, `counters`, `port`: one question to the daemon, one table.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use anyhow::Result;
@@ -8,7 +9,11 @@ use vswitch::verdict::Reason;
 
 use super::args::{Format, PortArgs, PortCommand, TargetArgs, ViewArgs};
 use super::table::Table;
-use crate::admin::api::{CountersReport, NodeStatus, PodStatus, PortRequest, ProblemTopic, Status};
+use crate::admin::api::{
+    CountersReport, FallbackCount, KernelDropped, NodeStatus, PodStatus, PortRequest, ProblemTopic,
+    Status,
+};
+use crate::admin::capability::{Capability, Place};
 use crate::lab::{self, Admin, Labs};
 
 pub(super) fn status(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
@@ -107,13 +112,14 @@ fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
     line("vtep", status.vtep_mac.to_string())?;
     line("uptime", duration(status.uptime_s))?;
     line("version", status.version.clone())?;
-    if !status.capabilities.is_empty() {
-        let mut table = Table::new(["KERNEL", "", ""]);
-        for capability in &status.capabilities {
-            let on = if capability.on { "on" } else { "off" };
-            table.row([capability.name.clone(), on.to_owned(), capability.detail.clone()]);
-        }
-        write!(out, "\n{table}")?;
+    let (on, off): (Vec<_>, Vec<_>) = status.capabilities.iter().partition(|found| found.on);
+    match (on.len(), off.len()) {
+        (0, 0) => {}
+        (_, 0) => line("kernel", "all that it offers is in use".to_owned())?,
+        (on, off) => line("kernel", format!("{on} of {} features in use", on + off))?,
+    }
+    if !off.is_empty() {
+        write!(out, "\n{}", off_table(&off))?;
     }
     if !status.problems.is_empty() {
         let mut table = Table::new(["PROBLEM", ""]);
@@ -123,6 +129,33 @@ fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
         write!(out, "\n{table}")?;
     }
     Ok(())
+}
+
+/// The capabilities that are off. Those of ports that are off for one reason take one row.
+fn off_table(off: &[&Capability]) -> Table {
+    let mut rows: BTreeMap<_, Vec<&Capability>> = BTreeMap::new();
+    for capability in off {
+        let Capability { at, name, reason, .. } = capability;
+        rows.entry((at, name, reason)).or_default().push(capability);
+    }
+    let mut table = Table::new(["OFF", "AT", "SINCE", "NEXT TRY", "WHY, AND WHAT TO DO"]);
+    for ((at, name, reason), alike) in rows {
+        let at = match (&alike[..], alike[0].port.as_ref()) {
+            ([_], Some(port)) => port.clone(),
+            (many, Some(_)) => format!("{} ports", many.len()),
+            (_, None) => at.as_str().to_owned(),
+        };
+        let since = alike.iter().map(|capability| capability.since_s).max().unwrap_or(0);
+        let next = match alike.iter().filter_map(|capability| capability.next_try_s).min() {
+            Some(0) => "now".to_owned(),
+            Some(seconds) => format!("in {}", duration(seconds)),
+            None => "-".to_owned(),
+        };
+        let remedy = alike[0].remedy.as_deref().unwrap_or_default();
+        let text = format!("{}: {remedy}", reason.as_deref().unwrap_or_default());
+        table.row([name.to_string(), at, duration(since), next, text]);
+    }
+    table
 }
 
 fn topic_name(topic: ProblemTopic) -> &'static str {
@@ -138,6 +171,7 @@ fn topic_name(topic: ProblemTopic) -> &'static str {
         ProblemTopic::Pod => "pod",
         ProblemTopic::Tables => "tables",
         ProblemTopic::Conflict => "conflict",
+        ProblemTopic::Path => "path",
     }
 }
 
@@ -162,13 +196,7 @@ fn pods_table(pods: &[PodStatus]) -> Table {
     let heading = ["POD", "INTERFACE", "ADDRESSES", "MAC", "MTU", "SENT", "RECEIVED", "DROPPED"];
     let mut table = Table::new(heading).right(4..8);
     for pod in pods {
-        let name = match (&pod.namespace, &pod.name) {
-            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
-            (None, Some(name)) => name.clone(),
-            // A device of the host: nothing else tells one from another.
-            (_, None) if pod.netns.is_none() => pod.ifname.clone(),
-            (_, None) => pod.container_id.chars().take(16).collect(),
-        };
+        let name = pod.title();
         let detached = if pod.port.is_none() { " (detached)" } else { "" };
         table.row([
             format!("{name}{detached}"),
@@ -207,6 +235,40 @@ fn print_counters(counters: &CountersReport, out: &mut impl Write) -> io::Result
             let reason = Reason::ALL.iter().find(|reason| reason.as_str() == name);
             let meaning = reason.map_or("", |reason| reason.describe());
             table.row([name.clone(), count.to_string(), meaning.to_owned()]);
+        }
+        write!(out, "\n{table}")?;
+    }
+    let KernelDropped { tunnel, host, ports } = counters.kernel_dropped;
+    if tunnel + host + ports > 0 {
+        let mut table = Table::new(["DROPPED BY THE KERNEL", "", ""]).right([1]);
+        for (at, count, meaning) in [
+            (
+                Place::Tunnel,
+                tunnel,
+                "before the tunnel: the switch read too slowly for its receive buffer",
+            ),
+            (
+                Place::Host,
+                host,
+                "from the node itself: its interface's queue to the switch was full",
+            ),
+            (
+                Place::Port,
+                ports,
+                "from pods: the queues of their interfaces to the switch were full",
+            ),
+        ] {
+            if count > 0 {
+                table.row([at.as_str().to_owned(), count.to_string(), meaning.to_owned()]);
+            }
+        }
+        write!(out, "\n{table}")?;
+    }
+    if counters.fallbacks.iter().any(|fallback| fallback.count > 0) {
+        let mut table = Table::new(["FALLBACK", "AT", "TIMES"]).right([2]);
+        for fallback in counters.fallbacks.iter().filter(|fallback| fallback.count > 0) {
+            let FallbackCount { name, at, count } = fallback;
+            table.row([name.to_string(), at.as_str().to_owned(), count.to_string()]);
         }
         write!(out, "\n{table}")?;
     }
@@ -252,19 +314,36 @@ mod tests {
     use vswitch::mac::Mac;
 
     use super::*;
-    use crate::admin::api::{Capability, LeasePhase, PoolStatus, Problem};
+    use crate::admin::api::{LeasePhase, PoolStatus, Problem};
+    use crate::admin::capability::CapabilityName;
 
     #[test]
     fn a_status_ends_with_the_problems() {
-        let capability = |name: &str, on: bool, detail: &str| Capability {
-            name: name.to_owned(),
-            on,
-            detail: detail.to_owned(),
+        let on = Capability {
+            name: CapabilityName::UdpGro,
+            at: Place::Tunnel,
+            port: None,
+            on: true,
+            value: None,
+            reason: None,
+            remedy: None,
+            since_s: 61,
+            next_try_s: None,
+        };
+        let off = |name, at, port: Option<&str>, next_try_s| Capability {
+            name,
+            at,
+            port: port.map(str::to_owned),
+            on: false,
+            reason: Some("refused".to_owned()),
+            remedy: Some("do this".to_owned()),
+            next_try_s,
+            ..on.clone()
         };
         let pool =
             |prefix: &str, used, free| PoolStatus { prefix: prefix.parse().unwrap(), used, free };
         let (v4, v6) = ("10.244.1.0/24", "fd00:10:244:1::/64");
-        let status = Status {
+        let mut status = Status {
             version: "0.1.0".to_owned(),
             network: "prod".to_owned(),
             name: "host1".to_owned(),
@@ -287,14 +366,20 @@ mod tests {
                 text: "`nft` is not there".to_owned(),
             }],
             capabilities: vec![
-                capability("udp-gso", true, "64 datagrams per send"),
-                capability("tap-udp-offload", false, "refused"),
+                on.clone(),
+                off(CapabilityName::TapUso, Place::Port, Some("a/web"), None),
+                off(CapabilityName::TapUso, Place::Port, Some("a/db"), None),
+                off(CapabilityName::GsoWrite, Place::Port, Some("a/db"), Some(0)),
+                off(CapabilityName::UdpGso, Place::Tunnel, None, Some(20)),
             ],
         };
-        let mut text = Vec::new();
-        print_status(&status, &mut text).unwrap();
+        let print = |status: &Status| {
+            let mut text = Vec::new();
+            print_status(status, &mut text).unwrap();
+            String::from_utf8(text).unwrap()
+        };
         assert_eq!(
-            String::from_utf8(text).unwrap(),
+            print(&status),
             "\
 node       host1 (00ff)
 network    prod
@@ -308,15 +393,24 @@ nodes      3 alive, map version 7
 vtep       02:00:00:00:00:01
 uptime     1 min 1 s
 version    0.1.0
+kernel     1 of 5 features in use
 
-KERNEL
-udp-gso          on   64 datagrams per send
-tap-udp-offload  off  refused
+OFF        AT       SINCE      NEXT TRY  WHY, AND WHAT TO DO
+udp_gso    tunnel   1 min 1 s  in 20 s   refused: do this
+tap_uso    2 ports  1 min 1 s  -         refused: do this
+gso_write  a/db     1 min 1 s  now       refused: do this
 
 PROBLEM
 masquerade  `nft` is not there
 "
         );
+        status.capabilities.truncate(1);
+        let text = print(&status);
+        assert!(
+            text.contains("version    0.1.0\nkernel     all that it offers is in use\n\nPROBLEM\n")
+        );
+        status.capabilities.clear();
+        assert!(!print(&status).contains("kernel"), "nothing is open yet");
     }
 
     #[test]
@@ -333,6 +427,7 @@ masquerade  `nft` is not there
             mtu: 1450,
             port: Some(3),
             traffic: vswitch::counters::PortTotals::default(),
+            kernel_dropped: 0,
         };
         let container = PodStatus {
             container_id: "0123456789abcdef0123".to_owned(),
@@ -366,11 +461,20 @@ masquerade  `nft` is not there
             dropped: [("spoofed".to_owned(), 3)].into(),
             offenders: Vec::new(),
             gossip_refused: [].into(),
+            kernel_dropped: KernelDropped { tunnel: 5, ..KernelDropped::default() },
+            fallbacks: [(Place::Host, 0), (Place::Port, 4)]
+                .map(|(at, count)| FallbackCount { name: CapabilityName::GsoWrite, at, count })
+                .to_vec(),
         };
         let mut text = Vec::new();
         print_counters(&counters, &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
         assert!(text.contains("\ndropped      3  refused"), "{text}");
         assert!(text.contains("spoofed  3  A pod sent from"), "{text}");
+        assert!(
+            text.contains("\nDROPPED BY THE KERNEL\ntunnel                 5  before"),
+            "{text}"
+        );
+        assert!(text.contains("\nFALLBACK   AT    TIMES\ngso_write  port      4\n"), "{text}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cni::link::{self, LinkError, PodInterface};
 use ipam::{Allocation, Attachment, PortKind, Record};
@@ -69,9 +69,12 @@ pub enum AttachError {
 pub(super) struct Attached {
     pub(super) port: PortIx,
     pub(super) mtu: u16,
+    pub(super) device: Device,
+    pub(super) opened: Instant,
+    /// Packets of the pod that the kernel dropped before the switch saw them.
+    pub(super) kernel_dropped: u64,
     mac: Mac,
     addresses: Vec<IpAddr>,
-    device: Device,
 }
 
 impl Attached {
@@ -286,6 +289,8 @@ impl Control {
             mac: Mac(allocation.mac.0),
             addresses: allocation.addresses().collect(),
             device,
+            opened: Instant::now(),
+            kernel_dropped: 0,
         };
         // The tables first: from its first frame on, the port is known and held to its own addresses.
         self.attached.insert(attachment.clone(), attached);
@@ -357,7 +362,7 @@ impl Control {
         // A worker that hangs may still use the number; then it is not given out again.
         self.engine.remove_port(attached.port)?;
         self.numbers.put(attached.port);
-        Ok(Some(attached.device))
+        Ok(Some(self.retire(attached.device)))
     }
 }
 

@@ -12,11 +12,18 @@ use vswitch::port::PortIx;
 use vswitch::tap::{Tap, TapError};
 use vswitch::veth::{Veth, VethError};
 
+use super::kernel_drops::{self, TxDrops};
+
 /// The device at the other end of a port.
 #[derive(Debug)]
 pub(super) enum Device {
     /// A pod's interface.
-    Tap(Tap),
+    Tap {
+        /// The open device.
+        tap: Tap,
+        /// What the pod's kernel could not queue for it; absent where /proc does not tell.
+        drops: Option<TxDrops>,
+    },
     /// An interface of the host.
     Veth {
         /// The open device.
@@ -67,9 +74,13 @@ impl Device {
     pub(super) fn open(attachment: &Attachment, port: &PortKind) -> Result<Self, DeviceError> {
         match port {
             PortKind::Tap { netns } => {
-                let opened = netns::run_in(&netns.path, || Tap::open(&attachment.ifname))?;
-                let netns = netns.path.clone();
-                Ok(Self::Tap(opened.map_err(|cause| DeviceError::Tap { netns, cause })?))
+                let ifname = &attachment.ifname;
+                let (tap, drops) = netns::run_in(&netns.path, || {
+                    let tap = Tap::open(ifname)?;
+                    Ok((tap, TxDrops::open(ifname)))
+                })?
+                .map_err(|cause| DeviceError::Tap { netns: netns.path.clone(), cause })?;
+                Ok(Self::Tap { tap, drops: kernel_drops::found(ifname, drops) })
             }
             PortKind::AfPacket { device, had_ipv6, .. } => {
                 let veth = Veth::open(device)?;
@@ -83,7 +94,7 @@ impl Device {
     /// The device as a port for an engine with `workers` workers.
     pub(super) fn port(&self, port: PortIx, workers: usize) -> Port {
         match self {
-            Self::Tap(tap) => Port {
+            Self::Tap { tap, .. } => Port {
                 source: Box::new(tap.source(port)),
                 sinks: (0..workers).map(|_| Box::new(tap.sink(port)) as _).collect(),
             },
@@ -94,10 +105,27 @@ impl Device {
         }
     }
 
+    /// Packets that the kernel dropped since the last call, before the switch saw them.
+    pub(super) fn take_kernel_drops(&mut self) -> u64 {
+        let (name, drops) = match self {
+            Self::Tap { tap, drops } => (tap.name(), drops.as_mut().map(TxDrops::take)),
+            Self::Veth { veth, .. } => (veth.name(), Some(veth.take_drops())),
+        };
+        kernel_drops::counted(name, drops)
+    }
+
+    /// How many super-frames the device has refused to take whole.
+    pub(super) fn gso_refused(&self) -> u64 {
+        match self {
+            Self::Tap { tap, .. } => tap.gso_refused(),
+            Self::Veth { veth, .. } => veth.gso_refused(),
+        }
+    }
+
     /// Removes a pod's interface; gives one of the host back to it. One that went before is no matter.
     pub(super) fn remove(self) {
         let removed = match self {
-            Self::Tap(tap) => tap.delete().map_err(|error| error.to_string()),
+            Self::Tap { tap, .. } => tap.delete().map_err(|error| error.to_string()),
             Self::Veth { veth, had_ipv6 } => {
                 set_ipv6(veth.name(), had_ipv6).map_err(|error| error.to_string())
             }

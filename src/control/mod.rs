@@ -13,9 +13,12 @@
 //! milliseconds (they sync files and talk to the kernel); they are called from blocking threads.
 
 mod attach;
+mod capabilities;
 mod cni_verbs;
 pub mod compile;
 pub mod device;
+pub(crate) mod kernel_drops;
+mod paths;
 mod ports;
 mod report;
 mod shared;
@@ -40,6 +43,8 @@ use vswitch::tables::{Node, TablesBuilder};
 
 pub use self::attach::AttachError;
 use self::attach::Attached;
+use self::capabilities::FallbackCounts;
+use self::kernel_drops::KernelDrops;
 use self::ports::PortNumbers;
 pub use self::shared::SharedControl;
 use crate::admin::api::{LeasePhase, Offender, ProblemTopic};
@@ -94,6 +99,8 @@ pub enum Topic {
     Sysctl(&'static str),
     /// A pod has no network, or an old configuration.
     Pod(Attachment),
+    /// The path to the node at this underlay address carries less than both ends.
+    Path(IpAddr),
 }
 
 impl Topic {
@@ -103,6 +110,7 @@ impl Topic {
             Self::Node(topic) => *topic,
             Self::Sysctl(_) => ProblemTopic::Sysctl,
             Self::Pod(_) => ProblemTopic::Pod,
+            Self::Path(_) => ProblemTopic::Path,
         }
     }
 }
@@ -125,6 +133,13 @@ pub struct Control {
     underlay: Option<Underlay>,
     tunnel: Option<TunnelStatus>,
     host: Option<Host>,
+    /// What the paths carry that carry less than both ends' interfaces, by the other node's underlay address.
+    narrow: BTreeMap<IpAddr, u16>,
+    kernel_drops: KernelDrops,
+    /// What was counted of tunnels and ports that are closed.
+    past_fallbacks: FallbackCounts,
+    /// When the kernel is asked again for what it did not grant in full.
+    next_growth: Instant,
     problems: BTreeMap<Topic, String>,
     offenders: VecDeque<Offender>,
     offence_lines: u32,
@@ -151,10 +166,11 @@ impl Control {
         let empty = TablesBuilder::new(0, node, &config.lease.ranges).build();
         let engine = Engine::start(&config.switch, Arc::new(empty))?;
         let numbers = PortNumbers::new(config.switch.ports_max);
+        let started = Instant::now();
         Ok(Self {
             config,
             identity,
-            started: Instant::now(),
+            started,
             engine,
             ipam,
             attached: BTreeMap::new(),
@@ -166,6 +182,10 @@ impl Control {
             underlay: None,
             tunnel: None,
             host: None,
+            narrow: BTreeMap::new(),
+            kernel_drops: KernelDrops::default(),
+            past_fallbacks: FallbackCounts::default(),
+            next_growth: started,
             problems: BTreeMap::new(),
             offenders: VecDeque::new(),
             offence_lines: 0,
@@ -234,7 +254,7 @@ impl Control {
     pub fn set_underlay(&mut self, underlay: Underlay) -> anyhow::Result<()> {
         // The old sockets may hold the same port.
         self.engine.set_tunnel(None)?;
-        self.tunnel = None;
+        self.forget_tunnel();
         let address = underlay.address;
         self.underlay = Some(underlay);
         let tunnel = self.open_tunnel(address);
@@ -374,7 +394,7 @@ impl Control {
             host_mtu: self.host.as_ref().map(|_| self.pod_mtu()),
             pods: self.attached.values().map(Attached::to_table).collect(),
             peers: match self.underlay {
-                Some(_) => self.map.peers(self.identity.id, own_mtu),
+                Some(_) => self.narrow(self.map.peers(self.identity.id, own_mtu)),
                 None => Vec::new(),
             },
         };

@@ -1,6 +1,7 @@
 //! What the node tells about itself.
 
 use std::iter;
+use std::time::Instant;
 
 use ipam::{Allocation, PortKind};
 use overlay::decap::Offence;
@@ -11,8 +12,8 @@ use vswitch::verdict::Reason;
 
 use super::{Control, OFFENDERS_MAX, Topic};
 use crate::admin::api::{
-    Capability, CountersReport, LeasePhase, NodeStatus, Offender, PodStatus, PoolStatus, Problem,
-    ProblemTopic, Status,
+    CountersReport, KernelDropped, LeasePhase, NodeStatus, Offender, PodStatus, PoolStatus,
+    Problem, ProblemTopic, Status,
 };
 use crate::admin::metrics::Report;
 
@@ -51,7 +52,7 @@ impl Control {
             problems: (own.chain(conflicts).chain(self.isolation()))
                 .map(|(topic, text)| Problem { topic, text })
                 .collect(),
-            capabilities: self.capabilities(),
+            capabilities: self.capabilities(Instant::now()),
         }
     }
 
@@ -111,6 +112,12 @@ impl Control {
             dropped: dropped.filter(|(_, count)| *count > 0).collect(),
             offenders: self.offenders.iter().cloned().collect(),
             gossip_refused: self.gossip_refused.clone(),
+            kernel_dropped: KernelDropped {
+                tunnel: self.kernel_drops.tunnel,
+                host: self.kernel_drops.host,
+                ports: self.kernel_drops.ports,
+            },
+            fallbacks: self.fallbacks(),
         }
     }
 
@@ -136,18 +143,21 @@ impl Control {
         for lost in self.engine.take_lost_sources() {
             self.lose(lost.port, &lost.error);
         }
+        self.collect_kernel_drops();
+        self.look_at_paths();
+        self.ask_again(Instant::now());
     }
 
     /// Forgets a port whose interface vanished, or the tunnel; [`Control::repair`] makes them anew.
     fn lose(&mut self, port: Option<PortIx>, why: &str) {
         match port {
             None => {
-                self.tunnel = None;
+                self.forget_tunnel();
                 let problem = format!("the tunnel's socket broke: {why}. It is opened again");
                 self.raise(Topic::Node(ProblemTopic::Tunnel), problem);
             }
             Some(PortIx::HOST) => {
-                self.host = None;
+                self.forget_host();
                 let interface = &self.config.host.interface;
                 let problem = format!("{interface} vanished: {why}. It is made again");
                 self.raise(Topic::Node(ProblemTopic::Host), problem);
@@ -195,6 +205,7 @@ impl Control {
             traffic: attached
                 .map(|attached| self.engine.counters().port(attached.port))
                 .unwrap_or_default(),
+            kernel_dropped: attached.map_or(0, |attached| attached.kernel_dropped),
         }
     }
 
@@ -206,36 +217,4 @@ impl Control {
         };
         self.ipam.usage().into_iter().map(pool).collect()
     }
-
-    fn capabilities(&self) -> Vec<Capability> {
-        let mut list = Vec::new();
-        if let Some(tunnel) = &self.tunnel {
-            let kernel = tunnel.capabilities();
-            let segments = format!("{} datagrams per send", kernel.segments_max);
-            let send = kernel.send_offload.clone();
-            let send = send.and_then(|()| tunnel.send_offload().map_err(|error| error.to_string()));
-            list.push(capability("udp-gso", send.map(|()| segments)));
-            let receive = kernel.receive_offload.clone();
-            list.push(capability("udp-gro", receive.map(|()| "in use".to_owned())));
-        }
-        if let Some(host) = &self.host {
-            let offloads = host.offloads();
-            for (name, on) in [
-                ("tap-checksum-offload", offloads.checksum),
-                ("tap-tcp-offload", offloads.tcp),
-                ("tap-udp-offload", offloads.udp),
-            ] {
-                let granted =
-                    if on { Ok("in use") } else { Err("refused by the kernel's TUN driver") };
-                list.push(capability(name, granted.map(str::to_owned).map_err(str::to_owned)));
-            }
-        }
-        list
-    }
-}
-
-fn capability(name: &str, state: Result<String, String>) -> Capability {
-    let on = state.is_ok();
-    let detail = state.unwrap_or_else(|why| why);
-    Capability { name: name.to_owned(), on, detail }
 }

@@ -4,6 +4,7 @@ pub mod nft;
 pub mod sysctl;
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use cni::link::{self, HostInterface, LinkError};
 use ipnetwork::IpNetwork;
@@ -11,12 +12,16 @@ use vswitch::engine::Port;
 use vswitch::mac::Mac;
 use vswitch::port::PortIx;
 use vswitch::tables::{ROUTER_V4, ROUTER_V6};
-use vswitch::tap::{Offloads, Tap, TapError};
+use vswitch::tap::{Tap, TapError};
+
+use crate::control::kernel_drops::{self, TxDrops};
 
 /// The node's own interface.
 #[derive(Debug)]
 pub struct Host {
     tap: Tap,
+    opened: Instant,
+    drops: Option<TxDrops>,
 }
 
 /// Why the node's own interface could not be set up or removed.
@@ -37,12 +42,24 @@ impl Host {
     /// # Errors
     /// When the kernel refuses the device.
     pub fn open(interface: &str) -> Result<Self, HostError> {
-        Ok(Self { tap: Tap::open(interface)? })
+        let tap = Tap::open(interface)?;
+        let drops = kernel_drops::found(interface, TxDrops::open(interface));
+        Ok(Self { tap, opened: Instant::now(), drops })
     }
 
-    /// What the kernel lets the interface leave to the switch.
-    pub fn offloads(&self) -> Offloads {
-        self.tap.offloads()
+    /// The interface.
+    pub fn tap(&self) -> &Tap {
+        &self.tap
+    }
+
+    /// When it was opened.
+    pub fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    /// Packets that the kernel dropped since the last call, before the switch saw them.
+    pub fn take_kernel_drops(&mut self) -> u64 {
+        kernel_drops::counted(self.tap.name(), self.drops.as_mut().map(TxDrops::take))
     }
 
     /// The interface as a port for an engine with `workers` workers.
