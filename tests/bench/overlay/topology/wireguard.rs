@@ -1,0 +1,87 @@
+//! wireguard-go: an encrypted tunnel in userspace between the nodes, bridges and veths to the pods, as
+//! flannel's wireguard backend sets them up.
+
+use std::fmt::Write as _;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use weft::lab::{Interrupt, Namespace, Wait};
+
+use super::super::tools::{self, Program};
+use super::{Ground, Process, kernel};
+
+/// The programs that it needs.
+pub(super) const PROGRAMS: [Program; 3] =
+    [("wireguard-go", "wireguard-go"), ("wg", "wireguard-tools"), tools::IP];
+
+/// The tunnel's device.
+const DEVICE: &str = "wg0";
+
+/// UDP port of the tunnel.
+const PORT: u16 = 51820;
+
+/// Bytes that the tunnel adds over IPv6, as WireGuard's own default assumes for both protocols.
+const OVERHEAD: u16 = 80;
+
+/// How long it may take to start.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+pub(super) fn join(ground: &mut Ground) -> Result<()> {
+    let mtu = ground.wire.mtu() - OVERHEAD;
+    let nodes = usize::from(ground.layout.nodes);
+    let keys = (0..nodes).map(|node| key(&ground.node(node)?)).collect::<Result<Vec<_>>>()?;
+    for node in 0..nodes {
+        let namespace = ground.node(node)?;
+        kernel::add_bridge(ground, node, mtu)?;
+        for pod in 0..ground.layout.pods_per_node {
+            kernel::add_pod(ground, node, pod, mtu)?;
+        }
+        start(ground, &namespace)?;
+        let (own, _) = &keys[node];
+        // Writing to a string cannot fail.
+        let mut config = format!("[Interface]\nPrivateKey = {own}\nListenPort = {PORT}\n");
+        let mut routes = format!("link set {DEVICE} mtu {mtu} up\n");
+        for (peer, (_, public)) in keys.iter().enumerate().filter(|(peer, _)| *peer != node) {
+            let (subnet, underlay) = (format!("10.244.{}.0/24", peer + 1), ground.underlay(peer)?);
+            let _ = write!(
+                config,
+                "[Peer]\nPublicKey = {public}\nAllowedIPs = {subnet}\nEndpoint = {underlay}:{PORT}\n"
+            );
+            let _ = writeln!(routes, "route add {subnet} dev {DEVICE}");
+        }
+        let path = ground.lab.dir().join(format!("wireguard-{node}.conf"));
+        std::fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
+        tools::run(&namespace, "wg", &["setconf", DEVICE, &path.to_string_lossy()])?;
+        tools::ip(&namespace, &routes)?;
+    }
+    Ok(())
+}
+
+/// A private and a public key.
+fn key(namespace: &Namespace) -> Result<(String, String)> {
+    let private = tools::run(namespace, "wg", &["genkey"])?;
+    let public = tools::run_with_input(namespace, "wg", &["pubkey"], &private)?;
+    Ok((private.trim().to_owned(), public.trim().to_owned()))
+}
+
+fn start(ground: &mut Ground, namespace: &Namespace) -> Result<()> {
+    let log = std::fs::File::create(ground.lab.dir().join("wireguard-go.log"))?;
+    let mut command = tools::command(namespace, "wireguard-go")?;
+    command
+        .args(["--foreground", DEVICE])
+        // Without it, it refuses to run where the kernel has WireGuard itself.
+        .env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    ground.processes.push(Process(command.spawn().context("starting wireguard-go")?));
+    Interrupt::default().wait_for(START_LIMIT, || {
+        let process = ground.processes.last_mut().context("it was just added")?;
+        ensure!(process.0.try_wait()?.is_none(), "wireguard-go ended at once");
+        Ok(match tools::run(namespace, "wg", &["show", DEVICE]) {
+            Ok(_) => Wait::Done(()),
+            Err(error) => Wait::NotYet(format!("{error:#}")),
+        })
+    })
+}
