@@ -137,7 +137,7 @@ fn assert_sane(outcome: &Outcome, duration: Duration) {
             assert!(bytes > 1_000_000 && elapsed >= duration, "{outcome:?}");
         }
         Outcome::Rate { sent, received, elapsed } => {
-            assert!(sent > 1000 && received > 1000 && elapsed >= duration, "{outcome:?}");
+            assert!(sent > 100 && received > 100 && elapsed >= duration, "{outcome:?}");
         }
         Outcome::RoundTrip { count, p50, p90, p99, max, .. } => {
             assert!(count > 10 && p50 > Duration::from_micros(1), "{outcome:?}");
