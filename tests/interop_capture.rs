@@ -11,26 +11,17 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
+use common::TestLab;
 use common::capture::{self, BAD, Capture, GOOD};
+use common::frames::{BUFFER_LEN, ETHERNET_LEN, Frame, can_capture, frames, switch_offloads};
 use common::traffic::{End, both_ways};
-use common::{TestLab, run};
 use etherparse::PacketBuilder;
 use weft::lab::probe::Ping;
 use weft::lab::{Family, LabConfig, UNDERLAY};
 
 /// Bytes of each TCP stream.
 const BULK_LEN: u64 = 3_000_000;
-
-/// Length of an Ethernet header, which tcpdump counts and an MTU does not.
-const ETHERNET_LEN: u32 = 14;
-
-/// Room for a captured frame: more than any may have.
-const BUFFER_LEN: u32 = 2048;
-
-/// RFC 6335 §6: the dynamic ports, which RFC 7348 §5 recommends for the outer source.
-const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 
 #[test]
 fn everything_on_an_ipv4_underlay_is_well_formed() {
@@ -45,7 +36,7 @@ fn everything_on_an_ipv6_underlay_is_well_formed() {
 /// That all is well means something only if tshark sees what is not.
 #[test]
 fn a_single_wrong_bit_would_be_seen() {
-    if !can_run() {
+    if !can_capture() {
         return;
     }
     let lab = TestLab::up(LabConfig { nodes: 2, pods_per_node: 1, ..LabConfig::new("bit") });
@@ -87,18 +78,13 @@ fn a_tcp_checksum_of_zero_is_good_in_both_forms() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("zero.pcap");
     capture::write(&path, &[zero, other_zero, wrong]);
-    let states: Vec<_> =
-        frames(&path).iter().map(|frame| frame.0["tcp.checksum.status"].clone()).collect();
-    assert_eq!(states, [GOOD, GOOD, BAD]);
-}
-
-fn can_run() -> bool {
-    let programs = [("tcpdump", "tcpdump"), ("tshark", "tshark"), ("ethtool", "ethtool")];
-    common::has_programs(&programs) && common::may_make_labs() && capture::is_permitted()
+    let frames = frames(&path);
+    let states: Vec<_> = frames.iter().map(|frame| frame.first("tcp.checksum.status")).collect();
+    assert_eq!(states, [Some(GOOD), Some(GOOD), Some(BAD)]);
 }
 
 fn underlay_frames(underlay: Family) {
-    if !can_run() {
+    if !can_capture() {
         return;
     }
     let config = LabConfig { nodes: 2, pods_per_node: 1, underlay, ..LabConfig::new("capture") };
@@ -125,17 +111,6 @@ fn underlay_frames(underlay: Family) {
     lab.assert_conserved();
 }
 
-/// Everything that a network card may be asked to do for the kernel.
-fn switch_offloads(lab: &TestLab, name: &str, device: &str, on: bool) {
-    let word = if on { "on" } else { "off" };
-    let namespace = lab.namespace(name).unwrap();
-    run(&namespace, &format!("ethtool -K {device} tx {word} gso {word} tso {word} gro {word}"));
-    let shown = run(&namespace, &format!("ethtool -k {device}"));
-    for feature in ["tx-checksumming", "tcp-segmentation-offload", "generic-segmentation-offload"] {
-        assert!(shown.contains(&format!("{feature}: {word}")), "{name} {device}: {shown}");
-    }
-}
-
 /// All frames that go to either node while their pods talk to each other.
 fn captured(lab: &TestLab) -> Vec<Frame> {
     let namespace = lab.namespace(UNDERLAY).unwrap();
@@ -152,47 +127,22 @@ fn captured(lab: &TestLab) -> Vec<Frame> {
     captures.map(Capture::finish).iter().flat_map(|path| frames(path)).collect()
 }
 
-fn frames(capture: &Path) -> Vec<Frame> {
-    let rows = capture::read(capture, &FIELDS).into_iter();
-    rows.map(|values| Frame(FIELDS.into_iter().zip(values).collect())).collect()
-}
-
 /// Checks every frame, and that all kinds were there. Gives the source ports that were used.
 fn judge(lab: &TestLab, underlay: Family, case: &str, frames: &[Frame]) -> BTreeSet<u16> {
-    let frame_len_max = u32::from(lab.state().config.underlay_mtu) + ETHERNET_LEN;
+    let mtu = lab.state().config.underlay_mtu;
+    let frame_len_max = u32::from(mtu) + ETHERNET_LEN;
     let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
     let mut ports_of_flow: BTreeMap<String, BTreeSet<u16>> = BTreeMap::new();
     let mut frame_len_seen = 0;
     for frame in frames {
-        let what = || format!("{case}: {:?}", frame.0);
-        assert!(frame.checksums().all(|status| status == GOOD), "{}", what());
-        let frame_len = frame.first("frame.len").unwrap().parse().unwrap();
-        assert!(frame_len <= frame_len_max, "longer than the MTU: {}", what());
+        frame.assert_well_formed(case, underlay, mtu);
         if !frame.is_tunnelled() {
-            // The nodes' own: gossip, ARP, neighbor discovery. It has been checked like the rest.
             *kinds.entry("other").or_default() += 1;
             continue;
         }
-        frame_len_seen = frame_len_seen.max(frame_len);
-        assert_eq!(frame.first("vxlan.vni"), Some("1"), "{}", what());
-        assert_eq!(frame.first("vxlan.flags"), Some("0x0800"), "only flag I: {}", what());
-        assert_eq!(frame.all("vxlan.vni").count(), 1, "{}", what());
-        match underlay {
-            Family::V4 => assert_eq!(frame.first("ip.flags.df"), Some("1"), "{}", what()),
-            Family::V6 => assert!(frame.protocols().starts_with("eth:ethertype:ipv6:udp:")),
-        }
-        let source_port = frame.first("udp.srcport").unwrap().parse().unwrap();
-        assert!(SOURCE_PORTS.contains(&source_port), "{}", what());
-        ports_of_flow.entry(frame.flow()).or_default().insert(source_port);
-        let kind = frame.kind();
-        *kinds.entry(kind).or_default() += 1;
-        // The outer UDP checksum; one per IPv4 header; and the inner one, if this is a whole packet.
-        let is_whole = !kind.starts_with("fragment") || frame.is_reassembled();
-        let checksums = 1
-            + usize::from(underlay == Family::V4)
-            + usize::from(frame.is_inner_v4())
-            + usize::from(is_whole);
-        assert_eq!(frame.checksums().count(), checksums, "{}", what());
+        frame_len_seen = frame_len_seen.max(frame.len());
+        ports_of_flow.entry(frame.flow()).or_default().insert(frame.outer_source_port());
+        *kinds.entry(frame.kind()).or_default() += 1;
         *kinds.entry("reassembled").or_default() += u64::from(frame.is_reassembled());
     }
     eprintln!("{case}: {kinds:?}");
@@ -209,133 +159,4 @@ fn judge(lab: &TestLab, underlay: Family, case: &str, frames: &[Frame]) -> BTree
         assert_eq!(ports.len(), 1, "{case}: {flow} has several source ports: {ports:?}");
     }
     ports_of_flow.into_values().flatten().collect()
-}
-
-/// What tshark is asked for.
-const FIELDS: [&str; 25] = [
-    "frame.len",
-    "frame.protocols",
-    "ip.checksum.status",
-    "udp.checksum.status",
-    "tcp.checksum.status",
-    "icmp.checksum.status",
-    "icmpv6.checksum.status",
-    "ip.src",
-    "ip.dst",
-    "ip.id",
-    "ip.flags.df",
-    "ip.flags.mf",
-    "ip.frag_offset",
-    "ipv6.src",
-    "ipv6.dst",
-    "ipv6.fraghdr.ident",
-    "udp.srcport",
-    "udp.dstport",
-    "tcp.srcport",
-    "tcp.dstport",
-    "icmp.ident",
-    "icmpv6.echo.identifier",
-    "vxlan.vni",
-    "vxlan.flags",
-    "vxlan.flag_i",
-];
-
-/// A frame as tshark tells of it.
-struct Frame(BTreeMap<&'static str, String>);
-
-impl Frame {
-    /// The values of a field, the outermost first.
-    fn all(&self, field: &str) -> impl Iterator<Item = &str> {
-        self.0[field].split(',').filter(|value| !value.is_empty())
-    }
-
-    fn first(&self, field: &str) -> Option<&str> {
-        self.all(field).next()
-    }
-
-    fn last(&self, field: &str) -> Option<&str> {
-        self.all(field).last()
-    }
-
-    fn protocols(&self) -> &str {
-        &self.0["frame.protocols"]
-    }
-
-    /// Whether it is a whole packet of the tunnel. Fails on an outer fragment.
-    fn is_tunnelled(&self) -> bool {
-        let outer = self.protocols().split(":vxlan").next().unwrap();
-        assert!(!outer.contains("fraghdr"), "an outer fragment: {:?}", self.0);
-        let is_fragment = |field| self.first(field).is_some_and(|value| value != "0");
-        if outer.starts_with("eth:ethertype:ip:") {
-            let outer_fragment = is_fragment("ip.flags.mf") || is_fragment("ip.frag_offset");
-            assert!(!outer_fragment, "an outer fragment: {:?}", self.0);
-        }
-        self.protocols().contains(":vxlan:")
-    }
-
-    /// What tshark thinks of each of its checksums.
-    fn checksums(&self) -> impl Iterator<Item = &str> {
-        let fields = FIELDS.iter().filter(|field| field.ends_with(".checksum.status"));
-        fields.flat_map(|field| self.all(field))
-    }
-
-    fn inner_protocols(&self) -> &str {
-        self.protocols().split_once(":vxlan:").unwrap().1
-    }
-
-    fn is_inner_v4(&self) -> bool {
-        self.inner_protocols().starts_with("eth:ethertype:ip:")
-    }
-
-    fn is_inner_fragment(&self) -> bool {
-        let is_set = |field| self.last(field).is_some_and(|value| value != "0");
-        if self.is_inner_v4() {
-            is_set("ip.flags.mf") || is_set("ip.frag_offset")
-        } else {
-            self.inner_protocols().contains("ipv6.fraghdr")
-        }
-    }
-
-    /// Whether tshark shows, with the last of its fragments, the packet as it was before.
-    fn is_reassembled(&self) -> bool {
-        let inner = self.inner_protocols();
-        self.is_inner_fragment() && (inner.contains(":udp") || inner.contains(":icmp"))
-    }
-
-    fn kind(&self) -> &'static str {
-        let of_family = |v4, v6| if self.is_inner_v4() { v4 } else { v6 };
-        let protocols: BTreeSet<_> = self.inner_protocols().split(':').collect();
-        if self.is_inner_fragment() {
-            of_family("fragment4", "fragment6")
-        } else if protocols.contains("tcp") {
-            of_family("tcp4", "tcp6")
-        } else if protocols.contains("udp") {
-            of_family("udp4", "udp6")
-        } else {
-            assert!(protocols.contains("icmp") || protocols.contains("icmpv6"), "{:?}", self.0);
-            of_family("icmp4", "icmp6")
-        }
-    }
-
-    /// What the packets of one inner flow have in common; of a fragmented packet, all its fragments.
-    fn flow(&self) -> String {
-        let (source, target, identifier) = if self.is_inner_v4() {
-            ("ip.src", "ip.dst", "ip.id")
-        } else {
-            ("ipv6.src", "ipv6.dst", "ipv6.fraghdr.ident")
-        };
-        let mut fields = vec![source, target];
-        if self.is_inner_fragment() {
-            fields.push(identifier);
-        } else {
-            let of_flow = match self.kind() {
-                "tcp4" | "tcp6" => ["tcp.srcport", "tcp.dstport"],
-                "udp4" | "udp6" => ["udp.srcport", "udp.dstport"],
-                _ => ["icmp.ident", "icmpv6.echo.identifier"],
-            };
-            fields.extend(of_flow);
-        }
-        let values: Vec<_> = fields.iter().map(|field| self.last(field).unwrap_or("")).collect();
-        format!("{} {}", self.kind(), values.join(" "))
-    }
 }

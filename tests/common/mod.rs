@@ -8,6 +8,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod foreign;
+pub(crate) mod frames;
 pub(crate) mod ovs;
 pub(crate) mod place;
 pub(crate) mod traffic;
