@@ -55,6 +55,16 @@ fn metrics_have_every_reason(lab: &TestLab) {
         let series = format!("weft_dropped_packets_total{{reason=\"{}\"}} ", reason.as_str());
         assert_eq!(text.matches(&series).count(), 1, "{series}");
     }
+    for series in [
+        r#"weft_capability{name="udp_gro",at="tunnel"} "#,
+        r#"weft_capability{name="tap_uso",at="host"} "#,
+        r#"weft_capability{name="gso_write",at="port"} 1"#,
+        r#"weft_fallbacks_total{name="udp_gso",at="tunnel"} 0"#,
+        r#"weft_kernel_dropped_packets_total{at="tunnel"} "#,
+        r#"weft_kernel_dropped_packets_total{at="port"} "#,
+    ] {
+        assert_eq!(text.matches(series).count(), 1, "{series}: {text}");
+    }
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let value = line.rsplit(' ').next().unwrap().parse::<f64>();
         assert!(value.is_ok_and(f64::is_finite), "{line}");
