@@ -8,7 +8,7 @@ mod common;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
 use common::place::{node, pod};
@@ -168,23 +168,28 @@ fn weft(namespace: &Namespace, arguments: &[&str]) -> Command {
 }
 
 /// A running `weft bench serve`.
-struct Serving(Child);
+struct Serving {
+    child: Child,
+    /// Held open: the program ends when nobody can read what it prints.
+    _stdout: BufReader<ChildStdout>,
+}
 
 impl Serving {
     #[track_caller]
     fn start(namespace: &Namespace) -> Self {
         let mut command = weft(namespace, &["bench", "serve"]);
-        let mut serving = Self(command.stdout(Stdio::piped()).spawn().unwrap());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
-        BufReader::new(serving.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        stdout.read_line(&mut line).unwrap();
         assert!(line.contains("[::]:5281"), "{line}");
-        serving
+        Self { child, _stdout: stdout }
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }

@@ -47,9 +47,14 @@ fn serve(listen: SocketAddr, out: &mut impl Write) -> Result<()> {
         };
         anyhow!("listening on {listen}: {error}{advice}")
     })?;
-    writeln!(out, "Answering measurements on {}, until ctrl-C.", server.address())?;
-    writeln!(out, "On another node:  weft bench run NODE      (this node's name)")?;
-    writeln!(out, "From anywhere:    weft bench run ADDRESS   (one of this machine, node or pod)")?;
+    // In one piece: whoever waits for the first line may then stop reading.
+    writeln!(
+        out,
+        "Answering measurements on {}, until ctrl-C.\n\
+         On another node:  weft bench run NODE      (this node's name)\n\
+         From anywhere:    weft bench run ADDRESS   (one of this machine, node or pod)",
+        server.address()
+    )?;
     out.flush()?;
     loop {
         rustix::event::pause();
