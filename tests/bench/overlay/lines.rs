@@ -41,6 +41,8 @@ pub(crate) enum Job {
     Mesh,
     /// What a daemon with 10 pods and no traffic takes.
     Idle,
+    /// The same with 250 pods.
+    Full,
 }
 
 impl Job {
@@ -75,7 +77,7 @@ impl Job {
             Self::LocalTcp1 | Self::LocalUdp64 | Self::LocalRtt | Self::Tcp1V6 | Self::RttV6 => {
                 wire == Wire::Ideal
             }
-            Self::Idle => wire == Wire::Ideal,
+            Self::Idle | Self::Full => wire == Wire::Ideal,
             Self::Mesh => matches!(wire, Wire::Ideal | Wire::Mtu1500),
             Self::Tcp1 | Self::Udp64 | Self::RttTcp => true,
             Self::Tcp4 | Self::Connect => wire != Wire::V6,
@@ -87,7 +89,7 @@ impl Job {
 
     /// Whether it needs a stage of its own, and is left out of the quick run.
     pub(crate) fn is_long(self) -> bool {
-        matches!(self, Self::Mesh | Self::Idle)
+        matches!(self, Self::Mesh | Self::Idle | Self::Full)
     }
 
     /// Whether everybody can do it. Only Weft and the kernel carry IPv6.
@@ -95,7 +97,7 @@ impl Job {
         let is_weft = matches!(contestant, Contestant::Weft | Contestant::OtherWeft(_));
         match self {
             Self::Tcp1V6 | Self::RttV6 | Self::Mesh => is_weft || *contestant == Contestant::Kernel,
-            Self::Idle => is_weft,
+            Self::Idle | Self::Full => is_weft,
             _ => true,
         }
     }
@@ -199,7 +201,7 @@ fn on_main(wire: Wire, target: Option<Target>) -> Option<Target> {
 }
 
 /// All of them, in the order of the table.
-pub(crate) const LINES: [Line; 31] = [
+pub(crate) const LINES: [Line; 32] = [
     line("tcp1", "TCP 1 stream", "Gbit/s", |wire| {
         by_wire(wire, at_least(0.95, 1.15), at_least(1.10, 1.25))
     }),
@@ -238,16 +240,9 @@ pub(crate) const LINES: [Line; 31] = [
     line("tcp1-cpu", "CPU, TCP 1 stream, whole machine", "s/GB", |wire| {
         by_wire(wire, at_most(1.4, 1.0), at_most(1.3, 1.0))
     }),
-    Line {
-        baseline: Baseline::Kernel,
-        ..line(
-            Job::Tcp1,
-            "tcp1-reordered",
-            "out-of-order arrivals, TCP 1 stream",
-            "events",
-            |wire| on_main(wire, absolute(0.0, None)),
-        )
-    },
+    line("tcp1-reordered", "out-of-order arrivals, TCP 1 stream", "events", |wire| {
+        on_main(wire, absolute(0.0, None))
+    }),
     line("fair-p50", "round trip TCP beside a stream, p50", "µs", |wire| {
         on_main(wire, at_most(3.0, 1.0))
     }),
@@ -275,18 +270,10 @@ pub(crate) const LINES: [Line; 31] = [
         baseline: Baseline::WeftOverV4,
         ..line("rtt-tcp-p50", "round trip TCP, to IPv4 underlay", "µs", |_| at_most(1.1, 1.0))
     },
-    Line {
-        baseline: Baseline::None,
-        ..line("idle-cpu", "idle daemon with 10 pods: CPU", "%", |_| absolute(0.3, None))
-    },
-    Line {
-        baseline: Baseline::None,
-        ..line("idle-memory", "idle daemon with 10 pods: memory", "MB", |_| absolute(40.0, None))
-    },
-    Line {
-        baseline: Baseline::None,
-        ..line("full-memory", "idle daemon with 250 pods: memory", "MB", |_| absolute(120.0, None))
-    },
+    alone("idle-cpu", "idle daemon, 10 pods: CPU", "%", |_| absolute(0.3, None)),
+    alone("idle-memory", "idle daemon, 10 pods: memory", "MB", |_| absolute(40.0, None)),
+    alone("full-cpu", "idle daemon, 250 pods: CPU", "%", |_| None),
+    alone("full-memory", "idle daemon, 250 pods: memory", "MB", |_| absolute(120.0, None)),
 ];
 
 const fn line(
@@ -296,4 +283,14 @@ const fn line(
     target: fn(Wire) -> Option<Target>,
 ) -> Line {
     Line { figure, title, unit, baseline: Baseline::Kernel, target, on: |_| true }
+}
+
+/// A line that is compared with nothing.
+const fn alone(
+    figure: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    target: fn(Wire) -> Option<Target>,
+) -> Line {
+    Line { baseline: Baseline::None, ..line(figure, title, unit, target) }
 }

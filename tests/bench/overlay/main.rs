@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout)]
 
 mod args;
+mod chart;
 mod cpu;
 mod json;
 mod lines;
@@ -73,6 +74,10 @@ fn run() -> Result<ExitCode> {
     print!("{}", table::text(&results, &args.wires()));
     if let Some(path) = &args.json {
         json::write(path, &results, &args.wires())?;
+    }
+    if let Some(dir) = &args.charts {
+        let count = chart::draw(dir, &results)?;
+        eprintln!("{count} charts are in {}", dir.display());
     }
     done?;
     Ok(if results.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -67,7 +67,7 @@ impl Schedule {
             self.scenes.push(Scene { wire, layout, contestants, jobs, rounds: self.rounds });
         }
         for (job, nodes, pods_per_node, rounds) in
-            [(Job::Mesh, 3, 8, self.rounds), (Job::Idle, 2, 10, 1)]
+            [(Job::Mesh, 3, 8, self.rounds), (Job::Idle, 2, 10, 1), (Job::Full, 1, 250, 1)]
         {
             if wanted(&job) {
                 let layout = Layout { nodes, pods_per_node };
@@ -230,7 +230,7 @@ impl Scene {
     /// About how long it takes.
     fn length(&self, timing: Timing) -> Duration {
         let each = match self.jobs[..] {
-            [Job::Idle] => measure::IDLE_TIME,
+            [Job::Idle | Job::Full] => measure::IDLE_TIME,
             _ => timing.warm_up + timing.duration + OVERHEAD,
         };
         let pods = u32::from(self.layout.nodes) * u32::from(self.layout.pods_per_node);

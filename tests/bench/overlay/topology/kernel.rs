@@ -10,11 +10,11 @@ use std::net::IpAddr;
 use anyhow::Result;
 
 use super::super::tools;
-use super::{Ground, LINK};
+use super::{Ground, LINK, VXLAN_OVERHEAD};
 
 /// Bytes that the tunnel adds: inner Ethernet, VXLAN, UDP, and IPv4 or IPv6.
 fn overhead(underlay: IpAddr) -> u16 {
-    if underlay.is_ipv4() { 50 } else { 70 }
+    if underlay.is_ipv4() { VXLAN_OVERHEAD } else { VXLAN_OVERHEAD + 20 }
 }
 
 pub(super) fn join(ground: &mut Ground) -> Result<()> {

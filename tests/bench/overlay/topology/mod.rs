@@ -8,7 +8,9 @@
 //!
 //! Sets stand beside each other; one that is not being measured costs nothing.
 
+mod flat;
 mod kernel;
+mod ovs;
 mod plain;
 mod weft;
 mod wireguard;
@@ -17,9 +19,13 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Child;
+use std::time::Duration;
 
-use ::weft::lab::{Family, Interrupt, Lab, LabConfig, Labs, Namespace, Plan, address_of};
+use ::weft::lab::{
+    Family, Interrupt, Lab, LabConfig, Labs, Namespace, Plan, ProcessId, address_of,
+};
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 
 use super::tools;
 use super::wire::Wire;
@@ -42,13 +48,15 @@ pub(crate) enum Contestant {
     OtherWeft(PathBuf),
     /// One frame a system call.
     Plain,
+    /// Open vSwitch's userspace datapath with TAP ports.
+    Ovs,
     /// wireguard-go between the nodes, bridges in them.
     WireguardGo,
 }
 
 impl Contestant {
     /// Those who are measured with `--all`.
-    pub(crate) const OTHERS: [Self; 2] = [Self::Plain, Self::WireguardGo];
+    pub(crate) const OTHERS: [Self; 3] = [Self::Plain, Self::Ovs, Self::WireguardGo];
 
     /// Its name in tables, files and arguments.
     pub(crate) fn name(&self) -> &'static str {
@@ -58,6 +66,7 @@ impl Contestant {
             Self::WeftOverV4 => "weft-over-v4",
             Self::OtherWeft(_) => "other-weft",
             Self::Plain => "plain",
+            Self::Ovs => "ovs",
             Self::WireguardGo => "wireguard-go",
         }
     }
@@ -75,6 +84,7 @@ impl Contestant {
                 "a VXLAN forwarder of this benchmark's own, one frame a system call, no offloads"
                     .to_owned()
             }
+            Self::Ovs => "Open vSwitch's userspace datapath, pods on TAP ports".to_owned(),
             Self::WireguardGo => {
                 "wireguard-go as installed (it encrypts), pods on bridges".to_owned()
             }
@@ -85,7 +95,8 @@ impl Contestant {
     pub(crate) fn missing(&self) -> Option<String> {
         match self {
             Self::Kernel | Self::Weft | Self::WeftOverV4 | Self::OtherWeft(_) | Self::Plain => None,
-            Self::WireguardGo => tools::missing(&wireguard::PROGRAMS),
+            Self::Ovs => tools::missing(&ovs::PROGRAMS),
+            Self::WireguardGo => wireguard::missing(),
         }
     }
 
@@ -99,6 +110,7 @@ impl Contestant {
             Self::Kernel => kernel::join(ground),
             Self::Weft | Self::WeftOverV4 | Self::OtherWeft(_) => weft::join(ground),
             Self::Plain => plain::join(ground),
+            Self::Ovs => ovs::join(ground),
             Self::WireguardGo => wireguard::join(ground),
         }
     }
@@ -294,13 +306,18 @@ impl Ground {
     }
 }
 
-/// A process that is killed when this is dropped.
+/// A process that is stopped when this is dropped.
 #[derive(Debug)]
 struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to do.
+        // It may have ended by itself, and one that does not stop is killed: then its files stay.
+        if let Ok(id) = ProcessId::of(self.0.id())
+            && id.signal(Signal::TERM).is_ok()
+        {
+            let _ = id.wait_for_end(STOP_LIMIT);
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -315,6 +332,12 @@ pub(crate) fn remove_abandoned(labs: &Labs) -> Result<()> {
     }
     Ok(())
 }
+
+/// Bytes that VXLAN over IPv4 adds: inner Ethernet, VXLAN, UDP, IPv4 (RFC 7348 §5).
+const VXLAN_OVERHEAD: u16 = 50;
+
+/// How long a process may take to stop before it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the names of the labs begin with.
 const LAB_PREFIX: &str = "bench-";

@@ -3,7 +3,6 @@
 //!
 //! Pods share one link, and know each other's MAC addresses beforehand: there is no ARP to answer.
 
-use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Stdio;
@@ -14,7 +13,8 @@ use rustix::process::Signal;
 use tun_tap::{Iface, Mode};
 
 use super::super::tools;
-use super::{Ground, Process};
+use super::flat::{self, Mac};
+use super::{Ground, Process, VXLAN_OVERHEAD};
 
 /// The argument by which this program is told to be the forwarder of a node.
 pub(crate) const ARGUMENT: &str = "__plain";
@@ -28,32 +28,20 @@ const VXLAN_HEADER: [u8; 8] = [0x08, 0, 0, 0, 0, 0, 1, 0];
 /// Longest packet in the tunnel: it fits an MTU of 9000.
 const PACKET_LEN_MAX: usize = 9000;
 
-type Mac = [u8; 6];
-
 pub(super) fn join(ground: &mut Ground) -> Result<()> {
-    tools::require(&[tools::IP])?;
+    let places = flat::make_pods(ground)?;
+    let mtu = ground.wire.mtu() - VXLAN_OVERHEAD;
     for node in 0..usize::from(ground.layout.nodes) {
-        for pod in 0..ground.layout.pods_per_node {
-            let address = IpAddr::from([10, 244, u8::try_from(node + 1)?, pod + 2]);
-            ground.make_pod(node, vec![address])?;
-        }
-    }
-    let mtu = ground.wire.mtu() - 50;
-    let everybody: Vec<(usize, usize, IpAddr)> = (0..ground.pods.len())
-        .flat_map(|node| ground.pods[node].iter().enumerate().map(move |(ix, pod)| (node, ix, pod)))
-        .map(|(node, ix, pod)| (node, ix, pod.addresses[0]))
-        .collect();
-    for node in 0..ground.pods.len() {
         let mut arguments = Vec::new();
-        for (peer, ix, _) in everybody.iter().filter(|(peer, ..)| *peer != node) {
-            arguments.push(format!("{}={}", text(mac(*peer, *ix)?), ground.underlay(*peer)?));
+        for place in &places {
+            let to = match place.node == node {
+                true => place.pod.namespace.path().display().to_string(),
+                false => ground.underlay(place.node)?.to_string(),
+            };
+            arguments.push(format!("{}={to}", flat::text(place.mac)));
         }
-        for (ix, pod) in ground.pods[node].iter().enumerate() {
-            arguments.push(format!("{}={}", text(mac(node, ix)?), pod.namespace.path().display()));
-        }
-        let namespace = ground.node(node)?;
         let program = std::env::current_exe()?;
-        let mut command = tools::command(&namespace, &program.to_string_lossy())?;
+        let mut command = tools::command(&ground.node(node)?, &program.to_string_lossy())?;
         command.arg(ARGUMENT).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().context("starting the plain forwarder")?;
         let stdout = child.stdout.take().context("no pipe")?;
@@ -61,34 +49,11 @@ pub(super) fn join(ground: &mut Ground) -> Result<()> {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         ensure!(line == "ready\n", "the plain forwarder does not start");
-        for (ix, pod) in ground.pods[node].iter().enumerate() {
-            // Writing to a string cannot fail.
-            let mut script = format!(
-                "link set eth0 address {} mtu {mtu} up\naddress add {}/16 dev eth0\n",
-                text(mac(node, ix)?),
-                pod.addresses[0]
-            );
-            for (peer, ix, address) in
-                everybody.iter().filter(|other| (other.0, other.1) != (node, ix))
-            {
-                let mac = text(mac(*peer, *ix)?);
-                let _ = writeln!(
-                    script,
-                    "neighbor replace {address} lladdr {mac} dev eth0 nud permanent"
-                );
-            }
-            tools::ip(&pod.namespace, &script)?;
+        for place in places.iter().filter(|place| place.node == node) {
+            flat::configure(place, &places, mtu)?;
         }
     }
     Ok(())
-}
-
-fn mac(node: usize, pod: usize) -> Result<Mac> {
-    Ok([0x0e, 0, 0, 1, u8::try_from(node)?, u8::try_from(pod)?])
-}
-
-fn text(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn parse(text: &str) -> Result<Mac> {
