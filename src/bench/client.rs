@@ -94,7 +94,9 @@ fn hear(control: &mut Control) -> Result<Answer> {
     match control.receive(Instant::now() + MESSAGE_LIMIT)? {
         Answer::Refused { why } => bail!("the server refuses: {why}"),
         Answer::Failed { why } => bail!("the server says: {why}"),
-        answer @ (Answer::Ready { .. } | Answer::Go | Answer::Report(_)) => Ok(answer),
+        answer @ (Answer::Ready { .. } | Answer::Go | Answer::Counted | Answer::Report(_)) => {
+            Ok(answer)
+        }
     }
 }
 
@@ -153,6 +155,8 @@ fn rate(control: &mut Control, server: SocketAddr, plan: &Plan, payload: u16) ->
     }
     let (sent, _) = control.measure(start, plan, || senders.sample())?;
     senders.check()?;
+    let Answer::Counted = hear(control)? else { bail!(OUT_OF_TURN) };
+    drop(senders);
     let report = finish(control)?;
     Ok(Outcome::Rate { sent: sent.done, received: report.received, elapsed: report.elapsed })
 }

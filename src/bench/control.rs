@@ -7,6 +7,7 @@
 //!    │ ═══ connections, or first datagrams ══▶ │ each begins with the token
 //!    │ ◀─────────────────────────────────── Go │ all are there: both sides start their clocks
 //!    │   warm-up, then the time that counts    │
+//!    │ ◀────────────────────────────── Counted │ only where datagrams flood the way there
 //!    │ Done ────────────────────────────────▶ │ stops
 //!    │ ◀─────────────────────── Report; Failed │
 //! ```
@@ -67,6 +68,9 @@ pub(super) enum Answer {
     Ready { ports: Vec<u16>, token: Token },
     /// Everything is there: start.
     Go,
+    /// The server has counted, and the datagrams can end. Before they do, hardly a message would get
+    /// through to it.
+    Counted,
     /// What the server has seen.
     Report(Report),
     /// The measurement went wrong at the server.

@@ -253,6 +253,7 @@ fn rate(
         datagrams::receive(&mut receivers, socket, payload)?;
     }
     let (received, elapsed) = control.measure(start, plan, || receivers.sample())?;
+    control.send(&Answer::Counted)?;
     wait_for_done(control, start, plan)?;
     receivers.check()?;
     Ok(Report { received: received.done, elapsed, ..Report::default() })
