@@ -140,11 +140,11 @@ fn assert_sane(outcome: &Outcome, duration: Duration) {
             assert!(sent > 100 && received > 100 && elapsed >= duration, "{outcome:?}");
         }
         Outcome::RoundTrip { count, p50, p90, p99, max, .. } => {
-            assert!(count > 10 && p50 > Duration::from_micros(1), "{outcome:?}");
+            assert!(count > 2 && p50 > Duration::from_micros(1), "{outcome:?}");
             assert!(p50 <= p90 && p90 <= p99 && p99 <= max, "{outcome:?}");
         }
         Outcome::Connects { count, elapsed, .. } => {
-            assert!(count > 10 && elapsed >= duration, "{outcome:?}");
+            assert!(count > 2 && elapsed >= duration, "{outcome:?}");
         }
     }
 }
