@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use crate::frame::{Checksum, Frame};
 use crate::verdict::Reason;
+use crate::wire::sum::sum_native;
 use crate::wire::{ETHERNET_LEN, Fragment, Ip, Transport, icmp, tcp, udp};
 
 /// A ones' complement sum that is still growing (RFC 1071 §1).
@@ -227,27 +228,6 @@ pub fn complete_partial(frame: &mut [u8], start: u16, offset: u16) -> Result<(),
 
 fn never_zero_for_udp(protocol: u8, checksum: u16) -> u16 {
     if protocol == udp::PROTOCOL && checksum == 0 { 0xffff } else { checksum }
-}
-
-/// Adds up `bytes` as native 32-bit words. Every wider way to do it has the same result after folding,
-/// so this is the only place to change for a faster one.
-fn sum_native(bytes: &[u8]) -> u64 {
-    let (blocks, rest) = bytes.as_chunks::<32>();
-    let mut lanes = [0u64; 8];
-    for block in blocks {
-        let (words, _) = block.as_chunks::<4>();
-        for (lane, word) in lanes.iter_mut().zip(words) {
-            *lane += u64::from(u32::from_ne_bytes(*word));
-        }
-    }
-    let (words, tail) = rest.as_chunks::<4>();
-    let mut sum: u64 = lanes.iter().sum();
-    for word in words {
-        sum += u64::from(u32::from_ne_bytes(*word));
-    }
-    let mut last = [0; 4];
-    last[..tail.len()].copy_from_slice(tail);
-    sum + u64::from(u32::from_ne_bytes(last))
 }
 
 fn low_16(value: u64) -> u16 {

@@ -11,6 +11,7 @@ pub mod flow;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
+mod sum;
 pub mod tcp;
 pub mod udp;
 
