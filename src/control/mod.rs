@@ -341,7 +341,8 @@ impl Control {
             }
         }
         let masqueraded = if self.config.host.masquerade {
-            nft::apply(&interface, &self.leases(), &self.config.lease.ranges)
+            let port = self.config.overlay.vxlan_port;
+            nft::apply(&interface, port, &self.leases(), &self.config.lease.ranges)
         } else {
             nft::remove()
         };

@@ -1,4 +1,5 @@
-//! The one nftables table that Weft owns: pods' traffic to the world leaves under the node's address.
+//! The one nftables table that Weft owns: pods' traffic to the world leaves under the node's address, and the
+//! tunnel's own datagrams are not tracked, since nothing is ever decided by their connections.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -34,8 +35,13 @@ pub enum Error {
 ///
 /// # Errors
 /// When `nft` is missing or refuses.
-pub fn apply(interface: &str, leases: &[IpNetwork], ranges: &[IpNetwork]) -> Result<(), Error> {
-    run(&ruleset(interface, leases, ranges))
+pub fn apply(
+    interface: &str,
+    vxlan_port: u16,
+    leases: &[IpNetwork],
+    ranges: &[IpNetwork],
+) -> Result<(), Error> {
+    run(&ruleset(interface, vxlan_port, leases, ranges))
 }
 
 /// Removes the table. It is no error if there is none.
@@ -47,7 +53,7 @@ pub fn remove() -> Result<(), Error> {
 }
 
 /// The ruleset as text. Declaring the table first makes the deletion valid when there is none.
-fn ruleset(interface: &str, leases: &[IpNetwork], ranges: &[IpNetwork]) -> String {
+fn ruleset(interface: &str, vxlan_port: u16, leases: &[IpNetwork], ranges: &[IpNetwork]) -> String {
     let mut text = format!(
         "table inet {TABLE}\n\
          delete table inet {TABLE}\n\
@@ -62,7 +68,17 @@ fn ruleset(interface: &str, leases: &[IpNetwork], ranges: &[IpNetwork]) -> Strin
     for lease in leases {
         let _ = writeln!(text, "\t\t{} saddr {lease} masquerade", family(lease));
     }
-    text.push_str("\t}\n}\n");
+    text.push_str("\t}\n");
+    for (chain, hook) in [("tunnel_in", "prerouting"), ("tunnel_out", "output")] {
+        let _ = write!(
+            text,
+            "\tchain {chain} {{\n\
+             \t\ttype filter hook {hook} priority raw; policy accept;\n\
+             \t\tudp dport {vxlan_port} notrack\n\
+             \t}}\n"
+        );
+    }
+    text.push_str("}\n");
     text
 }
 
@@ -103,11 +119,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_traffic_from_the_lease_to_outside_the_range_is_masqueraded() {
+    fn only_traffic_from_the_lease_to_outside_is_masqueraded_and_the_tunnel_is_not_tracked() {
         let leases = ["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()];
         let ranges = ["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()];
         assert_eq!(
-            ruleset("weft0", &leases, &ranges),
+            ruleset("weft0", 4789, &leases, &ranges),
             "table inet weft\n\
              delete table inet weft\n\
              table inet weft {\n\
@@ -118,6 +134,14 @@ mod tests {
              \t\tip6 daddr fd00:10:244::/56 return\n\
              \t\tip saddr 10.244.1.0/24 masquerade\n\
              \t\tip6 saddr fd00:10:244:1::/64 masquerade\n\
+             \t}\n\
+             \tchain tunnel_in {\n\
+             \t\ttype filter hook prerouting priority raw; policy accept;\n\
+             \t\tudp dport 4789 notrack\n\
+             \t}\n\
+             \tchain tunnel_out {\n\
+             \t\ttype filter hook output priority raw; policy accept;\n\
+             \t\tudp dport 4789 notrack\n\
              \t}\n}\n"
         );
     }
