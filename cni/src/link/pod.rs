@@ -178,6 +178,7 @@ fn configure(netlink: &mut Netlink, ifname: &str, wanted: &PodInterface) -> Resu
     for address in &wanted.addresses {
         netlink.add_address(link.index, IpNetwork::from(*address))?;
     }
+    netlink.set_gso_max(link.index, GSO_SIZE_MAX, super_frame_segments(wanted.mtu))?;
     // Routes need an interface that is up.
     netlink.set_up(link.index)?;
     let known = netlink.routes()?;
@@ -195,6 +196,15 @@ fn configure(netlink: &mut Netlink, ifname: &str, wanted: &PodInterface) -> Resu
     // The pod may have asked for it in vain while no daemon ran.
     wanted.gateways.iter().try_for_each(|gateway| netlink.forget_neighbor(link.index, *gateway))?;
     wanted.addresses.iter().try_for_each(|address| wait_until_local(netlink, ifname, *address))
+}
+
+/// The longest super-frame in bytes, as every driver takes it (`GSO_LEGACY_MAX_SIZE`, linux/netdevice.h).
+const GSO_SIZE_MAX: u32 = 65_536;
+
+/// As many segments as one send through the tunnel holds: a longer super-frame would end in a second, short
+/// one. A UDP datagram has 65 507 bytes, of which each segment takes an Ethernet and a VXLAN header.
+fn super_frame_segments(mtu: u32) -> u32 {
+    (65_507 / (mtu + 14 + 8)).max(1)
 }
 
 /// Waits until the pod takes what is sent to `address`. The kernel routes an IPv6 address to its interface
