@@ -16,6 +16,7 @@
 //!    [`icmp_error`] to refuse politely.
 //! 3. [`offload`] cuts super-frames and coalesces packets into them.
 //! 4. [`tap`] and [`veth`] are the real ports; `sim` has in-memory ones.
+//! 5. [`spin`] decides whether a worker without work looks again or sleeps.
 //!
 //! Everything but `tap`, `veth`, `worker` and `engine` is free of I/O and takes the time as an argument.
 
@@ -33,6 +34,7 @@ pub mod port;
 mod port_io;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod spin;
 pub mod switch;
 pub mod tables;
 pub mod tap;
