@@ -28,7 +28,9 @@ use crate::config::Config;
 use crate::counters::WorkerCounters;
 use crate::engine::Status;
 use crate::frame::{Batch, Frame, Pool};
+use crate::offload::{Coalescer, Options};
 use crate::port::{Context, PortIx, Sink, Source, Uplink};
+use crate::spin::{Idle, Spin};
 use crate::switch::Switch;
 use crate::tables::Tables;
 use crate::verdict::{Egress, Reason};
@@ -91,6 +93,8 @@ pub(crate) struct Worker {
     status: Arc<Status>,
     /// When the sources' devices were last looked after.
     checked: Instant,
+    spin: Spin,
+    coalescer: Coalescer,
     switch: Switch,
     pool: Pool,
     batch: Batch,
@@ -128,6 +132,8 @@ impl Worker {
             counters: parts.counters,
             status: parts.status,
             checked: now,
+            spin: Spin::new(now),
+            coalescer: Coalescer::new(Options { merge_udp: true, mtu: u16::MAX }),
             switch: Switch::new(&parts.config, now),
             pool: Pool::new(frames_max),
             // A message out of the tunnel can be many frames, and a frame many fragments; but there are
@@ -147,21 +153,27 @@ impl Worker {
     /// One turn: see the module's documentation.
     fn breathe(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<Next> {
         events.clear();
-        self.wait(events)?;
-        let now = Instant::now();
+        let now = self.wait(events)?;
         self.status.breathed(now);
         std::mem::swap(&mut self.backlog, &mut self.serving);
+        let mut worked = !self.serving.is_empty();
         while let Some(slot) = self.serving.pop() {
             self.serve(slot);
         }
         let mut woken = false;
         for event in &*events {
             match usize::try_from(event.data.u64()) {
-                Ok(slot) if slot < self.sources.len() => self.serve(slot),
+                Ok(slot) if slot < self.sources.len() => {
+                    self.serve(slot);
+                    worked = true;
+                }
                 _ => woken = true,
             }
         }
         self.flush();
+        if worked {
+            self.spin.work(now);
+        }
         if now.saturating_duration_since(self.checked) >= IDLE_MAX {
             self.checked = now;
             self.check_sources();
@@ -169,10 +181,32 @@ impl Worker {
         if woken { self.obey() } else { Ok(Next::Breathe) }
     }
 
-    fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+    /// Waits until there is something to do, and returns when that was.
+    fn wait(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<Instant> {
         const IDLE: Timespec = Timespec { tv_sec: IDLE_MAX.as_secs().cast_signed(), tv_nsec: 0 };
         const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let timeout = if self.backlog.is_empty() { &IDLE } else { &NOW };
+        self.poll(events, &NOW)?;
+        let mut now = Instant::now();
+        while events.is_empty() && self.backlog.is_empty() {
+            match self.spin.idle(now) {
+                Idle::Look => {
+                    rustix::thread::sched_yield();
+                    let back = Instant::now();
+                    self.spin.back(now, back);
+                    self.poll(events, &NOW)?;
+                    now = back;
+                }
+                Idle::Sleep => {
+                    self.poll(events, &IDLE)?;
+                    now = Instant::now();
+                    break;
+                }
+            }
+        }
+        Ok(now)
+    }
+
+    fn poll(&self, events: &mut Vec<epoll::Event>, timeout: &Timespec) -> io::Result<()> {
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), Some(timeout)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -187,6 +221,10 @@ impl Worker {
         let mut context =
             Context { tables: self.tables.load(), pool: &mut self.pool, counters: &self.counters };
         let received = slot.source.receive(&mut context, &mut self.batch);
+        // What comes out of the tunnel has been merged there.
+        if slot.port.is_some() && self.batch.len() > 1 {
+            self.coalescer.merge(&mut self.batch, context.pool);
+        }
         self.switch.forward(&mut context, Instant::now(), &mut self.batch, &mut self.out);
         for (node, reason) in self.switch.take_foreign() {
             slot.source.note_foreign(context.tables, node, reason);

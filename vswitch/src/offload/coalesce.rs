@@ -9,13 +9,13 @@
 
 use std::net::IpAddr;
 
-use crate::frame::{Batch, Checksum, Frame, Gso, GsoKind, Ingress, Pool};
+use crate::frame::{BATCH_MAX, Batch, Checksum, Frame, Gso, GsoKind, Ingress, Pool};
 use crate::offload::SEGMENTS_MAX;
 use crate::verdict::Reason;
 use crate::wire::checksum::{self, Verification};
 use crate::wire::tcp::flag::{ACK, CWR, FIN, PSH, RST, SYN, URG};
 use crate::wire::{
-    self, ETHERNET_LEN, Fragment, Ip, Network, Transport, flow, ipv4, ipv6, tcp, udp,
+    self, ETHERNET_LEN, Fragment, Headers, Ip, Network, Transport, flow, ipv4, ipv6, tcp, udp,
 };
 
 /// Most datagrams in one UDP super-frame, as in Linux (`UDP_GRO_CNT_MAX`, `net/ipv4/udp_offload.c`).
@@ -27,6 +27,9 @@ const FLOWS_MAX: usize = 64;
 
 /// Longest IP packet (RFC 791 §3.1), and longest IPv6 packet without the jumbo option.
 const IP_LEN_MAX: usize = 65_535;
+
+/// An IPv4 packet of this length passes every link whole (RFC 791 §3.1: 576 bytes must be accepted).
+const NEVER_TOO_LONG: usize = 576;
 
 /// What a coalescer may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct Coalescer {
     growing: Vec<Growing>,
     /// Where the next flow goes once all places are taken.
     oldest: usize,
+    /// The batch that [`Coalescer::merge`] makes.
+    merged: Batch,
 }
 
 /// The newest frame of a flow.
@@ -101,7 +106,12 @@ struct Candidate<'a> {
 impl Coalescer {
     /// Makes a coalescer for one worker. Nothing is allocated afterwards.
     pub fn new(options: Options) -> Self {
-        Self { options, growing: Vec::with_capacity(FLOWS_MAX), oldest: 0 }
+        Self {
+            options,
+            growing: Vec::with_capacity(FLOWS_MAX),
+            oldest: 0,
+            merged: Vec::with_capacity(BATCH_MAX),
+        }
     }
 
     /// Checks one packet, an Ethernet frame from inside the tunnel, and adds it to `batch`: at the end
@@ -149,6 +159,60 @@ impl Coalescer {
         add_frame(packet, ingress, checksum, pool, batch)?;
         restore_super_frame(&mut batch[frame_ix], &ip, self.options.mtu);
         let next = candidate.map(|candidate| Growing::new(hash, key, frame_ix, &candidate));
+        self.succeed(place, next, batch);
+        Ok(())
+    }
+
+    /// Merges the frames of `batch`, which came in through local ports, in the same way. Super-frames stay as
+    /// they are.
+    pub fn merge(&mut self, batch: &mut Batch, pool: &mut Pool) {
+        let mut merged = std::mem::take(&mut self.merged);
+        for frame in batch.drain(..) {
+            self.push_frame(frame, pool, &mut merged);
+        }
+        self.finish(&mut merged);
+        batch.append(&mut merged);
+        self.merged = merged;
+    }
+
+    /// As [`Coalescer::push`], with a frame that is one already. One that cannot be read is the switch's to
+    /// drop.
+    fn push_frame(&mut self, mut frame: Frame, pool: &mut Pool, batch: &mut Batch) {
+        let Ok(Headers { network: Network::Ip(ip), .. }) = wire::parse(frame.data()) else {
+            return batch.push(frame);
+        };
+        if ip.fragment != Fragment::Whole {
+            let ingress = frame.meta.ingress;
+            batch.push(frame);
+            return self.close_between(ingress, &ip, batch);
+        }
+        if !matches!(ip.transport, Transport::Tcp { .. } | Transport::Udp { .. }) {
+            return batch.push(frame);
+        }
+        let key = Key::of(frame.meta.ingress, &ip);
+        let hash = flow::hash_ip(&ip, 0);
+        let place = self.growing.iter().position(|other| other.hash == hash && other.key == key);
+        // A merged packet is no longer fragmented on its way; so only those are merged that may not be, or
+        // never need to be (RFC 791 §3.1).
+        let is_single = frame.meta.gso.is_none() && (ip.dont_fragment || ip.len <= NEVER_TOO_LONG);
+        if is_single {
+            frame.set_len(ETHERNET_LEN + ip.len);
+        }
+        let candidate = is_single
+            .then(|| Candidate::of(frame.data(), &ip, frame.meta.checksum, self.options))
+            .flatten();
+        if let (Some(place), Some(candidate)) = (place, &candidate)
+            && self.growing[place].append(candidate, batch)
+        {
+            return pool.put(frame);
+        }
+        let next = candidate.map(|candidate| Growing::new(hash, key, batch.len(), &candidate));
+        batch.push(frame);
+        self.succeed(place, next, batch);
+    }
+
+    /// The newest frame of a flow is now `next`, or one that cannot grow.
+    fn succeed(&mut self, place: Option<usize>, next: Option<Growing>, batch: &mut Batch) {
         match (place, next) {
             (Some(place), next) => {
                 self.growing[place].close(batch);
@@ -159,7 +223,6 @@ impl Coalescer {
             (None, Some(next)) => self.insert(next, batch),
             (None, None) => {}
         }
-        Ok(())
     }
 
     /// Finishes all frames of the batch and forgets them.
@@ -253,7 +316,12 @@ impl<'a> Candidate<'a> {
         // Options and extension headers stay out: what they mean for a part of a packet is their own.
         let is_plain = ip.transport_offset == ETHERNET_LEN + ip_header_len
             && ip.len <= usize::from(options.mtu)
-            && checksum != Checksum::Filled;
+            && match checksum {
+                Checksum::Verified => true,
+                // Not that of a packet which this one carries.
+                Checksum::Partial { start, .. } => usize::from(start) == ip.transport_offset,
+                Checksum::Filled => false,
+            };
         if !is_plain {
             return None;
         }
