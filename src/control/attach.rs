@@ -282,7 +282,7 @@ impl Control {
                 return Err(error.into());
             }
         };
-        let halves = device.port(port, self.engine.workers());
+        let halves = device.port(port, self.engine.workers(), self.long_frames.allowed());
         let attached = Attached {
             port,
             mtu: self.pod_mtu(),

@@ -8,6 +8,7 @@ use cni::link::{self, LinkError, Netlink, Sysctl};
 use cni::netns::{self, NetnsError};
 use ipam::{Allocation, Attachment, Netns, PortKind};
 use vswitch::engine::Port;
+use vswitch::offload::LongFrames;
 use vswitch::port::PortIx;
 use vswitch::tap::{Tap, TapError};
 use vswitch::veth::{Veth, VethError};
@@ -91,12 +92,13 @@ impl Device {
         }
     }
 
-    /// The device as a port for an engine with `workers` workers.
-    pub(super) fn port(&self, port: PortIx, workers: usize) -> Port {
+    /// The device as a port for an engine with `workers` workers. `long` is what the kernel takes of long
+    /// super-frames.
+    pub(super) fn port(&self, port: PortIx, workers: usize, long: LongFrames) -> Port {
         match self {
             Self::Tap { tap, .. } => Port {
                 source: Box::new(tap.source(port)),
-                sinks: (0..workers).map(|_| Box::new(tap.sink(port)) as _).collect(),
+                sinks: (0..workers).map(|_| Box::new(tap.sink(port, long)) as _).collect(),
             },
             Self::Veth { veth, .. } => Port {
                 source: Box::new(veth.source(port)),

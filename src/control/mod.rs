@@ -48,6 +48,7 @@ use self::kernel_drops::KernelDrops;
 use self::ports::PortNumbers;
 pub use self::shared::SharedControl;
 use crate::admin::api::{LeasePhase, Offender, ProblemTopic};
+use crate::host::long_frames::{self, Probed};
 use crate::host::{Host, nft, sysctl};
 
 /// A worker that has not breathed for this long hangs: idle ones breathe every second.
@@ -135,6 +136,8 @@ pub struct Control {
     host: Option<Host>,
     /// What the paths carry that carry less than both ends' interfaces, by the other node's underlay address.
     narrow: BTreeMap<IpAddr, u16>,
+    /// What the kernel takes of super-frames longer than a packet can say.
+    long_frames: Probed,
     kernel_drops: KernelDrops,
     /// What was counted of tunnels and ports that are closed.
     past_fallbacks: FallbackCounts,
@@ -183,6 +186,7 @@ impl Control {
             tunnel: None,
             host: None,
             narrow: BTreeMap::new(),
+            long_frames: long_frames::probe(),
             kernel_drops: KernelDrops::default(),
             past_fallbacks: FallbackCounts::default(),
             next_growth: started,

@@ -1,5 +1,6 @@
 //! The node's own place in the network: `weft0`, its addresses and routes, and masquerading.
 
+pub mod long_frames;
 pub mod nft;
 pub mod sysctl;
 
@@ -10,6 +11,7 @@ use cni::link::{self, HostInterface, LinkError};
 use ipnetwork::IpNetwork;
 use vswitch::engine::Port;
 use vswitch::mac::Mac;
+use vswitch::offload::LongFrames;
 use vswitch::port::PortIx;
 use vswitch::tables::{ROUTER_V4, ROUTER_V6};
 use vswitch::tap::{Tap, TapError};
@@ -66,7 +68,10 @@ impl Host {
     pub fn port(&self, workers: usize) -> Port {
         Port {
             source: Box::new(self.tap.source(PortIx::HOST)),
-            sinks: (0..workers).map(|_| Box::new(self.tap.sink(PortIx::HOST)) as _).collect(),
+            // What the node sends on may leave by any device of its own.
+            sinks: (0..workers)
+                .map(|_| Box::new(self.tap.sink(PortIx::HOST, LongFrames::NONE)) as _)
+                .collect(),
         }
     }
 

@@ -1,13 +1,14 @@
 //! What ports that speak virtio-net headers have in common: TAP and AF_PACKET differ in the system call
 //! alone, which comes in as a closure.
 
+use std::io::IoSlice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use crate::frame::{BATCH_MAX, Batch, Frame, GsoKind, Ingress};
-use crate::offload::{self, Cut, VnetHeader};
+use crate::offload::{self, Chain, Cut, VnetHeader};
 use crate::port::{Context, GsoFallback, PortIx};
 use crate::verdict::Reason;
 use crate::wire;
@@ -177,6 +178,39 @@ fn send_cut(
         }
     }
     context.pool.put(frame);
+}
+
+/// Writes the super-frames of `chain` as one. Where the kernel does not take that, they stay in the chain, to be
+/// written one by one.
+pub(crate) fn send_chain(
+    context: &mut Context<'_>,
+    port: PortIx,
+    refusals: &GsoRefusals,
+    chain: &mut Chain,
+    write: impl Fn(&[IoSlice<'_>]) -> Result<(), Errno>,
+) {
+    let Some((kind, slices)) = chain.slices() else {
+        return;
+    };
+    if refusals.must_cut(kind, Instant::now) {
+        return;
+    }
+    let written = write(&slices);
+    drop(slices);
+    match written.map_err(reason_of) {
+        Ok(()) => {
+            refusals.regain(kind);
+            while let Some(frame) = chain.pop() {
+                context.finish_delivered(port, frame);
+            }
+        }
+        Err(Reason::PortError) => refusals.note(kind, Instant::now()),
+        Err(reason) => {
+            while let Some(frame) = chain.pop() {
+                context.finish_dropped(port, reason, frame);
+            }
+        }
+    }
 }
 
 /// Why the kernel did not take a frame (`tun_get_user`, `drivers/net/tun.c`; `packet_snd`,

@@ -12,15 +12,15 @@
 // Device ioctls: rustix has none for TUN/TAP.
 #![allow(unsafe_code)]
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use libc::{c_int, c_short, c_uint, c_ulong};
 use rustix::fs::{Mode, OFlags};
 
-use crate::frame::Batch;
-use crate::offload::VnetHeader;
+use crate::frame::{Batch, Frame};
+use crate::offload::{Chain, LongFrames, VnetHeader};
 use crate::port::{Context, GsoFallback, PortIx, Sink, Source};
 use crate::port_io::{self, GsoRefusals, Received};
 
@@ -99,6 +99,7 @@ pub struct Tap {
     fd: Arc<OwnedFd>,
     offloads: Offloads,
     refusals: Arc<GsoRefusals>,
+    chain_refusals: Arc<GsoRefusals>,
 }
 
 impl Tap {
@@ -120,7 +121,13 @@ impl Tap {
         set_header_len(&fd).map_err(set("the length of the virtio-net header"))?;
         let offloads = set_offloads(&fd).map_err(set("the offloads"))?;
         set_value(&fd, libc::TUNSETPERSIST, 1).map_err(set("the persistence"))?;
-        Ok(Self { name: name.to_owned(), fd: Arc::new(fd), offloads, refusals: Arc::default() })
+        Ok(Self {
+            name: name.to_owned(),
+            fd: Arc::new(fd),
+            offloads,
+            refusals: Arc::default(),
+            chain_refusals: Arc::default(),
+        })
     }
 
     /// The interface's name when it was opened.
@@ -148,9 +155,16 @@ impl Tap {
         TapSource { fd: Arc::clone(&self.fd), port }
     }
 
-    /// A sending half, for `port`. There may be any number.
-    pub fn sink(&self, port: PortIx) -> impl Sink + use<> {
-        TapSink { fd: Arc::clone(&self.fd), port, refusals: Arc::clone(&self.refusals) }
+    /// A sending half, for `port`. There may be any number. `long` is what the kernel takes that a packet's own
+    /// length cannot say.
+    pub fn sink(&self, port: PortIx, long: LongFrames) -> impl Sink + use<> {
+        TapSink {
+            fd: Arc::clone(&self.fd),
+            port,
+            refusals: Arc::clone(&self.refusals),
+            chain: Chain::new(long),
+            chain_refusals: Arc::clone(&self.chain_refusals),
+        }
     }
 
     /// Removes the interface, at the latest when the last source and sink are gone. Works also if the
@@ -187,16 +201,44 @@ struct TapSink {
     fd: Arc<OwnedFd>,
     port: PortIx,
     refusals: Arc<GsoRefusals>,
+    /// Super-frames that may become one write.
+    chain: Chain,
+    /// Which chains the kernel has refused.
+    chain_refusals: Arc<GsoRefusals>,
 }
 
 impl Sink for TapSink {
-    fn send(&mut self, context: &mut Context<'_>, frame: crate::frame::Frame) {
+    fn send(&mut self, context: &mut Context<'_>, frame: Frame) {
+        let frame = match self.chain.push(frame) {
+            Ok(()) => None,
+            Err(frame) => {
+                self.flush(context);
+                self.chain.push(frame).err()
+            }
+        };
+        match frame {
+            Some(frame) => self.write(context, frame),
+            None if self.chain.is_full() => self.flush(context),
+            None => {}
+        }
+    }
+
+    fn flush(&mut self, context: &mut Context<'_>) {
+        let write = |slices: &[IoSlice<'_>]| rustix::io::writev(&self.fd, slices).map(|_| ());
+        let refusals = &self.chain_refusals;
+        port_io::send_chain(context, self.port, refusals, &mut self.chain, write);
+        while let Some(frame) = self.chain.pop() {
+            self.write(context, frame);
+        }
+    }
+}
+
+impl TapSink {
+    fn write(&self, context: &mut Context<'_>, frame: Frame) {
         port_io::send(context, self.port, &self.refusals, frame, |bytes| {
             rustix::io::write(&self.fd, bytes).map(|_| ())
         });
     }
-
-    fn flush(&mut self, _context: &mut Context<'_>) {}
 }
 
 /// Makes a request for the interface `name`; `None` if that cannot be a name (`dev_valid_name`,

@@ -10,10 +10,12 @@
 //! no meaning for the receiver: PSH moves to the last packet of a super-frame, and the identification
 //! of IPv4 packets that may not be fragmented counts up even if it stood still (RFC 6864 §4.1).
 
+mod chain;
 mod coalesce;
 mod cut;
 mod vnet;
 
+pub use chain::{CHAIN_MAX, Chain, LongFrames};
 pub use coalesce::{Coalescer, Options, UDP_SEGMENTS_MAX};
 pub use cut::Cut;
 pub use vnet::{VnetHeader, decode, encode};

@@ -14,11 +14,14 @@ pub const HEADER_LEN: usize = 40;
 pub const EXTENSIONS_MAX: usize = 8;
 
 /// Next-header numbers of extension headers (IANA "IPv6 Extension Header Types").
-const HOP_BY_HOP: u8 = 0;
+pub(crate) const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
+
+/// The jumbo payload option's type (RFC 2675 §2).
+pub(crate) const OPTION_JUMBO: u8 = 0xc2;
 
 /// The fixed IPv6 header.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]

@@ -19,6 +19,7 @@ use ipnetwork::IpNetwork;
 use vswitch::counters::Totals;
 use vswitch::engine::{Engine, Port};
 use vswitch::mac::Mac;
+use vswitch::offload::LongFrames;
 use vswitch::port::{PortIx, Sink};
 use vswitch::tables::{Node, Peer, PortEntry, PortKind, Tables, TablesBuilder};
 use vswitch::tap::Tap;
@@ -216,7 +217,8 @@ impl Pod {
     /// Makes the pod's `eth0` a TAP, and a port of the switch.
     pub fn plug_tap(&self, engine: &Engine) -> Tap {
         let tap = self.net.run(|| Tap::open("eth0")).unwrap();
-        let sinks = (0..engine.workers()).map(|_| Box::new(tap.sink(self.port)) as Box<dyn Sink>);
+        let sinks = (0..engine.workers())
+            .map(|_| Box::new(tap.sink(self.port, LongFrames::NONE)) as Box<dyn Sink>);
         let port = Port { source: Box::new(tap.source(self.port)), sinks: sinks.collect() };
         engine.add_port(self.port, port).unwrap();
         self.configure();
