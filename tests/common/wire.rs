@@ -25,8 +25,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_tap::{Iface, Mode};
 use weft::lab::{Interrupt, Lab, Namespace, UNDERLAY};
 
+use super::run;
+
 /// The bridge that joins all nodes of a lab.
 const BRIDGE: &str = "br0";
+
+/// How many frames wait at a TAP until the relay is given time. What comes beyond is lost too, and nobody chose
+/// which. Each of some hundred flows that lose packets now and then has a few on the way.
+const QUEUE_LEN: u32 = 20_000;
 
 /// Room for a frame.
 const FRAME_LEN_MAX: usize = 2048;
@@ -81,6 +87,7 @@ impl BadWire {
             .map(|node| {
                 let (bridge, tap) = (format!("wire-{node}"), format!("tap-{node}"));
                 let made = underlay.run(|| Iface::without_packet_info(&tap, Mode::Tap)).unwrap();
+                run(&underlay, &format!("ip link set dev {tap} txqueuelen {QUEUE_LEN}"));
                 netlink.create_bridge(&bridge).unwrap();
                 let bridge = netlink.link(&bridge).unwrap().index;
                 for port in [&tap, node] {
