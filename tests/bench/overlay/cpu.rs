@@ -28,7 +28,7 @@ impl Window {
             for wait in [warm_up, duration] {
                 match ended.recv_timeout(wait) {
                     Err(RecvTimeoutError::Timeout) => {
-                        samples.push((Instant::now(), busy_seconds()?))
+                        samples.push((Instant::now(), busy_seconds()?));
                     }
                     _ => return Err(anyhow!("the measurement ended before its time")),
                 }

@@ -92,14 +92,15 @@ impl Job {
         matches!(self, Self::Mesh | Self::Idle | Self::Full)
     }
 
-    /// Whether everybody can do it. Only Weft and the kernel carry IPv6.
+    /// Whether a contestant can do it: only Weft and the kernel carry IPv6 and stand on three nodes, and
+    /// only Weft has a daemon.
     pub(crate) fn suits(self, contestant: &Contestant) -> bool {
         let is_weft = matches!(contestant, Contestant::Weft | Contestant::OtherWeft(_));
-        match self {
-            Self::Tcp1V6 | Self::RttV6 | Self::Mesh => is_weft || *contestant == Contestant::Kernel,
-            Self::Idle | Self::Full => is_weft,
-            _ => true,
+        if matches!(self, Self::Idle | Self::Full) {
+            return is_weft;
         }
+        let is_for_all = !matches!(self, Self::Tcp1V6 | Self::RttV6 | Self::Mesh);
+        is_for_all || is_weft || *contestant == Contestant::Kernel
     }
 }
 

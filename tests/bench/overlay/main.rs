@@ -12,6 +12,7 @@ mod cpu;
 mod json;
 mod lines;
 mod measure;
+mod mesh;
 mod results;
 mod schedule;
 mod signals;

@@ -1,7 +1,7 @@
 //! Carries out one measurement on one contestant.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use weft::bench::{self, Direction, Outcome, Plan, Protocol, Server, Test};
@@ -9,6 +9,7 @@ use weft::lab::{Family, Interrupt, Wait};
 
 use super::cpu::{self, OtherWork, Window};
 use super::lines::Job;
+use super::mesh;
 use super::topology::{Pod, Stage};
 
 /// What a measurement gives: the figures of [`super::lines::LINES`] by name, each in its line's unit.
@@ -94,7 +95,10 @@ pub(crate) fn measure(
             };
             Ok(vec![p50])
         }
-        Job::Mesh => all_to_all(stage, timing),
+        Job::Mesh => {
+            let bits_per_s = mesh::bits_per_s(stage, timing, interrupt)?;
+            Ok(vec![("mesh", bits_per_s / 1e9)])
+        }
         Job::Idle => idle(["idle-cpu", "idle-memory"], stage, interrupt),
         Job::Full => idle(["full-cpu", "full-memory"], stage, interrupt),
     }
@@ -205,41 +209,6 @@ fn beside_a_stream(stage: &Stage, timing: Timing) -> Result<Figures> {
     percentiles(["fair-p50", "fair-p99"], &outcome)
 }
 
-/// A stream from every pod to every pod of the other nodes.
-fn all_to_all(stage: &Stage, timing: Timing) -> Result<Figures> {
-    let nodes: Vec<&[Pod]> = (0..stage.lab().nodes().len()).map(|node| stage.pods(node)).collect();
-    let mut servers = Vec::new();
-    for (node, pods) in nodes.iter().enumerate() {
-        for pod in *pods {
-            servers.push((node, serve(pod, pod.address(Family::V4)?)?));
-        }
-    }
-    let test = Test::TcpThroughput { streams: 1, direction: Direction::Send };
-    let plan = Plan { test, warm_up: timing.warm_up, duration: timing.duration };
-    let outcomes = std::thread::scope(|scope| {
-        let mut runs = Vec::new();
-        for (node, pods) in nodes.iter().enumerate() {
-            for pod in *pods {
-                for (_, server) in servers.iter().filter(|(other, _)| *other != node) {
-                    let address = server.address();
-                    runs.push(
-                        scope.spawn(move || pod.namespace.run(|| bench::run(address, &plan))?),
-                    );
-                }
-            }
-        }
-        let join = |run: std::thread::ScopedJoinHandle<'_, Result<Outcome>>| {
-            run.join().map_err(|_| anyhow!("a stream's thread panicked"))?
-        };
-        runs.into_iter().map(join).collect::<Result<Vec<Outcome>>>()
-    })?;
-    // That one of hundreds of streams has to wait is no failure.
-    let rates = outcomes.iter().filter_map(|outcome| throughput("mesh", outcome).ok());
-    let sum: f64 = rates.map(|figures| figures[0].1).sum();
-    ensure!(sum > 0.0, "no byte arrived by any of {} streams", outcomes.len());
-    Ok(vec![("mesh", sum)])
-}
-
 /// How long an idle daemon is watched.
 pub(crate) const IDLE_TIME: Duration = Duration::from_secs(10);
 
@@ -247,18 +216,23 @@ pub(crate) const IDLE_TIME: Duration = Duration::from_secs(10);
 fn idle(figures: [&'static str; 2], stage: &Stage, interrupt: &Interrupt) -> Result<Figures> {
     let node = stage.lab().nodes().first().context("there is no node")?;
     let daemon = node.daemon.with_context(|| format!("no daemon runs on {}", node.name))?;
-    let (start, before) = (std::time::Instant::now(), cpu::of_process(daemon.pid)?);
-    let over = interrupt.wait_for(IDLE_TIME * 2, || {
-        Ok(if start.elapsed() < IDLE_TIME {
-            Wait::NotYet("watching".to_owned())
-        } else {
-            Wait::Done(())
-        })
-    });
-    over?;
+    let (start, before) = (Instant::now(), cpu::of_process(daemon.pid)?);
+    pass(IDLE_TIME, interrupt)?;
     let share = (cpu::of_process(daemon.pid)? - before) / start.elapsed().as_secs_f64();
     let memory = cpu::resident(daemon.pid)?;
     Ok(vec![(figures[0], share * 100.0), (figures[1], memory / 1e6)])
+}
+
+/// Lets time pass, unless interrupted.
+pub(crate) fn pass(time: Duration, interrupt: &Interrupt) -> Result<()> {
+    let start = Instant::now();
+    interrupt.wait_for(time * 2, || {
+        Ok(if start.elapsed() < time {
+            Wait::NotYet("measuring".to_owned())
+        } else {
+            Wait::Done(())
+        })
+    })
 }
 
 fn throughput(figure: &'static str, outcome: &Outcome) -> Result<Figures> {
@@ -295,6 +269,6 @@ fn connects(figure: &'static str, outcome: &Outcome) -> Result<Figures> {
 
 /// Counts are far below 2⁵³.
 #[allow(clippy::cast_precision_loss)]
-fn float(count: u64) -> f64 {
+pub(crate) fn float(count: u64) -> f64 {
     count as f64
 }

@@ -40,9 +40,8 @@ fn targets(text: &mut String, wire: Wire, judged: &[Judged]) {
         "", "unit", "baseline (min–max)", "weft (min–max)", "ratio (min–max)", "must", "stretch"
     );
     for Judged { line, baseline, subject, ratio, target, verdict } in judged {
-        let spread = |summary: &Option<Summary>| summary.as_ref().map_or("–".to_owned(), spread);
-        let bound =
-            |bound: Option<Bound>| bound.map_or("–".to_owned(), |bound| bound.to_string());
+        let spread = |summary: &Option<Summary>| summary.as_ref().map_or_else(none, spread);
+        let bound = |bound: Option<Bound>| bound.map_or_else(none, |bound| bound.to_string());
         let _ = writeln!(
             text,
             "{:<39}{:<8}{:<25}{:<25}{:<21}{:<9}{:<9}{}",
@@ -84,7 +83,7 @@ fn everybody(text: &mut String, wire: Wire, results: &Results, contestants: &[Co
         for contestant in contestants {
             let ratio = results.ratio_to_kernel(wire, contestant, line.figure);
             let cell = match (values(contestant), ratio) {
-                (None, _) => "–".to_owned(),
+                (None, _) => none(),
                 (Some(value), None) => number(value.median),
                 (Some(value), Some(ratio)) => {
                     format!("{} ({})", number(value.median), number(ratio.median))
@@ -105,6 +104,11 @@ fn spread(summary: &Summary) -> String {
         return number(summary.median);
     }
     format!("{} ({}–{})", number(summary.median), number(summary.min), number(summary.max))
+}
+
+/// In the place of a value.
+fn none() -> String {
+    "–".to_owned()
 }
 
 /// Three digits that matter.

@@ -218,10 +218,10 @@ struct Ground {
 impl Ground {
     /// The underlay: machines on which nothing runs yet.
     fn lay(contestant: &Contestant, wire: Wire, layout: Layout, site: &Site) -> Result<Self> {
-        let underlay = match contestant {
-            Contestant::WeftOverV4 => Family::V4,
-            _ => wire.underlay(),
-        };
+        let is_over_v4 = *contestant == Contestant::WeftOverV4;
+        let underlay = if is_over_v4 { Family::V4 } else { wire.underlay() };
+        let own = PathBuf::from(env!("CARGO_BIN_EXE_weft"));
+        let program = if let Contestant::OtherWeft(path) = contestant { path.clone() } else { own };
         let name = format!("{LAB_PREFIX}{}-{contestant}", std::process::id());
         let config = LabConfig {
             nodes: layout.nodes,
@@ -229,10 +229,7 @@ impl Ground {
             underlay,
             underlay_mtu: wire.mtu(),
             extra: site.weft_extra.clone(),
-            program: Some(match contestant {
-                Contestant::OtherWeft(path) => path.clone(),
-                _ => env!("CARGO_BIN_EXE_weft").into(),
-            }),
+            program: Some(program),
             ..LabConfig::new(name)
         };
         let mut lab = Lab::create(&site.labs, config, site.interrupt.clone(), None)?;

@@ -48,6 +48,10 @@ pub(super) fn join(ground: &mut Ground) -> Result<()> {
         for pod in 0..ground.layout.pods_per_node {
             kernel::add_pod(ground, node, pod, mtu)?;
         }
+        // The tunnel has routes for IPv4 only.
+        for pod in &mut ground.pods[node] {
+            pod.addresses.retain(std::net::IpAddr::is_ipv4);
+        }
         start(ground, &namespace, &device)?;
         let (own, _) = &keys[node];
         // Writing to a string cannot fail.
