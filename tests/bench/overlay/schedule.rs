@@ -8,7 +8,7 @@ use weft::lab::Interrupted;
 
 use super::args::Args;
 use super::lines::Job;
-use super::measure::{self, Timing};
+use super::measure::{self, Figures, Timing};
 use super::results::Results;
 use super::tools;
 use super::topology::{Contestant, LINK, Layout, Site, Stage};
@@ -157,33 +157,21 @@ impl Scene {
                 if round % 2 == 1 {
                     turns.reverse();
                 }
+                turns.retain(|stage| job.suits(&stage.contestant));
                 for stage in turns {
-                    site.interrupt.check()?;
-                    if !job.suits(&stage.contestant) {
-                        continue;
-                    }
-                    let measured = measure::measure(*job, stage, timing, &site.interrupt);
-                    site.interrupt.check()?;
-                    let what = format!(
-                        "wire {}, round {}, {}, {}",
-                        self.wire.name(),
-                        round + 1,
-                        job.name(),
-                        stage.contestant
-                    );
-                    match measured {
+                    let (wire, name, who) = (self.wire.name(), job.name(), &stage.contestant);
+                    let what = format!("wire {wire}, round {}, {name}, {who}", round + 1);
+                    match self.measure(*job, stage, timing, site) {
                         Ok(figures) => {
                             let shown: Vec<String> = figures
                                 .iter()
                                 .map(|(figure, value)| format!("{figure} {value:.2}"))
                                 .collect();
-                            eprintln!(
-                                "[{:>4} s] {what}: {}",
-                                start.elapsed().as_secs(),
-                                shown.join(", ")
-                            );
-                            results.add(self.wire, &stage.contestant, round, figures);
+                            let elapsed = start.elapsed().as_secs();
+                            eprintln!("[{elapsed:>4} s] {what}: {}", shown.join(", "));
+                            results.add(self.wire, who, round, figures);
                         }
+                        Err(error) if error.is::<Interrupted>() => return Err(error),
                         Err(error) => note(results, format!("{what}: {error:#}")),
                     }
                 }
@@ -196,6 +184,24 @@ impl Scene {
             }
         }
         Ok(())
+    }
+
+    /// Measures, again if it took so long that the machine or this process must have been suspended.
+    fn measure(&self, job: Job, stage: &Stage, timing: Timing, site: &Site) -> Result<Figures> {
+        let limit = self.length_of_one(timing) + SUSPENDED_MIN;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            site.interrupt.check()?;
+            let start = Instant::now();
+            let measured = measure::measure(job, stage, timing, &site.interrupt);
+            site.interrupt.check()?;
+            if start.elapsed() < limit || attempts == ATTEMPTS_MAX {
+                return measured;
+            }
+            let elapsed = start.elapsed().as_secs();
+            eprintln!("{} on {}: took {elapsed} s, measured again", job.name(), stage.contestant);
+        }
     }
 
     /// Pods reach each other, and the wire is what it is called.
@@ -227,15 +233,19 @@ impl Scene {
         self.rounds * self.jobs.iter().map(suited).sum::<usize>()
     }
 
-    /// About how long it takes.
-    fn length(&self, timing: Timing) -> Duration {
-        let each = match self.jobs[..] {
+    /// About how long one measurement takes.
+    fn length_of_one(&self, timing: Timing) -> Duration {
+        match self.jobs[..] {
             [Job::Idle | Job::Full] => measure::IDLE_TIME,
             _ => timing.warm_up + timing.duration + OVERHEAD,
-        };
+        }
+    }
+
+    /// About how long it takes.
+    fn length(&self, timing: Timing) -> Duration {
         let pods = u32::from(self.layout.nodes) * u32::from(self.layout.pods_per_node);
         let build = (BUILD + BUILD_POD * pods) * u32::try_from(self.contestants.len()).unwrap_or(1);
-        build + each * u32::try_from(self.measurements()).unwrap_or(u32::MAX)
+        build + self.length_of_one(timing) * u32::try_from(self.measurements()).unwrap_or(u32::MAX)
     }
 }
 
@@ -260,6 +270,13 @@ fn note(results: &mut Results, failure: String) {
 
 /// Of Ethernet II.
 const ETHERNET_HEADER_LEN: usize = 14;
+
+/// How much longer than planned a measurement takes if it was suspended: longer than anything else lets it
+/// wait.
+const SUSPENDED_MIN: Duration = Duration::from_secs(8);
+
+/// How often something is measured that takes too long.
+const ATTEMPTS_MAX: u32 = 3;
 
 /// What a measurement takes besides its time, for the estimate.
 const OVERHEAD: Duration = Duration::from_millis(100);
