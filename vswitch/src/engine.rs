@@ -6,16 +6,16 @@
 //!          + eventfd └─ worker 2 ──── the last: reads the tunnel
 //! ```
 //!
-//! Every worker can send to every port and every node, by sinks and an uplink of its own. Every change
-//! is acknowledged: when a method returns, the workers have done it. So after [`Engine::remove_port`] no
-//! worker holds the port's file descriptor.
+//! While there is little to do, worker 0 reads everything: see [`crate::load`]. Every worker can send to every
+//! port and every node, by sinks and an uplink of its own. Every change is acknowledged: when a method
+//! returns, the workers have done it. So after [`Engine::remove_port`] no worker holds the port's file
+//! descriptor.
 //!
 //! The methods block for the length of one batch, well under a millisecond as a rule, and at most
 //! [`ANSWER_TIMEOUT`].
 
 use std::any::Any;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,10 +24,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
-use rustix::event::{EventfdFlags, eventfd};
 
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::home::Home;
 use crate::port::{PortIx, Sink, Source, Uplink};
 use crate::tables::Tables;
 use crate::worker::{Command, Order, Worker, WorkerParts};
@@ -189,7 +189,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct Handle {
     orders: Sender<Order>,
-    wake: Arc<OwnedFd>,
+    home: Arc<Home>,
     status: Arc<Status>,
     thread: Option<JoinHandle<()>>,
 }
@@ -208,9 +208,15 @@ impl Engine {
             retired: Mutex::new(Vec::new()),
             counters: Counters::new(workers, usize::from(config.ports_max)),
         };
+        let mut homes = Vec::with_capacity(workers);
+        for ix in 0..workers {
+            let home =
+                Home::new(ix).map_err(|source| EngineError::StartWorker { worker: ix, source })?;
+            homes.push(Arc::new(home));
+        }
         for ix in 0..workers {
             let handle = engine
-                .spawn(config, ix)
+                .spawn(config, ix, &homes)
                 .map_err(|source| EngineError::StartWorker { worker: ix, source })?;
             engine.workers.push(handle);
         }
@@ -297,7 +303,7 @@ impl Engine {
         drop(retired);
         for worker in &self.workers {
             // An idle worker would otherwise hold the old tables until its next heartbeat.
-            wake(&worker.wake);
+            worker.home.wake();
         }
     }
 
@@ -362,19 +368,19 @@ impl Engine {
         first
     }
 
-    fn spawn(&self, config: &Config, ix: usize) -> io::Result<Handle> {
+    fn spawn(&self, config: &Config, ix: usize, homes: &[Arc<Home>]) -> io::Result<Handle> {
         let (orders, inbox) = bounded(ORDERS_MAX);
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let status = Arc::new(Status::new());
         let mut worker = Worker::new(WorkerParts {
             config: config.clone(),
             tables: Arc::clone(&self.tables),
             counters: self.counters.worker(ix),
             orders: inbox,
-            wake: Arc::clone(&wake),
+            ix,
+            homes: homes.to_vec(),
             status: Arc::clone(&status),
-        })?;
-        let mourner = Arc::clone(&status);
+        });
+        let (mourner, home) = (Arc::clone(&status), Arc::clone(&homes[ix]));
         let thread = std::thread::Builder::new().name(format!("weft-{ix}")).spawn(move || {
             // The worker is consumed here whatever happens, so nobody sees a half-changed one.
             let ended = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
@@ -383,9 +389,11 @@ impl Engine {
                 Err(panic) => format!("it panicked: {}", panic_text(&*panic)),
             };
             drop(worker);
+            // The keeper's, if this one panicked while it rested.
+            home.close_all();
             *mourner.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
         })?;
-        Ok(Handle { orders, wake, status, thread: Some(thread) })
+        Ok(Handle { orders, home: Arc::clone(&homes[ix]), status, thread: Some(thread) })
     }
 
     fn check_count(&self, given: usize) -> Result<(), EngineError> {
@@ -414,7 +422,7 @@ impl Engine {
             Err(SendTimeoutError::Timeout(_)) => Err(EngineError::WorkerStuck { worker }),
             Err(SendTimeoutError::Disconnected(_)) => Err(EngineError::WorkerEnded { worker }),
         };
-        wake(&handle.wake);
+        handle.home.wake();
         Answer { worker, sent }
     }
 
@@ -458,11 +466,6 @@ struct Answer {
     sent: Result<Receiver<io::Result<()>>, EngineError>,
 }
 
-fn wake(eventfd: &OwnedFd) {
-    // Only EAGAIN is possible, when the counter is full: then it is readable anyhow.
-    let _readable_anyhow = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
-}
-
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
@@ -486,6 +489,10 @@ mod tests {
     /// What a test's source does with a datagram, by its first byte.
     const PANIC: u8 = b'p';
     const VANISH: u8 = b'v';
+    /// It says who received it.
+    const WHO: u8 = b'w';
+    /// It keeps its receiver busy for a while.
+    const WORK: u8 = b'b';
 
     #[derive(Debug)]
     struct TestSource(Arc<UnixDatagram>);
@@ -500,6 +507,17 @@ mod tests {
             match self.0.recv(&mut buffer) {
                 Ok(_) if buffer[0] == PANIC => panic!("told to"),
                 Ok(_) if buffer[0] == VANISH => Err(io::Error::other("gone")),
+                Ok(_) if buffer[0] == WHO => {
+                    let name = std::thread::current().name().unwrap_or_default().to_owned();
+                    self.0.send(name.as_bytes()).map(|_| ())
+                }
+                Ok(_) if buffer[0] == WORK => {
+                    let end = Instant::now() + Duration::from_millis(1);
+                    while Instant::now() < end {
+                        std::hint::spin_loop();
+                    }
+                    Ok(())
+                }
                 Ok(_) => Ok(()),
                 Err(error) => Err(error),
             }
@@ -583,6 +601,35 @@ mod tests {
             assert!(Instant::now() < deadline, "it did not happen within {DEADLINE:?}");
             std::thread::yield_now();
         }
+    }
+
+    /// Who serves the source at the other end of `outer`.
+    fn who(outer: &UnixDatagram) -> String {
+        let mut name = [0; 16];
+        outer.set_read_timeout(Some(DEADLINE)).unwrap();
+        outer.send(&[WHO]).unwrap();
+        let len = outer.recv(&mut name).unwrap();
+        String::from_utf8_lossy(&name[..len]).into_owned()
+    }
+
+    #[test]
+    fn one_worker_serves_all_while_there_is_little_to_do_and_gives_back_when_there_is_much() {
+        let engine = start(2);
+        let (busy, busy_outer) = port(&engine);
+        let (tunnel, outer) = tunnel(&engine);
+        engine.add_port(PortIx(0), busy).unwrap();
+        engine.set_tunnel(Some(tunnel)).unwrap();
+        eventually(|| (who(&outer) == "weft-0").then_some(()));
+        eventually(|| {
+            for _ in 0..4 {
+                busy_outer.send(&[WORK]).unwrap();
+            }
+            (who(&outer) == "weft-1").then_some(())
+        });
+        eventually(|| (who(&outer) == "weft-0").then_some(()));
+        engine.set_tunnel(None).unwrap();
+        assert!(outer.send(b"x").is_err(), "the tunnel is closed, whoever served it");
+        engine.stop().unwrap();
     }
 
     #[test]

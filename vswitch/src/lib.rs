@@ -16,7 +16,8 @@
 //!    [`icmp_error`] to refuse politely.
 //! 3. [`offload`] cuts super-frames and coalesces packets into them.
 //! 4. [`tap`] and [`veth`] are the real ports; `sim` has in-memory ones.
-//! 5. [`spin`] decides whether a worker without work looks again or sleeps.
+//! 5. [`spin`] decides whether a worker without work looks again or sleeps, [`load`] who rests while another
+//!    does its work.
 //!
 //! Everything but `tap`, `veth`, `worker` and `engine` is free of I/O and takes the time as an argument.
 
@@ -25,8 +26,10 @@ pub mod counters;
 pub mod engine;
 pub mod fragment;
 pub mod frame;
+mod home;
 pub mod icmp_error;
 pub mod ix;
+pub mod load;
 pub mod mac;
 pub mod neighbor;
 pub mod offload;

@@ -6,14 +6,14 @@
 //! 2. per readable source: take a batch, let the [`Switch`] decide, hand each frame to its sink or the
 //!    uplink;
 //! 3. flush the sinks that were used, and the uplink;
-//! 4. once a second, look for devices that have vanished in silence;
-//! 5. carry out the orders.
+//! 4. hand sources to or from another worker, as the [load](crate::load) demands;
+//! 5. once a second, look for devices that have vanished in silence;
+//! 6. carry out the orders.
 //!
 //! Orders come last, so a source that one of them removes is not looked up by an event of this breath.
 //! The tables are borrowed, and the time is read, once a batch.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,13 +21,15 @@ use arc_swap::{ArcSwap, Cache};
 use crossbeam::channel::{Receiver, Sender};
 use crossbeam::utils::CachePadded;
 use rustix::event::Timespec;
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::epoll;
 use rustix::io::Errno;
 
 use crate::config::Config;
 use crate::counters::WorkerCounters;
 use crate::engine::Status;
 use crate::frame::{Batch, Frame, Pool};
+use crate::home::{Home, Place};
+use crate::load::{self, Load};
 use crate::offload::{Coalescer, Options};
 use crate::port::{Context, PortIx, Sink, Source, Uplink};
 use crate::spin::{Idle, Spin};
@@ -43,8 +45,8 @@ pub const IDLE_MAX: Duration = Duration::from_secs(1);
 /// hands them out in turn.
 const EVENTS_MAX: usize = 64;
 
-/// The token of the event descriptor; sources use their slot's index.
-const WAKE_TOKEN: u64 = u64::MAX;
+/// Sources with a backlog for which there is room from the start.
+const SOURCES_EXPECTED: usize = 64;
 
 /// A change that a worker carries out between two breaths.
 pub(crate) enum Command {
@@ -74,19 +76,20 @@ pub(crate) struct WorkerParts {
     pub(crate) tables: Arc<ArcSwap<Tables>>,
     pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
     pub(crate) orders: Receiver<Order>,
-    pub(crate) wake: Arc<OwnedFd>,
+    pub(crate) ix: usize,
+    pub(crate) homes: Vec<Arc<Home>>,
     pub(crate) status: Arc<Status>,
 }
 
 pub(crate) struct Worker {
-    epoll: OwnedFd,
-    wake: Arc<OwnedFd>,
+    ix: usize,
+    /// Of all workers. The first worker, the keeper, also serves those whose workers rest.
+    homes: Vec<Arc<Home>>,
     orders: Receiver<Order>,
-    sources: Vec<Option<Slot>>,
-    /// The slots of sources that hold frames which they have read already.
-    backlog: Vec<usize>,
+    /// Sources that hold frames which they have read already.
+    backlog: Vec<Place>,
     /// What was the backlog before this breath.
-    serving: Vec<usize>,
+    serving: Vec<Place>,
     dispatch: Dispatch,
     tables: Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>,
     counters: Arc<CachePadded<WorkerCounters>>,
@@ -94,6 +97,9 @@ pub(crate) struct Worker {
     /// When the sources' devices were last looked after.
     checked: Instant,
     spin: Spin,
+    load: Load,
+    /// The keeper could do this worker's work, too.
+    wants_rest: bool,
     coalescer: Coalescer,
     switch: Switch,
     pool: Pool,
@@ -101,10 +107,8 @@ pub(crate) struct Worker {
     out: Vec<(Egress, Frame)>,
 }
 
-struct Slot {
-    port: Option<PortIx>,
-    source: Box<dyn Source>,
-}
+/// The worker that serves the sources of those who rest.
+const KEEPER: usize = 0;
 
 /// Whether the worker goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -114,25 +118,24 @@ enum Next {
 }
 
 impl Worker {
-    pub(crate) fn new(parts: WorkerParts) -> io::Result<Self> {
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        watch(&epoll, parts.wake.as_fd(), WAKE_TOKEN)?;
+    pub(crate) fn new(parts: WorkerParts) -> Self {
         let ports_max = usize::from(parts.config.ports_max);
         let frames_max = usize::from(parts.config.buffers);
         let now = Instant::now();
-        Ok(Self {
-            epoll,
-            wake: parts.wake,
+        Self {
+            ix: parts.ix,
+            homes: parts.homes,
             orders: parts.orders,
-            sources: Vec::new(),
-            backlog: Vec::with_capacity(1),
-            serving: Vec::with_capacity(1),
+            backlog: Vec::with_capacity(SOURCES_EXPECTED),
+            serving: Vec::with_capacity(SOURCES_EXPECTED),
             dispatch: Dispatch::new(ports_max),
             tables: Cache::new(parts.tables),
             counters: parts.counters,
             status: parts.status,
             checked: now,
             spin: Spin::new(now),
+            load: Load::new(now),
+            wants_rest: false,
             coalescer: Coalescer::new(Options { merge_udp: true, mtu: u16::MAX }),
             switch: Switch::new(&parts.config, now),
             pool: Pool::new(frames_max),
@@ -140,7 +143,11 @@ impl Worker {
             // never more than the pool has.
             batch: Vec::with_capacity(frames_max),
             out: Vec::with_capacity(frames_max),
-        })
+        }
+    }
+
+    fn home(&self) -> &Arc<Home> {
+        &self.homes[self.ix]
     }
 
     /// Carries frames until it is told to stop.
@@ -157,23 +164,24 @@ impl Worker {
         self.status.breathed(now);
         std::mem::swap(&mut self.backlog, &mut self.serving);
         let mut worked = !self.serving.is_empty();
-        while let Some(slot) = self.serving.pop() {
-            self.serve(slot);
+        while let Some(place) = self.serving.pop() {
+            self.serve(place);
         }
         let mut woken = false;
         for event in &*events {
-            match usize::try_from(event.data.u64()) {
-                Ok(slot) if slot < self.sources.len() => {
-                    self.serve(slot);
+            match Place::of_token(event.data.u64()) {
+                Some(place) => {
+                    self.serve(place);
                     worked = true;
                 }
-                _ => woken = true,
+                None => woken = true,
             }
         }
         self.flush();
         if worked {
             self.spin.work(now);
         }
+        self.share_work(now)?;
         if now.saturating_duration_since(self.checked) >= IDLE_MAX {
             self.checked = now;
             self.check_sources();
@@ -186,7 +194,8 @@ impl Worker {
         const IDLE: Timespec = Timespec { tv_sec: IDLE_MAX.as_secs().cast_signed(), tv_nsec: 0 };
         const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         self.poll(events, &NOW)?;
-        let mut now = Instant::now();
+        let start = Instant::now();
+        let mut now = start;
         while events.is_empty() && self.backlog.is_empty() {
             match self.spin.idle(now) {
                 Idle::Look => {
@@ -203,19 +212,29 @@ impl Worker {
                 }
             }
         }
+        if let Some(percent) = self.load.waited(now - start, now) {
+            self.home().set_load(percent);
+            let both = percent.saturating_add(self.homes[KEEPER].load());
+            self.wants_rest = self.ix != KEEPER && both <= load::REST_MAX;
+        }
         Ok(now)
     }
 
     fn poll(&self, events: &mut Vec<epoll::Event>, timeout: &Timespec) -> io::Result<()> {
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), Some(timeout)) {
+        let room = rustix::buffer::spare_capacity(events);
+        match epoll::wait(self.home().epoll(), room, Some(timeout)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Takes one batch from a source to wherever its frames go.
-    fn serve(&mut self, slot_ix: usize) {
-        let Some(slot) = &mut self.sources[slot_ix] else {
+    fn serve(&mut self, place: Place) {
+        let Some(home) = self.homes.get(place.home) else {
+            return;
+        };
+        let mut sources = home.lock();
+        let Some(slot) = sources.get_mut(place.slot) else {
             return;
         };
         let mut context =
@@ -233,9 +252,13 @@ impl Worker {
             self.dispatch.send(&mut context, egress, frame);
         }
         if let Err(error) = received {
-            self.lose_source(slot_ix, &error);
-        } else if slot.source.pending() && !self.backlog.contains(&slot_ix) {
-            self.backlog.push(slot_ix);
+            let port = sources.close(home, place.slot);
+            drop(sources);
+            self.backlog.retain(|other| *other != place);
+            // Only now: whoever is told may open it anew.
+            self.status.lost(port, &error);
+        } else if slot.source.pending() && !self.backlog.contains(&place) {
+            self.backlog.push(place);
         }
     }
 
@@ -245,22 +268,40 @@ impl Worker {
         self.dispatch.flush(&mut context);
     }
 
-    fn check_sources(&mut self) {
-        for ix in 0..self.sources.len() {
-            if let Some(slot) = &self.sources[ix]
-                && let Err(error) = slot.source.check()
-            {
-                self.lose_source(ix, &error);
+    /// Hands sources from worker to worker: see [`crate::load`]. Everything that they brought has been sent.
+    fn share_work(&mut self, now: Instant) -> io::Result<()> {
+        if self.ix == KEEPER {
+            if self.load.is_saturated(now) {
+                for (ix, home) in
+                    self.homes.iter().enumerate().filter(|(_, home)| home.is_resting())
+                {
+                    self.backlog.retain(|place| place.home != ix);
+                    home.give_back()?;
+                }
             }
+        } else if std::mem::take(&mut self.wants_rest)
+            && self.backlog.is_empty()
+            && !self.home().is_resting()
+        {
+            self.home().rest(&self.homes[KEEPER])?;
+        }
+        Ok(())
+    }
+
+    fn check_sources(&mut self) {
+        let home = self.home();
+        let mut sources = home.lock();
+        let lost = sources.vanished();
+        let lost: Vec<_> =
+            lost.into_iter().map(|(slot, error)| (sources.close(home, slot), error)).collect();
+        drop(sources);
+        for (port, error) in lost {
+            self.status.lost(port, &error);
         }
     }
 
     fn obey(&mut self) -> io::Result<Next> {
-        let mut count = [0; 8];
-        match rustix::io::read(&self.wake, &mut count) {
-            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+        self.home().clear_wake()?;
         while let Ok(Order { command, done }) = self.orders.try_recv() {
             let stop = matches!(command, Command::Stop);
             let result = self.carry_out(command);
@@ -270,73 +311,43 @@ impl Worker {
                 return Ok(Next::Stop);
             }
         }
+        self.take_backlog();
         // Lets go of tables that were replaced while this worker was idle.
         self.tables.load();
         Ok(Next::Breathe)
     }
 
+    /// Takes up what the keeper left when it gave the sources back.
+    fn take_backlog(&mut self) {
+        let home = &self.homes[self.ix];
+        if home.is_resting() {
+            return;
+        }
+        for slot in home.lock().pending() {
+            let place = Place { home: self.ix, slot };
+            if !self.backlog.contains(&place) {
+                self.backlog.push(place);
+            }
+        }
+    }
+
     fn carry_out(&mut self, command: Command) -> io::Result<()> {
         match command {
-            Command::AddSource { port, source } => return self.open_source(port, source),
+            Command::AddSource { port, source } => return self.home().open(port, source),
             Command::AddSink { port, sink } => self.dispatch.set_sink(port, Some(sink)),
             Command::RemovePort { port } => {
-                self.close_sources_of(Some(port));
+                self.home().close(Some(port));
                 self.dispatch.set_sink(port, None);
             }
             Command::SetUplink { uplink } => self.dispatch.uplink = Some(uplink),
             Command::RemoveTunnel => {
-                self.close_sources_of(None);
+                self.home().close(None);
                 self.dispatch.uplink = None;
             }
-            Command::Stop => {
-                for slot in 0..self.sources.len() {
-                    self.close_source(slot);
-                }
-            }
+            Command::Stop => self.home().close_all(),
         }
         Ok(())
     }
-
-    fn open_source(&mut self, port: Option<PortIx>, source: Box<dyn Source>) -> io::Result<()> {
-        let slot = match self.sources.iter().position(Option::is_none) {
-            Some(free) => free,
-            None => {
-                self.sources.push(None);
-                self.sources.len() - 1
-            }
-        };
-        watch(&self.epoll, source.fd(), slot as u64)?;
-        self.sources[slot] = Some(Slot { port, source });
-        Ok(())
-    }
-
-    fn close_sources_of(&mut self, port: Option<PortIx>) {
-        for ix in 0..self.sources.len() {
-            if self.sources[ix].as_ref().is_some_and(|slot| slot.port == port) {
-                self.close_source(ix);
-            }
-        }
-    }
-
-    /// Closes a source whose device vanished, and only then tells: whoever is told may open it anew.
-    fn lose_source(&mut self, slot_ix: usize, error: &io::Error) {
-        let port = self.sources[slot_ix].as_ref().and_then(|slot| slot.port);
-        self.close_source(slot_ix);
-        self.status.lost(port, error);
-    }
-
-    fn close_source(&mut self, slot_ix: usize) {
-        self.backlog.retain(|slot| *slot != slot_ix);
-        if let Some(slot) = self.sources[slot_ix].take() {
-            // Sinks of other workers may hold the descriptor open, so closing it here is not enough.
-            // It fails only for a descriptor that is not watched, which is what is wanted.
-            let _unwatched_anyhow = epoll::delete(&self.epoll, slot.source.fd());
-        }
-    }
-}
-
-fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
-    Ok(epoll::add(epoll, fd, EventData::new_u64(token), EventFlags::IN)?)
 }
 
 /// The sinks and the uplink of one worker.
