@@ -174,7 +174,7 @@ impl Head {
             next_sequence: sequence.wrapping_add(u32::try_from(payload_len).unwrap_or(0)),
             payload_len,
             flags,
-            is_closed: payload_len % usize::from(size) != 0 || flags & FIN != 0,
+            is_closed: !payload_len.is_multiple_of(usize::from(size)) || flags & FIN != 0,
         })
     }
 
@@ -189,6 +189,7 @@ impl Head {
                 == (next.kind, next.size, next.transport_offset, next.headers_len)
             && next.next_sequence.wrapping_sub(next_payload_len) == self.next_sequence
             && has_same_network_header(self.kind, &equal)
+            && self.numbers_go_on(first, frame)
             // Ports; acknowledgment and header length.
             && equal(at, at + 4)
             && equal(at + 8, at + 13)
@@ -203,6 +204,16 @@ impl Head {
             is_closed: next.is_closed,
             ..*self
         })
+    }
+
+    /// Whether the IPv4 identification goes on, as cutting makes it, or means nothing (RFC 6864 §4.1).
+    fn numbers_go_on(&self, first: &[u8], frame: &[u8]) -> bool {
+        let number =
+            |frame: &[u8]| u16::from_be_bytes([frame[ETHERNET_LEN + 4], frame[ETHERNET_LEN + 5]]);
+        // Don't Fragment.
+        let is_free = self.kind != GsoKind::Tcp4 || frame[ETHERNET_LEN + 6] & 0x40 != 0;
+        let segments = to_u16(self.payload_len / usize::from(self.size));
+        is_free || number(frame) == number(first).wrapping_add(segments)
     }
 
     /// Writes the virtio-net header and the headers of the whole; returns their length.
