@@ -189,28 +189,47 @@ pub(crate) fn send_chain(
     chain: &mut Chain,
     write: impl Fn(&[IoSlice<'_>]) -> Result<(), Errno>,
 ) {
+    send_chain_at(context, port, refusals, chain, Instant::now, write);
+}
+
+/// The same, where `clock` tells the time. It is asked only while chains are refused.
+fn send_chain_at(
+    context: &mut Context<'_>,
+    port: PortIx,
+    refusals: &GsoRefusals,
+    chain: &mut Chain,
+    clock: impl Fn() -> Instant,
+    write: impl Fn(&[IoSlice<'_>]) -> Result<(), Errno>,
+) {
     let Some((kind, slices)) = chain.slices() else {
         return;
     };
-    if refusals.must_cut(kind, Instant::now) {
+    if refusals.must_cut(kind, &clock) {
         return;
     }
     let written = write(&slices);
     drop(slices);
-    match written.map_err(reason_of) {
+    match written {
         Ok(()) => {
             refusals.regain(kind);
             while let Some(frame) = chain.pop() {
                 context.finish_delivered(port, frame);
             }
         }
-        Err(Reason::PortError) => refusals.note(kind, Instant::now()),
-        Err(reason) => {
+        Err(error) if is_about_length(error) => refusals.note(kind, clock()),
+        Err(error) => {
             while let Some(frame) = chain.pop() {
-                context.finish_dropped(port, reason, frame);
+                context.finish_dropped(port, reason_of(error), frame);
             }
         }
     }
+}
+
+/// Whether shorter frames may be taken where a long one was not: it is of a kind that is not taken, has more
+/// pages than the kernel can hold in one (`sock_alloc_send_pskb`, `net/core/sock.c`, before Linux 6.6), or
+/// there is too little memory in large pieces.
+fn is_about_length(error: Errno) -> bool {
+    matches!(error, Errno::INVAL | Errno::MSGSIZE | Errno::NOBUFS | Errno::NOMEM)
 }
 
 /// Why the kernel did not take a frame (`tun_get_user`, `drivers/net/tun.c`; `packet_snd`,
@@ -227,7 +246,6 @@ fn reason_of(error: Errno) -> Reason {
 #[derive(Debug)]
 pub(crate) struct GsoRefusals {
     start: Instant,
-    count: AtomicU64,
     kinds: [Refusal; GSO_KINDS.len()],
 }
 
@@ -235,6 +253,8 @@ pub(crate) struct GsoRefusals {
 /// moment too early: it does not matter.
 #[derive(Debug, Default)]
 struct Refusal {
+    /// How many were refused so far.
+    count: AtomicU64,
     since: AtomicU64,
     /// When the next one is to be tried whole; 0 while they are taken.
     next_try: AtomicU64,
@@ -244,13 +264,17 @@ const GSO_KINDS: [GsoKind; 3] = [GsoKind::Tcp4, GsoKind::Tcp6, GsoKind::Udp];
 
 impl Default for GsoRefusals {
     fn default() -> Self {
-        Self { start: Instant::now(), count: AtomicU64::new(0), kinds: Default::default() }
+        Self { start: Instant::now(), kinds: Default::default() }
     }
 }
 
 impl GsoRefusals {
     pub(crate) fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
+        GSO_KINDS.map(|kind| self.count_of(kind)).iter().sum()
+    }
+
+    pub(crate) fn count_of(&self, kind: GsoKind) -> u64 {
+        self.kinds[kind_ix(kind)].count.load(Ordering::Relaxed)
     }
 
     /// The kinds that are cut for the time being.
@@ -265,8 +289,8 @@ impl GsoRefusals {
     }
 
     fn note(&self, kind: GsoKind, now: Instant) {
-        self.count.fetch_add(1, Ordering::Relaxed);
         let refusal = &self.kinds[kind_ix(kind)];
+        refusal.count.fetch_add(1, Ordering::Relaxed);
         let next_try = self.millis(now + PAUSE);
         if refusal.next_try.swap(next_try, Ordering::Relaxed) == 0 {
             refusal.since.store(self.millis(now), Ordering::Relaxed);
@@ -314,6 +338,7 @@ mod tests {
     use crate::counters::Counters;
     use crate::frame::{Checksum, Gso, Pool};
     use crate::mac::Mac;
+    use crate::offload::LongFrames;
     use crate::tables::{Node, Tables, TablesBuilder};
     use crate::wire::checksum;
 
@@ -369,6 +394,31 @@ mod tests {
             });
             self.assert_accounted(0);
             writes.into_inner()
+        }
+
+        /// Sends `chain` to a kernel that answers so. Returns the bytes of each write.
+        fn send_chain(&mut self, chain: &mut Chain, answer: Result<(), Errno>) -> Vec<Vec<u8>> {
+            let writes = RefCell::new(Vec::new());
+            let counters = self.counters.worker(0);
+            let mut context =
+                Context { tables: &self.tables, pool: &mut self.pool, counters: &counters };
+            let clock = || self.now;
+            send_chain_at(&mut context, PORT, &self.refusals, chain, clock, |slices| {
+                let bytes = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+                writes.borrow_mut().push(bytes);
+                answer
+            });
+            writes.into_inner()
+        }
+
+        /// Ends what is left in `chain`; returns how many packets that is.
+        fn empty(&mut self, chain: &mut Chain) -> u64 {
+            let mut packets = 0;
+            while let Some(frame) = chain.pop() {
+                packets += frame.packets();
+                self.pool.put(frame);
+            }
+            packets
         }
 
         /// Receives from a kernel that has these answers, and then nothing.
@@ -448,6 +498,19 @@ mod tests {
         frame.meta.checksum = Checksum::Partial { start: 34, offset: 16 };
         frame.meta.gso = Some(Gso { kind: GsoKind::Tcp4, size: 100, segments });
         frame
+    }
+
+    /// A chain of `frames` super-frames of five packets each, as the switch has counted it.
+    fn chain(bench: &mut Bench, frames: u16) -> Chain {
+        let mut chain = Chain::new(LongFrames { tcp4: true, tcp6: true });
+        for ix in 0..frames {
+            let mut frame = super_frame(bench, 5);
+            let sequence = 1 + u32::from(ix) * 500;
+            frame.data_mut()[38..42].copy_from_slice(&sequence.to_be_bytes());
+            bench.counters.worker(0).received.add(frame.packets());
+            chain.push(frame).unwrap();
+        }
+        chain
     }
 
     fn small_frame(bench: &mut Bench) -> Frame {
@@ -561,6 +624,85 @@ mod tests {
         let frame = super_frame(&mut bench, 4);
         assert!(bench.send(frame, |_, _| Ok(())).is_empty());
         bench.assert_counts(0, &[(Reason::PoolEmpty, 4)]);
+        assert_eq!(bench.pool.in_use(), 0);
+    }
+
+    #[test]
+    fn a_chain_is_one_write_where_the_kernel_takes_it() {
+        let mut bench = Bench::new(4);
+        let mut chain = chain(&mut bench, 4);
+        let writes = bench.send_chain(&mut chain, Ok(()));
+        assert_eq!(writes.iter().map(Vec::len).collect::<Vec<_>>(), [VnetHeader::LEN + 54 + 2000]);
+        let header = VnetHeader::from_slice(&writes[0]).unwrap();
+        assert_eq!((header.gso_type, header.gso_size.get()), (1, 100));
+        bench.assert_counts(20, &[]);
+        bench.assert_accounted(0);
+        assert!(chain.pop().is_none());
+        assert_eq!((bench.pool.in_use(), bench.refusals.count()), (0, 0));
+    }
+
+    #[test]
+    fn a_refused_chain_is_left_to_be_written_singly_and_so_are_those_after_it_for_a_while() {
+        for error in [Errno::INVAL, Errno::MSGSIZE, Errno::NOBUFS, Errno::NOMEM] {
+            let mut bench = Bench::new(4);
+            let mut refused = chain(&mut bench, 3);
+            assert_eq!(bench.send_chain(&mut refused, Err(error)).len(), 1);
+            bench.assert_counts(0, &[]);
+            bench.assert_accounted(15);
+            assert_eq!(bench.empty(&mut refused), 15, "nothing is lost");
+            assert_eq!(bench.refusals.count_of(GsoKind::Tcp4), 1);
+            let since = bench.refusals.fallbacks()[0].since;
+
+            let mut later = chain(&mut bench, 3);
+            for wait in [Duration::ZERO, PAUSE - Duration::from_millis(1)] {
+                bench.now += wait;
+                assert!(bench.send_chain(&mut later, Ok(())).is_empty(), "the kernel is not asked");
+            }
+            bench.now += Duration::from_millis(2);
+            assert_eq!(bench.send_chain(&mut later, Err(error)).len(), 1, "it is asked again");
+            let [told] = bench.refusals.fallbacks()[..] else { panic!() };
+            assert_eq!((told.kind, told.since), (GsoKind::Tcp4, since));
+            assert_eq!(bench.refusals.count_of(GsoKind::Tcp4), 2);
+            assert_eq!(bench.refusals.count_of(GsoKind::Tcp6), 0);
+
+            bench.now += PAUSE + Duration::from_millis(1);
+            assert_eq!(bench.send_chain(&mut later, Ok(())).len(), 1, "it takes them again");
+            assert_eq!(bench.refusals.fallbacks(), []);
+            bench.assert_counts(15, &[]);
+            bench.assert_accounted(15);
+            assert_eq!(bench.pool.in_use(), 0);
+        }
+    }
+
+    #[test]
+    fn a_chain_that_is_not_taken_for_another_reason_is_dropped_as_its_frames_would_be() {
+        for (error, reason) in [
+            (Errno::AGAIN, Reason::PortFull),
+            (Errno::BADFD, Reason::PortGone),
+            (Errno::NODEV, Reason::PortGone),
+            (Errno::IO, Reason::PortError),
+        ] {
+            let mut bench = Bench::new(4);
+            let mut chain = chain(&mut bench, 4);
+            assert_eq!(bench.send_chain(&mut chain, Err(error)).len(), 1);
+            bench.assert_counts(0, &[(reason, 20)]);
+            bench.assert_accounted(0);
+            assert!(chain.pop().is_none());
+            assert_eq!(bench.refusals.count(), 0, "that is not about its length");
+            assert_eq!(bench.pool.in_use(), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_no_chain_is_left_alone() {
+        let mut bench = Bench::new(4);
+        let mut single = chain(&mut bench, 1);
+        assert!(bench.send_chain(&mut single, Ok(())).is_empty());
+        assert_eq!(bench.empty(&mut single), 5);
+        assert!(bench.send_chain(&mut single, Ok(())).is_empty());
+        bench.refusals.note(GsoKind::Tcp6, bench.now);
+        let mut other = chain(&mut bench, 2);
+        assert_eq!(bench.send_chain(&mut other, Ok(())).len(), 1, "another kind is refused");
         assert_eq!(bench.pool.in_use(), 0);
     }
 

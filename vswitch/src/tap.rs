@@ -19,7 +19,7 @@ use std::sync::Arc;
 use libc::{c_int, c_short, c_uint, c_ulong};
 use rustix::fs::{Mode, OFlags};
 
-use crate::frame::{Batch, Frame};
+use crate::frame::{Batch, Frame, GsoKind};
 use crate::offload::{Chain, LongFrames, VnetHeader};
 use crate::port::{Context, GsoFallback, PortIx, Sink, Source};
 use crate::port_io::{self, GsoRefusals, Received};
@@ -148,6 +148,17 @@ impl Tap {
     /// The kinds of super-frames that the kernel does not take whole for the time being.
     pub fn gso_fallbacks(&self) -> Vec<GsoFallback> {
         self.refusals.fallbacks()
+    }
+
+    /// How many writes of several super-frames of this kind as one the kernel refused so far; they were written
+    /// one by one.
+    pub fn chains_refused(&self, kind: GsoKind) -> u64 {
+        self.chain_refusals.count_of(kind)
+    }
+
+    /// The kinds of super-frames that the kernel does not take several of as one for the time being.
+    pub fn chain_fallbacks(&self) -> Vec<GsoFallback> {
+        self.chain_refusals.fallbacks()
     }
 
     /// The receiving half, for `port`. There must be only one, or a flow's packets are reordered.
