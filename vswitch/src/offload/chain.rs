@@ -19,7 +19,7 @@ use arrayvec::ArrayVec;
 
 use crate::frame::{Checksum, Frame, Gso, GsoKind};
 use crate::offload::vnet::{self, VnetHeader};
-use crate::wire::tcp::flag::{ACK, CWR, FIN, PSH, RST, SYN, URG};
+use crate::wire::tcp::flag::{CWR, FIN, PSH, RST, SYN, URG};
 use crate::wire::{
     self, ETHERNET_LEN, Fragment, Ip, Network, Transport, checksum, ipv4, ipv6, tcp,
 };
@@ -41,9 +41,9 @@ const HEADERS_MAX: usize = VnetHeader::LEN + ETHERNET_LEN + ipv6::HEADER_LEN + J
 /// `weft::host`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LongFrames {
-    /// TCP over IPv4 (Linux 6.3).
+    /// TCP over IPv4 (Linux 6.3; through a TAP, Linux 6.6).
     pub tcp4: bool,
-    /// TCP over IPv6.
+    /// TCP over IPv6 (through a TAP, Linux 6.6).
     pub tcp6: bool,
 }
 
@@ -158,7 +158,7 @@ impl Head {
         }
         let segment = &frame.data()[ip.transport_offset..];
         let flags = segment[tcp::FLAGS_OFFSET];
-        if flags & (SYN | RST | URG | CWR | ACK) != ACK {
+        if flags & (SYN | RST | URG | CWR) != 0 {
             return None;
         }
         let headers_len = ip.transport_offset + header_len;

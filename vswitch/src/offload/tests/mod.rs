@@ -8,14 +8,16 @@ use etherparse::{
 use zerocopy::byteorder::native_endian::U16;
 
 use super::*;
-use crate::frame::{Batch, Checksum, Frame, Gso, GsoKind, Ingress, Pool};
+use crate::frame::{Batch, Checksum, Frame, Gso, GsoKind, Ingress, Meta, Pool};
 use crate::port::NodeIx;
 use crate::verdict::Reason;
 use crate::wire::tcp::flag::{ACK, CWR, ECE, FIN, PSH, RST, SYN, URG};
 use crate::wire::{self, Network, checksum};
 
+mod chain;
 mod coalesce;
 mod cut;
+mod merge;
 mod roundtrip;
 
 /// A change to a thing, and its name.
