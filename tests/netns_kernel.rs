@@ -6,7 +6,10 @@
 mod common;
 
 use std::net::UdpSocket;
+use std::time::{Duration, Instant};
 
+use cni::link::Netlink;
+use cni::netns::Netns;
 use common::place::{pod, same_family};
 use common::traffic::End;
 use common::{TestLab, eventually, has_programs, may_make_labs, run};
@@ -14,6 +17,7 @@ use rustix::process::Signal;
 use vswitch::verdict::Reason;
 use weft::admin::api::{CountersReport, KernelDropped, ProblemTopic, Status};
 use weft::admin::capability::{Capability, CapabilityName, Place};
+use weft::host::long_frames::{self, NotTaken, Probed};
 use weft::lab::LabConfig;
 use weft::lab::probe::Ping;
 
@@ -41,8 +45,9 @@ fn every_capability_is_told_with_the_reason_where_it_is_off() {
     assert_eq!(names(Place::Host, None), tap);
     let pods = lab.admin("n1").unwrap().pods().unwrap();
     assert_eq!(pods.len(), 2);
+    let port = [&tap[..], &[Name::BigTcpV4, Name::BigTcpV6]].concat();
     for pod in pods {
-        assert_eq!(names(Place::Port, Some(&pod.title())), tap);
+        assert_eq!(names(Place::Port, Some(&pod.title())), port);
     }
     for Capability { name, on, reason, remedy, next_try_s, .. } in &found {
         assert_eq!((reason.is_none(), remedy.is_none()), (*on, *on), "{name}");
@@ -51,6 +56,31 @@ fn every_capability_is_told_with_the_reason_where_it_is_off() {
         assert!(*on || !is_memory || next_try_s.is_some_and(|s| s <= 60), "{name}: {next_try_s:?}");
     }
     lab.finish();
+}
+
+/// What Linux 6.6 and later take; this kernel's answer for IPv6 is its own, but one it must be.
+#[test]
+fn whether_long_super_frames_are_taken_is_found_out_soon_and_without_a_trace() {
+    if !may_make_labs() {
+        return;
+    }
+    let here = Netns::current().unwrap().identity().unwrap();
+    let mut fastest = Duration::MAX;
+    for _ in 0..3 {
+        let began = Instant::now();
+        let Probed { tcp4, tcp6 } = long_frames::probe();
+        fastest = fastest.min(began.elapsed());
+        if kernel() >= (6, 6) {
+            assert_eq!(tcp4, Ok(()));
+        }
+        let untried = |tried: &_| matches!(tried, Err(NotTaken::Untried { .. }));
+        assert!(!untried(&tcp4) && !untried(&tcp6), "{tcp4:?}, {tcp6:?}");
+        println!("IPv4: {tcp4:?}, IPv6: {tcp6:?}");
+    }
+    println!("found out within {fastest:?}");
+    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
+    assert_eq!(Netns::current().unwrap().identity().unwrap(), here);
+    assert_eq!(Netlink::open().unwrap().find_link("probe").unwrap(), None);
 }
 
 /// While its daemon stands still, the kernel has to drop, and tells where.
@@ -125,6 +155,14 @@ fn a_path_that_carries_less_is_named_heeded_and_given_up_again() {
     // This pod's own kernel was not told anything.
     assert!(full(INNER_MTU).run(&beside.namespace).unwrap().is_ok());
     lab.finish();
+}
+
+/// The release of the kernel that runs.
+fn kernel() -> (u32, u32) {
+    let uname = rustix::system::uname();
+    let mut numbers = uname.release().to_str().unwrap().split(['.', '-']);
+    let mut next = || numbers.next().unwrap().parse().unwrap();
+    (next(), next())
 }
 
 fn status(lab: &TestLab, node: &str) -> Status {

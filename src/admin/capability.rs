@@ -102,6 +102,10 @@ names! {
     TapUso => "tap_uso",
     /// Interface: the kernel behind it takes super-frames whole.
     GsoWrite => "gso_write",
+    /// Pod's interface: the kernel behind it takes TCP over IPv4 in super-frames longer than 64 kB (BIG TCP, Linux 6.6).
+    BigTcpV4 => "big_tcp_v4",
+    /// Pod's interface: the kernel behind it takes TCP over IPv6 in super-frames longer than 64 kB (BIG TCP, Linux 6.6).
+    BigTcpV6 => "big_tcp_v6",
 }
 
 impl fmt::Display for CapabilityName {

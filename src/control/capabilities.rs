@@ -5,7 +5,8 @@
 //! | the kernel does not have it, as asked when the tunnel or port was opened | with another kernel |
 //! | it granted less memory | asked again every minute |
 //! | a route refused merged datagrams | by a trial after 10 s to 10 min, see [`overlay::send_offload`] |
-//! | an interface refused a super-frame | by a trial after 100 ms |
+//! | it dropped what it was given when the daemon was started, see [`crate::host::long_frames`] | with another kernel |
+//! | an interface refused a super-frame, or several as one | by a trial after 100 ms |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -24,6 +25,7 @@ use super::device::Device;
 use super::{Control, attach::Attached};
 use crate::admin::api::FallbackCount;
 use crate::admin::capability::{Capability, CapabilityName, Place};
+use crate::host::long_frames::{NotTaken, Probed};
 
 /// How often the kernel is asked again for what it did not grant in full.
 const GROWTH: Duration = Duration::from_secs(60);
@@ -37,6 +39,20 @@ pub(super) struct FallbackCounts {
     pub(super) tunnel: u64,
     pub(super) host: u64,
     pub(super) ports: u64,
+    /// Writes of several super-frames as one: TCP over IPv4 and IPv6.
+    pub(super) chains: [u64; 2],
+}
+
+/// What may be written as one where the kernel takes long super-frames, and what that is called.
+const LONG_FRAMES: [(GsoKind, CapabilityName); 2] =
+    [(GsoKind::Tcp4, CapabilityName::BigTcpV4), (GsoKind::Tcp6, CapabilityName::BigTcpV6)];
+
+/// How often several super-frames were refused as one, as in [`FallbackCounts::chains`].
+pub(super) fn chains_refused(device: &Device) -> [u64; 2] {
+    match device {
+        Device::Tap { tap, .. } => LONG_FRAMES.map(|(kind, _)| tap.chains_refused(kind)),
+        Device::Veth { .. } => [0; 2],
+    }
 }
 
 /// How often sends were not merged although the kernel can.
@@ -114,7 +130,10 @@ impl Control {
             let Attached { opened, device, .. } = attached;
             let mut list = List { list: &mut list, at: Place::Port, port, opened: *opened, now };
             match device {
-                Device::Tap { tap, .. } => add_tap(tap, &mut list),
+                Device::Tap { tap, .. } => {
+                    add_tap(tap, &mut list);
+                    add_long_frames(&tap.chain_fallbacks(), &self.long_frames, &mut list);
+                }
                 Device::Veth { veth, .. } => add_veth(veth, self.next_growth, &mut list),
             }
         }
@@ -123,7 +142,7 @@ impl Control {
 
     /// How often capabilities were lost since the daemon was started.
     pub(super) fn fallbacks(&self) -> Vec<FallbackCount> {
-        let FallbackCounts { tunnel, host, ports } = self.past_fallbacks;
+        let FallbackCounts { tunnel, host, ports, chains } = self.past_fallbacks;
         let open = self.tunnel.as_ref().map_or(0, fallbacks_of);
         let own = self.host.as_ref().map_or(0, |host| host.tap().gso_refused());
         let attached = self.attached.values().map(|attached| attached.device.gso_refused());
@@ -132,7 +151,13 @@ impl Control {
             (CapabilityName::GsoWrite, Place::Host, host + own),
             (CapabilityName::GsoWrite, Place::Port, ports + attached.sum::<u64>()),
         ];
-        counts.map(|(name, at, count)| FallbackCount { name, at, count }).to_vec()
+        let chains = (self.attached.values())
+            .map(|attached| chains_refused(&attached.device))
+            .fold(chains, |[v4, v6], [more_v4, more_v6]| [v4 + more_v4, v6 + more_v6]);
+        let chains = LONG_FRAMES.iter().zip(chains).map(|((_, name), n)| (*name, Place::Port, n));
+        (counts.into_iter().chain(chains))
+            .map(|(name, at, count)| FallbackCount { name, at, count })
+            .collect()
     }
 
     /// Asks the kernel again, every minute, for what it did not grant in full.
@@ -272,6 +297,45 @@ fn add_tap(tap: &Tap, list: &mut List<'_>) {
     list.add(CapabilityName::GsoWrite, None, refused_gso(&tap.gso_fallbacks()));
 }
 
+/// Whether several super-frames are written as one; `refused` is what the port's interface refused of that.
+fn add_long_frames(refused: &[GsoFallback], probed: &Probed, list: &mut List<'_>) {
+    let tried = [&probed.tcp4, &probed.tcp6];
+    for ((kind, name), tried) in LONG_FRAMES.into_iter().zip(tried) {
+        let off = match tried {
+            Err(why) => Some(not_taken(why)),
+            Ok(()) => refused.iter().find(|refused| refused.kind == kind).map(refused_chain),
+        };
+        list.add(name, None, off);
+    }
+}
+
+fn not_taken(why: &NotTaken) -> Off {
+    let reason = format!("{why}; it was tried when the daemon was started");
+    let remedy = match why {
+        NotTaken::Dropped { .. } | NotTaken::CutShort { .. } => {
+            return Off::old_kernel(reason, "6.6");
+        }
+        NotTaken::Refused { .. } => {
+            "before Linux 6.6, a newer kernel; from then on, free memory and restart weftd"
+        }
+        NotTaken::Untried { .. } => "see to what failed and restart weftd",
+    };
+    Off::new(reason, remedy)
+}
+
+fn refused_chain(refused: &GsoFallback) -> Off {
+    Off {
+        reason: "the kernel refused several super-frames in one write (EINVAL, EMSGSIZE or ENOBUFS), so they are \
+                 written one by one"
+            .to_owned(),
+        remedy: "nothing: the next ones after 100 ms are tried as one. If this stays, the node is short of \
+                 memory in large pieces"
+            .to_owned(),
+        since: Some(refused.since),
+        next_try: Some(refused.next_try),
+    }
+}
+
 fn add_veth(veth: &Veth, next_growth: Instant, list: &mut List<'_>) {
     list.add(CapabilityName::GsoWrite, None, refused_gso(&veth.gso_fallbacks()));
     // An interface that vanishes has no buffer, and its port tells that.
@@ -316,6 +380,7 @@ fn bytes(count: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::long_frames::Family;
 
     fn to(number: u8) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, number], 4789))
@@ -384,6 +449,43 @@ mod tests {
         assert!(found[1].remedy.as_ref().unwrap().contains("Linux 6.2"));
         assert_eq!(told(2), (false, 10, Some(0)));
         assert!(found[2].reason.as_ref().unwrap().contains("EINVAL: UDP"));
+    }
+
+    #[test]
+    fn long_super_frames_are_told_per_protocol_with_what_was_tried_and_what_was_refused() {
+        let opened = Instant::now();
+        let at = |secs| opened + Duration::from_secs(secs);
+        let told = |probed: &Probed, refused: &[GsoFallback]| {
+            let mut found = Vec::new();
+            let mut list =
+                List { list: &mut found, at: Place::Port, port: None, opened, now: at(100) };
+            add_long_frames(refused, probed, &mut list);
+            assert_eq!(
+                found.iter().map(|found| found.name).collect::<Vec<_>>(),
+                [CapabilityName::BigTcpV4, CapabilityName::BigTcpV6]
+            );
+            found
+        };
+        let both = Probed { tcp4: Ok(()), tcp6: Ok(()) };
+        assert!(told(&both, &[]).iter().all(|found| found.on));
+
+        let refused = GsoFallback { kind: GsoKind::Tcp6, since: at(90), next_try: at(101) };
+        let found = told(&both, &[refused]);
+        assert_eq!((found[0].on, found[1].on), (true, false));
+        assert_eq!((found[1].since_s, found[1].next_try_s), (10, Some(1)));
+
+        let old = NotTaken::Dropped { over: Family::V4, kilobytes: 260, release: "6.3" };
+        let failed = NotTaken::Untried { over: Family::V6, why: "no such device".to_owned() };
+        let found = told(&Probed { tcp4: Err(old), tcp6: Err(failed) }, &[refused]);
+        let text = |ix: usize| {
+            let Capability { reason, remedy, next_try_s, .. } = &found[ix];
+            assert_eq!(*next_try_s, None);
+            (reason.as_deref().unwrap(), remedy.as_deref().unwrap())
+        };
+        assert!(text(0).0.contains("dropped a TCP packet of 260 kB over IPv4"), "{:?}", text(0));
+        assert!(text(0).1.contains("Linux 6.6"), "{:?}", text(0));
+        assert!(text(1).0.contains("over IPv6 could not be found out: no such device"));
+        assert!(text(1).1.contains("restart weftd"), "{:?}", text(1));
     }
 
     #[test]

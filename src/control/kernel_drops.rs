@@ -118,6 +118,8 @@ impl Control {
     pub(super) fn retire(&mut self, mut device: Device) -> Device {
         self.kernel_drops.ports += device.take_kernel_drops();
         self.past_fallbacks.ports += device.gso_refused();
+        let chains = self.past_fallbacks.chains.iter_mut();
+        chains.zip(capabilities::chains_refused(&device)).for_each(|(past, new)| *past += new);
         device
     }
 

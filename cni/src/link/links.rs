@@ -113,6 +113,17 @@ impl Netlink {
         })
     }
 
+    /// Makes an interface send without asking for its neighbours' Ethernet addresses (`NOARP`): everything goes
+    /// to its own. Then its IPv6 addresses are not asked for either, and can be used at once.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_no_arp(&mut self, index: u32) -> Result<(), LinkError> {
+        self.set(LinkUnspec::new_with_index(index).arp(false), || {
+            format!("set interface {index} to NOARP")
+        })
+    }
+
     /// Renames an interface, which has to be down (kernels before 6.2).
     ///
     /// # Errors
