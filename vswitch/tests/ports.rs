@@ -20,15 +20,18 @@ use std::time::Instant;
 use kernel::*;
 use vswitch::config::Config;
 use vswitch::engine::{Engine, LostSource};
+use vswitch::frame::GsoKind;
 use vswitch::mac::Mac;
+use vswitch::offload::LongFrames;
 use vswitch::tap::{Offloads, Tap, TapError};
 use vswitch::verdict::Reason;
 use vswitch::veth::{self, Veth, VethError};
 
-const TESTS: [Test; 11] = [
+const TESTS: [Test; 12] = [
     ("a_tap_outlives_its_process_until_it_is_deleted", a_tap_outlives_its_process),
     ("a_tap_that_cannot_be_had_says_why", a_tap_that_cannot_be_had_says_why),
     ("two_taps_carry_tcp_and_udp", two_taps_carry_tcp_and_udp),
+    ("super_frames_that_follow_each_other_are_one_write", long_super_frames_arrive),
     ("a_tap_and_a_veth_carry_tcp_and_udp", a_tap_and_a_veth_carry_tcp_and_udp),
     ("a_veth_is_restored", a_veth_is_restored),
     ("a_frame_with_a_vlan_tag_is_dropped", a_frame_with_a_vlan_tag_is_dropped),
@@ -102,6 +105,36 @@ fn two_taps_carry_tcp_and_udp() {
         assert_eq!(taps.map(|tap| tap.gso_refused()), [0, 0], "super-frames go whole");
         engine.stop().unwrap();
     }
+}
+
+/// Every byte is compared that TCP gets out of them.
+fn long_super_frames_arrive() {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_str().unwrap().split(['.', '-']);
+    let release: Vec<u32> = release.map_while(|number| number.parse().ok()).collect();
+    let [major, minor, ..] = release[..] else { panic!("{uname:?}") };
+    if (major, minor) < (6, 6) {
+        return skip("a TAP takes long super-frames since Linux 6.6");
+    }
+    // Newer ones may do without the jumbo option of IPv6.
+    let long = LongFrames { tcp4: true, tcp6: major < 7 };
+    let (a, b) = (Pod::new(1, 2, MTU), Pod::new(1, 3, MTU));
+    let engine = start(2, &[&a, &b]);
+    let taps = [&a, &b].map(|pod| pod.plug_tap_that_takes(&engine, long));
+    for (address, is_long) in [(b.v4(), long.tcp4), (b.v6(), long.tcp6)] {
+        let watch = Watch::new(&b.net, "eth0");
+        eventually("a write that is longer than an IP packet", || {
+            transfer(&a.net, &b.net, address, BULK);
+            watch.longest() > 14 + 65_535 || !is_long
+        });
+        transfer(&b.net, &a.net, if address.is_ipv4() { a.v4() } else { a.v6() }, BULK);
+    }
+    assert_clean(&engine);
+    for tap in &taps {
+        assert_eq!((tap.gso_refused(), tap.chain_fallbacks()), (0, vec![]));
+        assert_eq!([GsoKind::Tcp4, GsoKind::Tcp6].map(|kind| tap.chains_refused(kind)), [0, 0]);
+    }
+    engine.stop().unwrap();
 }
 
 fn a_tap_and_a_veth_carry_tcp_and_udp() {
@@ -257,13 +290,9 @@ fn await_loss(engine: &Engine) -> LostSource {
 
 /// Sends a frame out of an interface as its owner could.
 fn send_raw(net: &Net, ifname: &str, frame: &[u8]) {
-    let index = i32::try_from(net.index(ifname)).unwrap();
+    let address = link_address(net, ifname);
     net.run(|| {
         let socket = open_socket(libc::AF_PACKET, libc::SOCK_RAW);
-        // SAFETY: `sockaddr_ll` is plain integers, for which all zeroes are valid.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = libc::AF_PACKET.try_into().unwrap();
-        address.sll_ifindex = index;
         // SAFETY: frame and address are live and their lengths are given.
         let sent = unsafe {
             libc::sendto(
@@ -277,6 +306,49 @@ fn send_raw(net: &Net, ifname: &str, frame: &[u8]) {
         };
         assert_eq!(usize::try_from(sent), Ok(frame.len()), "{}", io::Error::last_os_error());
     });
+}
+
+/// Sees the frames of an interface.
+struct Watch(OwnedFd);
+
+impl Watch {
+    fn new(net: &Net, ifname: &str) -> Self {
+        let mut address = link_address(net, ifname);
+        address.sll_protocol = u16::try_from(libc::ETH_P_ALL).unwrap().to_be();
+        let socket = net.run(|| open_socket(libc::AF_PACKET, libc::SOCK_RAW));
+        // SAFETY: the address is live and its length is given.
+        let bound = unsafe {
+            libc::bind(
+                socket.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of_val(&address).try_into().unwrap(),
+            )
+        };
+        assert_eq!(bound, 0, "{}", io::Error::last_os_error());
+        Self(socket)
+    }
+
+    /// Length of the longest frame that was seen since the last call.
+    fn longest(&self) -> usize {
+        let mut longest = 0;
+        let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+        loop {
+            // SAFETY: with MSG_TRUNC the length comes without the bytes; none are written.
+            let len = unsafe { libc::recv(self.0.as_raw_fd(), std::ptr::null_mut(), 0, flags) };
+            match usize::try_from(len) {
+                Ok(len) => longest = longest.max(len),
+                Err(_) => return longest,
+            }
+        }
+    }
+}
+
+fn link_address(net: &Net, ifname: &str) -> libc::sockaddr_ll {
+    // SAFETY: `sockaddr_ll` is plain integers, for which all zeroes are valid.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET.try_into().unwrap();
+    address.sll_ifindex = net.index(ifname).try_into().unwrap();
+    address
 }
 
 fn flags(net: &Net, ifname: &str) -> i32 {

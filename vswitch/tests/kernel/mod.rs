@@ -216,9 +216,14 @@ impl Pod {
 
     /// Makes the pod's `eth0` a TAP, and a port of the switch.
     pub fn plug_tap(&self, engine: &Engine) -> Tap {
+        self.plug_tap_that_takes(engine, LongFrames::NONE)
+    }
+
+    /// The same, where the kernel takes `long`.
+    pub fn plug_tap_that_takes(&self, engine: &Engine, long: LongFrames) -> Tap {
         let tap = self.net.run(|| Tap::open("eth0")).unwrap();
-        let sinks = (0..engine.workers())
-            .map(|_| Box::new(tap.sink(self.port, LongFrames::NONE)) as Box<dyn Sink>);
+        let sinks =
+            (0..engine.workers()).map(|_| Box::new(tap.sink(self.port, long)) as Box<dyn Sink>);
         let port = Port { source: Box::new(tap.source(self.port)), sinks: sinks.collect() };
         engine.add_port(self.port, port).unwrap();
         self.configure();
