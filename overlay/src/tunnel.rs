@@ -31,7 +31,7 @@ use crate::vxlan::{self, Vni};
 const SOURCES: usize = 8;
 
 /// Bytes that one batch takes before it is handed on; see the like limit of ports.
-const BATCH_BYTES_MAX: usize = 512 << 10;
+const BATCH_BYTES_MAX: usize = 256 << 10;
 
 /// Reports of narrow paths that the control side has not taken yet; more of them are not kept.
 const NARROW_MAX: usize = 64;

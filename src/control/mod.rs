@@ -447,6 +447,13 @@ impl Control {
             if worker.last_breath > BREATH_MAX {
                 return Err(format!("worker {ix} has hung for {:?}", worker.last_breath));
             }
+            if let Some(why) = worker.slice_refused {
+                let problem = format!(
+                    "the workers cannot have short time slices: {why}; packets wait longer while the CPUs \
+                     are busy. A seccomp filter may forbid `sched_setattr`: allow it to weftd"
+                );
+                self.raise(Topic::Sysctl("time slice"), problem);
+            }
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::home::Home;
 use crate::port::{PortIx, Sink, Source, Uplink};
+use crate::slice;
 use crate::tables::Tables;
 use crate::worker::{Command, Order, Worker, WorkerParts};
 
@@ -119,6 +120,9 @@ pub struct WorkerHealth {
     pub last_breath: Duration,
     /// Why the worker has ended, if it has.
     pub ended: Option<String>,
+    /// Why the worker has no short time slice ([`crate::slice`]), if it has none: it then waits longer for
+    /// a busy CPU.
+    pub slice_refused: Option<String>,
 }
 
 /// A source whose device vanished.
@@ -138,6 +142,7 @@ pub(crate) struct Status {
     /// Milliseconds from `started` to the last breath.
     last_breath_ms: AtomicU64,
     ended: Mutex<Option<String>>,
+    slice_refused: OnceLock<String>,
     lost: Mutex<Vec<LostSource>>,
 }
 
@@ -147,6 +152,7 @@ impl Status {
             started: Instant::now(),
             last_breath_ms: AtomicU64::new(0),
             ended: Mutex::new(None),
+            slice_refused: OnceLock::new(),
             lost: Mutex::new(Vec::new()),
         }
     }
@@ -171,6 +177,7 @@ impl Status {
         WorkerHealth {
             last_breath: now.saturating_duration_since(since),
             ended: self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            slice_refused: self.slice_refused.get().cloned(),
         }
     }
 }
@@ -382,6 +389,9 @@ impl Engine {
         });
         let (mourner, home) = (Arc::clone(&status), Arc::clone(&homes[ix]));
         let thread = std::thread::Builder::new().name(format!("weft-{ix}")).spawn(move || {
+            if let Err(error) = slice::shorten() {
+                let _set_once = mourner.slice_refused.set(error.to_string());
+            }
             // The worker is consumed here whatever happens, so nobody sees a half-changed one.
             let ended = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
                 Ok(Ok(())) => "it was stopped".to_owned(),

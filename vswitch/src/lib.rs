@@ -37,6 +37,7 @@ pub mod port;
 mod port_io;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod slice;
 pub mod spin;
 pub mod switch;
 pub mod tables;
