@@ -35,6 +35,7 @@ pub mod neighbor;
 pub mod offload;
 pub mod port;
 mod port_io;
+mod prefix_map;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod slice;

@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use foldhash::fast::RandomState;
-use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use prefix_trie::PrefixMap;
+use ipnetwork::IpNetwork;
 
 use crate::ix::{NodeIx, PortIx};
 use crate::mac::Mac;
+use crate::prefix_map::PrefixMap;
 
 /// The switch's own IPv4 address on every port: the host's next hop to the cluster range.
 pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -28,10 +28,9 @@ pub struct Tables {
     pub node: Node,
     ports: Vec<Option<PortEntry>>,
     peers: Vec<Peer>,
-    local: HashMap<IpAddr, PortIx, RandomState>,
     by_underlay: HashMap<IpAddr, NodeIx, RandomState>,
-    routes_v4: PrefixMap<Ipv4Network, Target>,
-    routes_v6: PrefixMap<Ipv6Network, Target>,
+    routes_v4: PrefixMap<u32, Route>,
+    routes_v6: PrefixMap<u128, Route>,
 }
 
 /// This node, as the switch sees it.
@@ -105,28 +104,14 @@ pub enum Route {
     Outside,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Target {
-    Node(NodeIx),
-    Nobody,
-}
-
 impl Tables {
     /// Finds where `address` leads.
     pub fn route(&self, address: IpAddr) -> Route {
-        if let Some(port) = self.local.get(&address) {
-            return if *port == PortIx::HOST { Route::Host } else { Route::Port(*port) };
-        }
-        let target = match address {
-            IpAddr::V4(ROUTER_V4) | IpAddr::V6(ROUTER_V6) => return Route::Router,
-            IpAddr::V4(v4) => self.routes_v4.get_lpm(&host_v4(v4)).map(|(_, target)| *target),
-            IpAddr::V6(v6) => self.routes_v6.get_lpm(&host_v6(v6)).map(|(_, target)| *target),
+        let route = match address {
+            IpAddr::V4(v4) => self.routes_v4.get(v4.to_bits()),
+            IpAddr::V6(v6) => self.routes_v6.get(v6.to_bits()),
         };
-        match target {
-            Some(Target::Node(node)) => Route::Node(node),
-            Some(Target::Nobody) => Route::Nobody,
-            None => Route::Outside,
-        }
+        route.copied().unwrap_or(Route::Outside)
     }
 
     /// The local port at `ix`.
@@ -170,48 +155,50 @@ impl TablesBuilder {
     /// Starts with a node and the cluster ranges; every address in them that nobody claims later leads
     /// to [`Route::Nobody`].
     pub fn new(generation: u64, node: Node, ranges: &[IpNetwork]) -> Self {
-        let mut tables = Tables {
+        let tables = Tables {
             generation,
             node,
             ports: Vec::new(),
             peers: Vec::new(),
-            local: HashMap::default(),
             by_underlay: HashMap::default(),
             routes_v4: PrefixMap::new(),
             routes_v6: PrefixMap::new(),
         };
+        let mut builder = Self { tables };
         for range in ranges {
-            insert_route(&mut tables, *range, Target::Nobody);
+            builder.lead(*range, Route::Nobody);
         }
-        Self { tables }
+        for router in [IpAddr::V4(ROUTER_V4), IpAddr::V6(ROUTER_V6)] {
+            builder.lead(router.into(), Route::Router);
+        }
+        builder
     }
 
     /// Adds a local port. An address that an earlier port holds stays with that one.
     pub fn port(&mut self, ix: PortIx, entry: PortEntry) -> &mut Self {
-        let tables = &mut self.tables;
-        if tables.ports.len() <= ix.ix() {
-            tables.ports.resize(ix.ix() + 1, None);
-        }
+        let route = if ix == PortIx::HOST { Route::Host } else { Route::Port(ix) };
         for address in &entry.addresses {
-            tables.local.entry(*address).or_insert(ix);
+            self.lead((*address).into(), route);
         }
-        tables.ports[ix.ix()] = Some(entry);
+        let ports = &mut self.tables.ports;
+        if ports.len() <= ix.ix() {
+            ports.resize(ix.ix() + 1, None);
+        }
+        ports[ix.ix()] = Some(entry);
         self
     }
 
-    /// Adds another live node: its leases and its underlay address lead to it.
+    /// Adds another live node: its leases and its underlay address lead to it, but for what is local.
     ///
     /// Returns `None`, and adds nothing, once there are 65 536 nodes.
     pub fn peer(&mut self, peer: Peer) -> Option<NodeIx> {
-        let tables = &mut self.tables;
-        let ix = NodeIx(u16::try_from(tables.peers.len()).ok()?);
-        for lease in &peer.leases {
-            insert_route(tables, *lease, Target::Node(ix));
-        }
+        let ix = NodeIx(u16::try_from(self.tables.peers.len()).ok()?);
         let address = peer.underlay.ip();
-        insert_route(tables, IpNetwork::from(address), Target::Node(ix));
-        tables.by_underlay.insert(address, ix);
-        tables.peers.push(peer);
+        for prefix in peer.leases.iter().copied().chain([address.into()]) {
+            self.lead(prefix, Route::Node(ix));
+        }
+        self.tables.by_underlay.insert(address, ix);
+        self.tables.peers.push(peer);
         Some(ix)
     }
 
@@ -219,42 +206,49 @@ impl TablesBuilder {
     pub fn build(self) -> Tables {
         self.tables
     }
-}
 
-fn insert_route(tables: &mut Tables, prefix: IpNetwork, target: Target) {
-    match prefix {
-        IpNetwork::V4(v4) => {
-            tables.routes_v4.insert(v4, target);
-        }
-        IpNetwork::V6(v6) => {
-            tables.routes_v6.insert(v6, target);
+    /// Lets `prefix` lead to `route`, unless something nearer has the same prefix already.
+    fn lead(&mut self, prefix: IpNetwork, route: Route) {
+        let Tables { routes_v4, routes_v6, .. } = &mut self.tables;
+        let place = match prefix {
+            IpNetwork::V4(v4) => {
+                routes_v4.get_or_insert(v4.ip().to_bits(), v4.mask().to_bits(), route)
+            }
+            IpNetwork::V6(v6) => {
+                routes_v6.get_or_insert(v6.ip().to_bits(), v6.mask().to_bits(), route)
+            }
+        };
+        let gives_way = match place {
+            Route::Port(_) | Route::Host => false,
+            Route::Router => matches!(route, Route::Port(_) | Route::Host),
+            Route::Node(_) | Route::Nobody | Route::Outside => true,
+        };
+        if gives_way {
+            *place = route;
         }
     }
 }
 
-fn host_v4(address: Ipv4Addr) -> Ipv4Network {
-    Ipv4Network::from(address)
-}
-
-fn host_v6(address: Ipv6Addr) -> Ipv6Network {
-    Ipv6Network::from(address)
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn tables() -> Tables {
-        let node = Node {
+    fn node() -> Node {
+        Node {
             vtep_mac: Mac([2, 0, 0, 0, 0, 1]),
             gateway_v4: Some(Ipv4Addr::new(10, 244, 1, 1)),
             gateway_v6: None,
             underlay: Some("192.0.2.1".parse().unwrap()),
             vxlan_port: 4789,
             gossip_port: 7946,
-        };
+        }
+    }
+
+    fn tables() -> Tables {
         let ranges = ["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()];
-        let mut builder = TablesBuilder::new(1, node, &ranges);
+        let mut builder = TablesBuilder::new(1, node(), &ranges);
         let host = PortEntry {
             kind: PortKind::Host,
             mac: Mac::HOST,
@@ -302,5 +296,100 @@ mod tests {
         assert_eq!(tables.peer_by_underlay("192.0.2.2".parse().unwrap()), Some(NodeIx(0)));
         assert_eq!(tables.peer_by_underlay("192.0.2.1".parse().unwrap()), None);
         assert_eq!(tables.ports().count(), 2);
+    }
+
+    /// Somebody who claims addresses.
+    #[derive(Debug, Clone)]
+    enum Claim {
+        Port(PortIx, Vec<IpAddr>),
+        Peer(IpAddr, Vec<IpNetwork>),
+    }
+
+    /// Addresses of which many are equal, and more have a long prefix in common.
+    fn address() -> impl Strategy<Value = IpAddr> {
+        let v4 = prop::sample::select(&[[10, 244], [10, 245], [169, 254]][..]);
+        let v6 = prop::sample::select(&[0xfd00, 0xfe80][..]);
+        prop_oneof![
+            (v4, 0_u8..3, 0_u8..3).prop_map(|([a, b], c, d)| IpAddr::from([a, b, c, d])),
+            (v6, 0_u16..2, 0_u16..2, 0_u16..3)
+                .prop_map(|(a, b, c, d)| IpAddr::from([a, 0, 0, b, 0, 0, c, d])),
+        ]
+    }
+
+    fn prefix() -> impl Strategy<Value = IpNetwork> {
+        const LENS: &[u8] = &[0, 8, 15, 24, 31, 32, 48, 63, 64, 65, 112, 127, 128];
+        (address(), prop::sample::select(LENS)).prop_map(|(address, len)| {
+            let len_max = if address.is_ipv4() { 32 } else { 128 };
+            IpNetwork::new(address, len.min(len_max)).unwrap()
+        })
+    }
+
+    fn claim() -> impl Strategy<Value = Claim> {
+        prop_oneof![
+            (0_u16..4, prop::collection::vec(address(), 0..4))
+                .prop_map(|(ix, addresses)| Claim::Port(PortIx(ix), addresses)),
+            (address(), prop::collection::vec(prefix(), 0..4))
+                .prop_map(|(underlay, leases)| Claim::Peer(underlay, leases)),
+        ]
+    }
+
+    /// A prefix, what decides between equal ones (the highest does), and where it leads.
+    type Lead = (IpNetwork, (u8, i32), Route);
+
+    /// Everything that leads somewhere. What is nearer decides; then, of ports, the first, and of nodes, the
+    /// last.
+    fn leads(ranges: &[IpNetwork], claims: &[Claim]) -> Vec<Lead> {
+        let routers = [IpAddr::V4(ROUTER_V4), IpAddr::V6(ROUTER_V6)].map(IpNetwork::from);
+        let mut leads: Vec<Lead> = routers.map(|router| (router, (2, 0), Route::Router)).into();
+        leads.extend(ranges.iter().map(|range| (*range, (0, 0), Route::Nobody)));
+        let mut peers = 0;
+        for (turn, claim) in (0..).zip(claims) {
+            match claim {
+                Claim::Port(ix, addresses) => {
+                    let route = if ix.0 == 0 { Route::Host } else { Route::Port(*ix) };
+                    let prefixes = addresses.iter().copied().map(IpNetwork::from);
+                    leads.extend(prefixes.map(|prefix| (prefix, (3, -turn), route)));
+                }
+                Claim::Peer(underlay, leases) => {
+                    let route = Route::Node(NodeIx(peers));
+                    let prefixes = leases.iter().copied().chain([(*underlay).into()]);
+                    leads.extend(prefixes.map(|prefix| (prefix, (1, turn), route)));
+                    peers += 1;
+                }
+            }
+        }
+        leads
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_leads_where_looking_at_every_claim_leads(
+            ranges in prop::collection::vec(prefix(), 0..3),
+            claims in prop::collection::vec(claim(), 0..12),
+            addresses in prop::collection::vec(address(), 50),
+        ) {
+            let mut builder = TablesBuilder::new(1, node(), &ranges);
+            for claim in claims.clone() {
+                match claim {
+                    Claim::Port(ix, addresses) => {
+                        let (kind, mac) = (PortKind::Pod, Mac::HOST);
+                        builder.port(ix, PortEntry { kind, mac, mtu: 1450, addresses });
+                    }
+                    Claim::Peer(underlay, leases) => {
+                        let underlay = (underlay, 4789).into();
+                        let (name, vtep_mac) = (String::new(), Mac::HOST);
+                        builder.peer(Peer { name, underlay, vtep_mac, mtu: 1450, leases });
+                    }
+                }
+            }
+            let tables = builder.build();
+            let leads = leads(&ranges, &claims);
+            for address in addresses {
+                let holders = leads.iter().filter(|(prefix, ..)| prefix.contains(address));
+                let best = holders.max_by_key(|(prefix, rank, _)| (prefix.prefix(), *rank));
+                let expected = best.map_or(Route::Outside, |(.., route)| *route);
+                prop_assert_eq!(tables.route(address), expected, "{}", address);
+            }
+        }
     }
 }
