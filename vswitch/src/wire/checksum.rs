@@ -20,12 +20,14 @@ pub struct Sum(u64);
 
 impl Sum {
     /// The sum of `bytes`, an odd last byte padded with zero.
+    #[inline]
     pub fn of(bytes: &[u8]) -> Self {
         Self(sum_native(bytes))
     }
 
     /// Adds `bytes`. Only the last bytes that are added may be odd in number.
     #[must_use]
+    #[inline]
     pub fn add_bytes(self, bytes: &[u8]) -> Self {
         Self(self.0 + sum_native(bytes))
     }
@@ -43,12 +45,12 @@ impl Sum {
     }
 
     /// The sum in sixteen bits. Zero only if nothing but zeros was added.
+    #[inline]
     pub fn fold(self) -> u16 {
-        let mut sum = self.0;
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        u16::from_be(low_16(sum))
+        // Each half added to the other: the carry out of the lower sum goes into the upper one, as it should.
+        let sum = high_32(self.0.wrapping_add(self.0.rotate_left(32)));
+        let sum = high_16(sum.wrapping_add(sum.rotate_left(16)));
+        u16::from_be(sum)
     }
 
     /// The checksum: the complement of the sum.
@@ -230,9 +232,14 @@ fn never_zero_for_udp(protocol: u8, checksum: u16) -> u16 {
     if protocol == udp::PROTOCOL && checksum == 0 { 0xffff } else { checksum }
 }
 
-fn low_16(value: u64) -> u16 {
-    let [a, b, ..] = value.to_le_bytes();
-    u16::from_le_bytes([a, b])
+fn high_32(value: u64) -> u32 {
+    let [a, b, c, d, ..] = value.to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
+fn high_16(value: u32) -> u16 {
+    let [a, b, ..] = value.to_be_bytes();
+    u16::from_be_bytes([a, b])
 }
 
 #[cfg(test)]

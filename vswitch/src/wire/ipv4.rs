@@ -62,6 +62,7 @@ impl Header {
 /// # Errors
 /// [`Reason::Malformed`] when a length contradicts another, the header's checksum is wrong, the
 /// fragment passes 65 535 bytes, or layer 4 of a whole packet is cut short.
+#[inline]
 pub(super) fn read(packet: &[u8]) -> Result<Ip, Reason> {
     let (header, _) = Header::ref_from_prefix(packet).map_err(|_| Reason::Malformed)?;
     let header_len = header.header_len();
@@ -70,10 +71,18 @@ pub(super) fn read(packet: &[u8]) -> Result<Ip, Reason> {
         && header_len >= HEADER_LEN
         && header_len <= total_len
         && total_len <= packet.len();
-    if !is_sound || Sum::of(&packet[..header_len]).checksum() != 0 {
+    if !is_sound {
         return Err(Reason::Malformed);
     }
-    check_options(&packet[HEADER_LEN..header_len])?;
+    let mut sum = Sum::of(header.as_bytes());
+    if header_len > HEADER_LEN {
+        let options = &packet[HEADER_LEN..header_len];
+        check_options(options)?;
+        sum = sum.add_bytes(options);
+    }
+    if sum.checksum() != 0 {
+        return Err(Reason::Malformed);
+    }
     let payload = &packet[header_len..total_len];
     let flags_fragment = header.flags_fragment.get();
     let fragment = read_fragment(flags_fragment, payload.len())?;
