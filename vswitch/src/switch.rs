@@ -79,25 +79,26 @@ impl Switch {
         };
 
         // Parse: every header once; offsets can be trusted from here on.
-        let headers = match wire::parse(frame.data()) {
+        let parsed = wire::parse(frame.data());
+        let headers = match &parsed {
             Ok(headers) => headers,
-            Err(reason) => return Verdict::Drop(reason),
+            Err(reason) => return Verdict::Drop(*reason),
         };
 
         // Link: the frame is for the switch, and from whom it says.
-        if let Err(reason) = check_link(tables, sender, &headers) {
+        if let Err(reason) = check_link(tables, sender, headers) {
             return Verdict::Drop(reason);
         }
 
         // Neighbor: ARP and ND are for the link, and end here. So does what is sent to a group.
-        let ip = match (headers.network, sender) {
+        let ip = match (&headers.network, sender) {
             (Network::Arp, Sender::Port(asker)) => {
                 return neighbor::answer_arp(tables, asker, frame);
             }
-            (Network::Ip(ip), Sender::Port(asker)) if neighbor::is_discovery(&ip) => {
-                return neighbor::answer_discovery(tables, asker, &ip, frame);
+            (Network::Ip(ip), Sender::Port(asker)) if neighbor::is_discovery(ip) => {
+                return neighbor::answer_discovery(tables, asker, ip, frame);
             }
-            (Network::Ip(ip), Sender::Node(_)) if neighbor::is_discovery(&ip) => {
+            (Network::Ip(ip), Sender::Node(_)) if neighbor::is_discovery(ip) => {
                 return Verdict::Drop(Reason::NeighborIgnored);
             }
             (Network::Arp, Sender::Node(_)) => return Verdict::Drop(Reason::NeighborIgnored),
@@ -110,22 +111,22 @@ impl Switch {
         frame.set_len(ETHERNET_LEN + ip.len);
 
         // Admit: the source address is the sender's.
-        if let Err(reason) = admit(tables, sender, &ip) {
+        if let Err(reason) = admit(tables, sender, ip) {
             return Verdict::Drop(reason);
         }
 
         // Guard: pods have no business with the nodes' tunnel and gossip.
-        if sender.is_pod() && is_for_tunnel(tables, &ip) {
+        if sender.is_pod() && is_for_tunnel(tables, ip) {
             return Verdict::Drop(Reason::TunnelPort);
         }
 
         // Route: where it leaves, if anywhere.
-        let egress = match route(tables, sender, &ip) {
+        let egress = match route(tables, sender, ip) {
             Way::Out(egress) => egress,
-            Way::Router => return self.answer(round, frame, &headers, &ip),
+            Way::Router => return self.answer(round, frame, headers, ip),
             Way::Nowhere(reason) => return Verdict::Drop(reason),
             Way::Unreachable(error) => {
-                return self.refuse(round, frame, &headers, Reason::NoSuchAddress, error);
+                return self.refuse(round, frame, headers, Reason::NoSuchAddress, error);
             }
         };
         let next = match Next::find(tables, egress) {
@@ -136,27 +137,28 @@ impl Switch {
         // TTL: the switch and its host are one router.
         let decrements = !sender.is_host() && egress != Egress::Port(PortIx::HOST);
         if decrements && ip.ttl <= 1 {
-            return self.refuse(round, frame, &headers, Reason::TtlExpired, Error::TimeExceeded);
+            return self.refuse(round, frame, headers, Reason::TtlExpired, Error::TimeExceeded);
         }
 
         // MTU: what is too long is fragmented below, or refused now, as its sender sent it.
-        let too_long = match packet_len_max(frame, &ip) {
+        let too_long = match packet_len_max(frame, ip) {
             Ok(len) => len > usize::from(next.mtu),
             Err(reason) => return Verdict::Drop(reason),
         };
         if too_long && (ip.dont_fragment || frame.meta.gso.is_some()) {
             let error = Error::TooBig { mtu: next.mtu };
-            return self.refuse(round, frame, &headers, Reason::TooBig, error);
+            return self.refuse(round, frame, headers, Reason::TooBig, error);
         }
 
         // Rewrite: TTL and MAC addresses first, so that every fragment has them.
+        let data = frame.data_mut();
         if decrements {
-            wire::decrement_ttl(frame.data_mut());
+            wire::decrement_ttl(data);
         }
-        next.address(frame);
+        next.address(data);
         if too_long {
             let (pool, later) = (&mut *round.context.pool, &mut self.later_fragments);
-            if let Err(reason) = fragment::fragment(frame, &ip, next.mtu, pool, later) {
+            if let Err(reason) = fragment::fragment(frame, ip, next.mtu, pool, later) {
                 return Verdict::Drop(reason);
             }
         }
@@ -226,7 +228,7 @@ impl Switch {
         };
         let reply = reply.map(|mut reply| {
             icmp_error::write(&mut reply, error, ends, &quote.data()[ETHERNET_LEN..]);
-            next.address(&mut reply);
+            next.address(reply.data_mut());
             (egress, reply)
         });
         pool.put(quote);
@@ -506,8 +508,8 @@ impl Next {
         }
     }
 
-    fn address(&self, frame: &mut Frame) {
-        wire::set_macs(frame.data_mut(), self.destination, self.source);
+    fn address(&self, frame: &mut [u8]) {
+        wire::set_macs(frame, self.destination, self.source);
     }
 }
 

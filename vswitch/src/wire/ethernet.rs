@@ -43,9 +43,11 @@ pub fn read(frame: &[u8]) -> Result<(&Header, &[u8]), Reason> {
 ///
 /// # Panics
 /// If `frame` is shorter than 12 bytes.
+#[inline]
 pub fn set_macs(frame: &mut [u8], destination: Mac, source: Mac) {
-    frame[..6].copy_from_slice(&destination.0);
-    frame[6..12].copy_from_slice(&source.0);
+    let addresses = &mut frame[..12];
+    addresses[..6].copy_from_slice(&destination.0);
+    addresses[6..].copy_from_slice(&source.0);
 }
 
 #[cfg(test)]

@@ -59,6 +59,7 @@ impl Header {
 /// # Errors
 /// [`Reason::Malformed`], for these, and when a length contradicts another, there are more than
 /// [`EXTENSIONS_MAX`] extension headers, the fragment passes 65 535 bytes, or layer 4 is cut short.
+#[inline]
 pub(super) fn read(packet: &[u8]) -> Result<Ip, Reason> {
     let (header, rest) = Header::ref_from_prefix(packet).map_err(|_| Reason::Malformed)?;
     let payload_len = usize::from(header.payload_len.get());
