@@ -6,7 +6,7 @@
 //! 2. per readable source: take a batch, let the [`Switch`] decide, hand each frame to its sink or the
 //!    uplink;
 //! 3. flush the sinks that were used, and the uplink;
-//! 4. hand sources to or from another worker, as the [load](crate::load) demands;
+//! 4. hand sources to or from another worker, as [`crate::load`] demands;
 //! 5. once a second, look for devices that have vanished in silence;
 //! 6. carry out the orders.
 //!
