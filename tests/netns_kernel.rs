@@ -5,7 +5,10 @@
 
 mod common;
 
+use std::fs;
 use std::net::UdpSocket;
+use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cni::link::Netlink;
@@ -14,6 +17,8 @@ use common::place::{pod, same_family};
 use common::traffic::End;
 use common::{TestLab, eventually, has_programs, may_make_labs, run};
 use rustix::process::Signal;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use vswitch::offload::LongFrames;
 use vswitch::verdict::Reason;
 use weft::admin::api::{CountersReport, KernelDropped, ProblemTopic, Status};
 use weft::admin::capability::{Capability, CapabilityName, Place};
@@ -81,6 +86,63 @@ fn whether_long_super_frames_are_taken_is_found_out_soon_and_without_a_trace() {
     assert!(fastest < Duration::from_secs(1), "{fastest:?}");
     assert_eq!(Netns::current().unwrap().identity().unwrap(), here);
     assert_eq!(Netlink::open().unwrap().find_link("probe").unwrap(), None);
+}
+
+/// A firewall does to long packets what an older kernel does.
+#[test]
+fn why_long_super_frames_are_not_taken_is_told_per_protocol() {
+    if !may_make_labs() || !has_programs(&[("nft", "nftables")]) {
+        return;
+    }
+    let refusing = |rule: &str| {
+        let netns = Netns::create().unwrap();
+        let rules =
+            format!("table inet t {{ chain c {{ type filter hook input priority 0; {rule}; }}; }}");
+        let done = netns.run(|| Command::new("nft").arg(rules).status().unwrap()).unwrap();
+        assert!(done.success(), "{rule}");
+        long_frames::probe_in(netns)
+    };
+    let text = |tried: Result<(), NotTaken>| tried.unwrap_err().to_string();
+
+    let Probed { tcp4, tcp6 } = refusing("meta length > 65535 drop");
+    let told = "dropped a TCP packet of 260 kB over";
+    assert!(text(tcp4.clone()).contains(&format!("{told} IPv4; Linux 6.3 ")), "{tcp4:?}");
+    assert!(text(tcp6.clone()).contains(&format!("{told} IPv6; Linux 5.19 ")), "{tcp6:?}");
+
+    let Probed { tcp4, tcp6 } = refusing("meta nfproto ipv4 meta length < 65536 drop");
+    assert_eq!(tcp6.is_ok(), long_frames::probe().tcp6.is_ok(), "one does not depend on the other");
+    assert!(text(tcp4).contains("over IPv4 could not be found out: the kernel did not answer"));
+
+    let without = Netns::create().unwrap();
+    let off = || fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    without.run(off).unwrap().unwrap();
+    let Probed { tcp4, tcp6 } = long_frames::probe_in(without);
+    assert_eq!(tcp4.is_ok(), kernel() >= (6, 6), "{tcp4:?}");
+    let told = text(tcp6);
+    assert!(told.contains("over IPv6 could not be found out: cannot give interface"), "{told}");
+}
+
+/// Both are off then, and nothing else is.
+#[test]
+fn without_the_right_to_make_a_namespace_long_super_frames_are_off() {
+    if !may_make_labs() {
+        return;
+    }
+    let unprivileged = || {
+        let held = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        rustix::thread::set_capabilities(None, held).unwrap();
+        long_frames::probe()
+    };
+    let probed = thread::spawn(unprivileged).join().unwrap();
+    assert_eq!(probed.allowed(), LongFrames::NONE);
+    for tried in [probed.tcp4, probed.tcp6] {
+        let told = tried.unwrap_err().to_string();
+        assert!(told.contains("not permitted to create the network namespace"), "{told}");
+    }
 }
 
 /// While its daemon stands still, the kernel has to drop, and tells where.

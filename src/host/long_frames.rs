@@ -19,11 +19,13 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use cni::link::Netlink;
-use cni::netns::Netns;
+use cni::netns::{Netns, NetnsError};
 use ipnetwork::IpNetwork;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use smoltcp::phy::ChecksumCapabilities;
@@ -46,6 +48,9 @@ const INTERFACE: &str = "probe";
 
 /// How long an answer is waited for that comes at once, on any kernel, unless something is wrong.
 const PATIENCE: Duration = Duration::from_millis(250);
+
+/// How long the daemon waits for all of it.
+const LONGEST: Duration = Duration::from_secs(2);
 
 /// How often is asked until the interface answers at all.
 const AGAIN: Duration = Duration::from_millis(10);
@@ -161,25 +166,58 @@ impl Probed {
     }
 }
 
-/// Finds out, in a network namespace that is made for it and gone afterwards.
+/// Finds out, in a network namespace that is made for it and goes afterwards.
 pub fn probe() -> Probed {
+    probe_on_own_thread(Netns::create)
+}
+
+/// The same in `netns`, where nothing else may be.
+pub fn probe_in(netns: Netns) -> Probed {
+    probe_on_own_thread(|| Ok(netns))
+}
+
+/// The thread is not waited for: when the answer is there, the kernel still needs some ten milliseconds to
+/// remove an interface.
+fn probe_on_own_thread(
+    netns: impl FnOnce() -> Result<Netns, NetnsError> + Send + 'static,
+) -> Probed {
     let began = Instant::now();
-    let tried = match Netns::create().and_then(|netns| netns.run(try_both)) {
-        Ok(tried) => tried,
-        Err(error) => Err(error.into()),
+    let (tell, told) = mpsc::channel();
+    let work = move || {
+        let failed = match netns().and_then(|netns| netns.run(|| try_both(&tell))) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(error) => error.into(),
+        };
+        send(&tell, Err(failed));
+    };
+    let tried = match thread::Builder::new().name("long-frames".into()).spawn(work) {
+        Ok(_) => told.recv_timeout(LONGEST).unwrap_or_else(|error| {
+            Err(match error {
+                RecvTimeoutError::Timeout => anyhow!("it took longer than {LONGEST:?}"),
+                RecvTimeoutError::Disconnected => anyhow!("the attempt panicked"),
+            })
+        }),
+        Err(error) => Err(anyhow!("no thread can be started: {error}")),
     };
     let probed = tried.unwrap_or_else(|error| Probed::untried(&format!("{error:#}")));
     tracing::debug!(?probed, took = ?began.elapsed(), "tried super-frames longer than 64 kB");
     probed
 }
 
-fn try_both() -> anyhow::Result<Probed> {
+fn try_both(tell: &Sender<anyhow::Result<Probed>>) -> anyhow::Result<()> {
     let tap = Tap::open(INTERFACE)?;
-    let tried = try_over(&tap);
+    send(tell, try_over(&tap));
     if let Err(error) = tap.delete() {
         tracing::debug!(%error, "the interface goes with its namespace");
     }
-    tried
+    Ok(())
+}
+
+fn send(tell: &Sender<anyhow::Result<Probed>>, tried: anyhow::Result<Probed>) {
+    if tell.send(tried).is_err() {
+        tracing::debug!("what was found out about long super-frames came too late");
+    }
 }
 
 fn try_over(tap: &Tap) -> anyhow::Result<Probed> {
