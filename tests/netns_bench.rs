@@ -82,7 +82,11 @@ fn a_node_is_measured_by_its_name() {
     }
     let lab = TestLab::up(LabConfig { nodes: 2, pods_per_node: 0, ..LabConfig::new("bench") });
     let (here, there) = (node(&lab, "n1"), node(&lab, "n2"));
-    let socket = lab.admin("n1").unwrap().socket().to_owned();
+    let admin = lab.admin("n1").unwrap();
+    eventually("n1 knows the leases of n2", || {
+        admin.nodes().unwrap().iter().any(|node| node.name == "n2" && node.leases.len() == 2)
+    });
+    let socket = admin.socket().to_owned();
     let run = |arguments: &[&str]| {
         let mut command = weft(&here.namespace, &["bench", "run", "--seconds", "1"]);
         command.arg("--socket").arg(&socket).args(arguments).output().unwrap()
