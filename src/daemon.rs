@@ -452,6 +452,7 @@ impl Gossip {
             gossip_port: config.overlay.gossip_port,
             vxlan_port: config.overlay.vxlan_port,
             underlay_mtu: underlay.mtu,
+            software: concat!("weft/", env!("CARGO_PKG_VERSION")).to_owned(),
             has_seeds: !config.seeds.is_empty(),
             memory: Memory::default(),
         };

@@ -42,6 +42,8 @@ pub struct Member {
     pub vtep_mac: Mac,
     /// Longest IP packet that its underlay interface takes.
     pub underlay_mtu: u16,
+    /// Name and version of its daemon; empty where no Weft daemon speaks for it.
+    pub software: String,
     /// The subnets that it holds or claims.
     pub leases: Vec<Lease>,
     /// Whether it is alive.
@@ -288,6 +290,7 @@ mod tests {
             gossip_port: 7946,
             vtep_mac: id.vtep_mac(),
             underlay_mtu: 1500,
+            software: String::new(),
             leases: leases.collect(),
             state,
             version: 1,

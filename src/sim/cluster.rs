@@ -97,6 +97,7 @@ impl Cluster {
             gossip_port: 7946,
             vxlan_port: 4789,
             underlay_mtu: options.underlay_mtu,
+            software: concat!("weft/", env!("CARGO_PKG_VERSION")).to_owned(),
             has_seeds: !seeds.is_empty(),
             memory: Memory::default(),
         };

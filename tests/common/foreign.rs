@@ -51,6 +51,7 @@ impl Foreign {
                 gossip_port: 7946,
                 vxlan_port: 4789,
                 underlay_mtu: node.mtu,
+                software: String::new(),
                 has_seeds: true,
                 memory: Memory::default(),
             },

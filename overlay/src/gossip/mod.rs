@@ -50,7 +50,9 @@ use self::codec::{Envelope, Message, View};
 pub use self::counters::{Counters, Refused};
 pub use self::event::{Event, LeaseState, Memory};
 use self::identity::Identity;
-pub use self::record::{LEASES_MAX, NAME_LEN_MAX, UNDERLAY_MTU_MIN, is_name};
+pub use self::record::{
+    LEASES_MAX, NAME_LEN_MAX, SOFTWARE_LEN_MAX, UNDERLAY_MTU_MIN, is_name, is_software,
+};
 pub use self::seeds::SEEDS_MAX;
 use self::seeds::Seeds;
 use self::store::Store;
@@ -97,6 +99,9 @@ pub struct LocalNode {
     pub vxlan_port: u16,
     /// Longest IP packet that its underlay interface takes.
     pub underlay_mtu: u16,
+    /// Name and version of the daemon, such as `weft/0.1.0`: see [`is_software`]. Empty where no Weft daemon
+    /// speaks for the node; nobody then expects its tunnel endpoint to answer path probes.
+    pub software: String,
     /// Whether seeds are configured, though their addresses are perhaps not known yet: without a lease
     /// of its own, the node then waits for them before it claims one.
     pub has_seeds: bool,

@@ -43,6 +43,7 @@ impl Gossip {
             underlay_mtu: self.local.underlay_mtu,
             vtep_mac: id.vtep_mac(),
             left: self.departure.is_some(),
+            software: self.local.software.clone(),
             leases: self.claims.records(),
         };
         match self.store.get(id) {

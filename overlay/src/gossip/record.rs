@@ -17,6 +17,9 @@ use crate::subnet::Claim;
 /// Longest name of a node, as the longest DNS label (RFC 1035 §2.3.4).
 pub const NAME_LEN_MAX: usize = 63;
 
+/// Longest name and version of the software in a record.
+pub const SOFTWARE_LEN_MAX: usize = 32;
+
 /// Most leases in one record: one per family, and room for what a node is giving up or taking over.
 pub const LEASES_MAX: usize = 8;
 
@@ -35,6 +38,8 @@ pub(super) struct Record {
     pub(super) vtep_mac: Mac,
     /// The owner said goodbye.
     pub(super) left: bool,
+    /// Name and version of the daemon; empty where no Weft daemon speaks for the node.
+    pub(super) software: String,
     pub(super) leases: Vec<LeaseRecord>,
 }
 
@@ -74,7 +79,7 @@ impl Record {
         let ensure = |right: bool, reason| if right { Ok(()) } else { Err(reason) };
         let counters = [self.version, self.incarnation];
         ensure(counters.into_iter().all(|counter| counter < COUNTER_MAX), Refused::BadCounter)?;
-        ensure(is_name(&self.name), Refused::BadName)?;
+        ensure(is_name(&self.name) && is_software(&self.software), Refused::BadName)?;
         ensure(is_reachable(self.address()) && self.vxlan_port != 0, Refused::BadAddress)?;
         ensure(self.underlay_mtu >= UNDERLAY_MTU_MIN, Refused::BadMtu)?;
         ensure(self.vtep_mac.is_unicast(), Refused::BadMac)?;
@@ -110,6 +115,12 @@ pub fn is_name(name: &str) -> bool {
     (1..=NAME_LEN_MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
+/// Whether this is fit to be the name and version of a node's software: up to 32 printable ASCII characters
+/// without spaces, or nothing.
+pub fn is_software(software: &str) -> bool {
+    software.len() <= SOFTWARE_LEN_MAX && software.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// The finalizer of `SplitMix64`: every input bit changes every output bit with probability one half.
 pub(super) fn stir(mut bits: u64) -> u64 {
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -134,6 +145,7 @@ pub(super) mod tests {
             underlay_mtu: 1500,
             vtep_mac: id.vtep_mac(),
             left: false,
+            software: "weft/0.1.0".to_owned(),
             leases: vec![LeaseRecord {
                 network: IpAddr::from([10, 244, id.0[0], 0]),
                 prefix_len: 24,
@@ -148,13 +160,15 @@ pub(super) mod tests {
         type Spoil = fn(&mut Record);
         let config = LeaseConfig::default();
         assert_eq!(record(1, 1).validate(&config), Ok(()));
-        let cases: [(Refused, Spoil); 14] = [
+        let cases: [(Refused, Spoil); 16] = [
             (Refused::BadCounter, |record| record.version = u64::MAX),
             (Refused::BadCounter, |record| record.incarnation = COUNTER_MAX),
             (Refused::BadCounter, |record| record.leases[0].epoch = COUNTER_MAX),
             (Refused::BadName, |record| record.name.clear()),
             (Refused::BadName, |record| record.name = "a".repeat(64)),
             (Refused::BadName, |record| record.name = "a\u{1b}[2J".to_owned()),
+            (Refused::BadName, |record| record.software = "a b".to_owned()),
+            (Refused::BadName, |record| record.software = "a".repeat(33)),
             (Refused::BadAddress, |record| record.underlay = IpAddr::from([0; 4])),
             (Refused::BadAddress, |record| record.vxlan_port = 0),
             (Refused::BadMtu, |record| record.underlay_mtu = 68),

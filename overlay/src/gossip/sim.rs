@@ -134,6 +134,7 @@ impl Network {
             gossip_port: 7946,
             vxlan_port: 4789,
             underlay_mtu: 1500,
+            software: "weft/0.1.0".to_owned(),
             has_seeds: false,
             memory: Memory::default(),
         }

@@ -103,6 +103,7 @@ impl Gossip {
                 gossip_port: record.gossip_port,
                 vtep_mac: record.vtep_mac,
                 underlay_mtu: record.underlay_mtu,
+                software: record.software.clone(),
                 leases: leases.collect(),
                 state,
                 version: record.version,

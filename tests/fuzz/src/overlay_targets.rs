@@ -70,6 +70,7 @@ impl Pair {
                 gossip_port: 7946,
                 vxlan_port: 4789,
                 underlay_mtu: 1500,
+                software: String::new(),
                 has_seeds: false,
                 memory: Memory::default(),
             };
