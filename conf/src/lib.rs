@@ -11,6 +11,7 @@
 //! The same table makes `docs/configuration.md` and `conf/examples/full.toml` ([mod@reference]), so the
 //! documentation cannot differ from what is accepted.
 
+pub mod cluster;
 mod document;
 mod error;
 mod node;
