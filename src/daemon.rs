@@ -537,6 +537,14 @@ fn set_lease(control: &mut Control, state: &LeaseState) {
             );
             (LeasePhase::Exhausted, Some(problem))
         }
+        LeaseState::Returning { .. } => (LeasePhase::Returning, None),
+        LeaseState::Blocked { prefix, by, .. } => {
+            let problem = format!(
+                "the subnet {prefix} is fixed for this node and for node {by}, which has it: change `fixed` under \
+                 [lease] in the configuration of one of them (`weft nodes` shows who that is)"
+            );
+            (LeasePhase::Blocked, Some(problem))
+        }
         LeaseState::Suspended { other } => {
             let problem = format!(
                 "the node at {other} has this node's identity, as after cloning a disk: stop weftd here, remove \

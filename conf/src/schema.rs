@@ -198,8 +198,8 @@ const OVERLAY: Section = Section {
 
 const LEASE: Section = Section {
     name: "lease",
-    doc: "The cluster's address ranges, of which each node leases one subnet per family. All nodes of a \
-          network must have the same `ranges` and prefix lengths.",
+    doc: "The cluster's address ranges, of which each node leases one subnet per family. This section is read \
+          again while the daemon runs, see [Change](operations.md#change-restart-remove).",
     fields: &[
         Field {
             name: "ranges",
@@ -211,7 +211,8 @@ const LEASE: Section = Section {
             },
             default: Default::Fixed,
             doc: "The ranges that pods' addresses come from, at most one of them IPv6. A node leases one \
-                  subnet per family. The ranges must not overlap with the underlay or anything else that pods should reach. \
+                  subnet per family, and routes the leases of others also out of ranges that only they have. \
+                  The ranges must not overlap with the underlay or anything else that pods should reach. \
                   When all subnets of a range are leased, a further node gets none, says so, and adding \
                   a pod there fails with a clear error.",
         },
@@ -219,7 +220,7 @@ const LEASE: Section = Section {
             name: "prefix_len_v4",
             kind: Kind::Whole { min: 8, max: 30, unit: "bits" },
             default: Default::Fixed,
-            doc: "Length of a node's IPv4 subnet. 24 leaves 253 pods: the network and broadcast \
+            doc: "Length of this node's IPv4 subnet; nodes may differ. A change is taken up with the next claim. 24 leaves 253 pods: the network and broadcast \
                   addresses are not used, and the first is the node's. When all are in use, adding a pod \
                   fails with a clear error.",
         },
@@ -227,7 +228,33 @@ const LEASE: Section = Section {
             name: "prefix_len_v6",
             kind: Kind::Whole { min: 8, max: 126, unit: "bits" },
             default: Default::Fixed,
-            doc: "Length of a node's IPv6 subnet. Set it only with an IPv6 range.",
+            doc: "Length of this node's IPv6 subnet; nodes may differ. Set it only with an IPv6 range.",
+        },
+        Field {
+            name: "fixed",
+            kind: Kind::List {
+                form: "subnets like 10.244.7.0/24",
+                check: check_range,
+                count_min: 0,
+                count_max: 2,
+            },
+            default: Default::Fixed,
+            doc: "The subnet that this node has, whatever others hold: one per family at most, inside of `ranges`, \
+                  of any length that a lease may have. Another node that has chosen a part of it moves to another \
+                  subnet; its pods keep their addresses until they end. When it is fixed for two nodes, the second \
+                  gets none and says so.",
+        },
+        Field {
+            name: "reserved",
+            kind: Kind::List {
+                form: "subnets like 10.244.0.0/24",
+                check: check_reserved,
+                count_min: 0,
+                count_max: 16,
+            },
+            default: Default::Fixed,
+            doc: "Subnets that no node chooses by itself: for those that are `fixed`, or for other uses. It is enough \
+                  that one live node has it in its file. Who holds one already keeps it.",
         },
         Field {
             name: "hold_s",
@@ -399,16 +426,13 @@ fn check_path(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+fn check_reserved(text: &str) -> Result<(), String> {
+    let prefix = parse_prefix(text)?;
+    if prefix.prefix() < 8 { Err("its prefix has 8 bits or more".into()) } else { Ok(()) }
+}
+
 fn check_range(text: &str) -> Result<(), String> {
-    let range: IpNetwork = match (text.contains('/'), text.parse()) {
-        (true, Ok(range)) => range,
-        (true, Err(error)) => return Err(format!("it is not a range: {error}")),
-        (false, _) => return Err("a range ends with / and the length of its prefix".into()),
-    };
-    if range.ip() != range.network() {
-        let network = range.network();
-        return Err(format!("its first address is {network}/{}", range.prefix()));
-    }
+    let range = parse_prefix(text)?;
     let bounds = if range.is_ipv4() { 8..=30 } else { 8..=126 };
     if !bounds.contains(&range.prefix()) {
         return Err(format!("its prefix has {} to {} bits", bounds.start(), bounds.end()));
@@ -428,6 +452,19 @@ fn check_range(text: &str) -> Result<(), String> {
         return Err("such addresses cannot be routed".into());
     }
     Ok(())
+}
+
+fn parse_prefix(text: &str) -> Result<IpNetwork, String> {
+    let range: IpNetwork = match (text.contains('/'), text.parse()) {
+        (true, Ok(range)) => range,
+        (true, Err(error)) => return Err(format!("it is not a range: {error}")),
+        (false, _) => return Err("a range ends with / and the length of its prefix".into()),
+    };
+    if range.ip() != range.network() {
+        let network = range.network();
+        return Err(format!("its first address is {network}/{}", range.prefix()));
+    }
+    Ok(range)
 }
 
 #[cfg(test)]

@@ -549,7 +549,9 @@ mod tests {
         .await;
 
         let second = Agent::spawn(agent(dir.path(), 2, &["127.77.3.1"])).await.unwrap();
-        assert_eq!(second.lease().borrow().held(), lease, "at once, from the disk");
+        let state = second.lease().borrow().clone();
+        assert_eq!(state, LeaseState::Returning { prefixes: lease.clone() }, "from the disk");
+        until(&mut second.lease(), |state| state.held() == lease).await;
         until(&mut first.map(), both).await;
         first.abort();
         second.abort();

@@ -62,18 +62,27 @@ impl Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LeaseConfig {
-    /// The cluster's address ranges, out of which every node leases one subnet per family. Default
-    /// `["10.244.0.0/16"]`; at least one, at most 16, at most one of them IPv6, none overlapping. They
-    /// must be the same on every node: a record with a lease outside of them is refused and counted.
+    /// The cluster's address ranges, out of which this node leases one subnet per family. Default
+    /// `["10.244.0.0/16"]`; at least one, at most 16, at most one of them IPv6, none overlapping. Every
+    /// node announces its own, and routes those of all; see `docs/gossip.md`.
     pub ranges: Vec<IpNetwork>,
 
-    /// Length in bits of an IPv4 lease. Default 24 (254 pods per node); bounds: the longest IPv4 range's
-    /// own length to 30. It must be the same on every node.
+    /// Length in bits of this node's IPv4 lease, the next time that it claims one. Default 24 (253 pods);
+    /// bounds: the longest IPv4 range's own length to 30. Nodes may differ.
     pub prefix_len_v4: u8,
 
-    /// Length in bits of an IPv6 lease. Default 64; bounds: the IPv6 range's own length to 126. It must
-    /// be the same on every node.
+    /// Length in bits of this node's IPv6 lease, the next time that it claims one. Default 64; bounds:
+    /// the IPv6 range's own length to 126. Nodes may differ.
     pub prefix_len_v6: u8,
+
+    /// The subnets that this node has, and no others: at most one per family, inside of the ranges, of
+    /// any length that a lease may have. Default none. Another node that holds a part of one gives it up,
+    /// unless it is fixed there, too.
+    pub fixed: Vec<IpNetwork>,
+
+    /// Subnets that no node chooses, unless they are fixed for it: at most 16. Default none. Every node
+    /// announces its own and keeps away from those of all. Who holds one already keeps it.
+    pub reserved: Vec<IpNetwork>,
 
     /// How long the lease of a node that died or left stays reserved for its return, in seconds. Default
     /// 86 400 (a day); bounds 0 to 31 536 000 (a year). When nothing else is free, the subnet that has
@@ -97,6 +106,8 @@ impl Default for LeaseConfig {
             ranges: vec![IpNetwork::V4(DEFAULT_RANGE)],
             prefix_len_v4: 24,
             prefix_len_v6: 64,
+            fixed: Vec::new(),
+            reserved: Vec::new(),
             hold_s: 86_400,
             claim_wait_ms: 5000,
             claim_confirm_ms: 1500,
@@ -115,6 +126,8 @@ impl LeaseConfig {
     pub fn validate(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         self.validate_ranges(&mut problems);
+        self.validate_fixed(&mut problems);
+        self.validate_reserved(&mut problems);
         for (field, length, longest, v6) in [
             ("prefix_len_v4", self.prefix_len_v4, 30, false),
             ("prefix_len_v6", self.prefix_len_v6, 126, true),
@@ -147,7 +160,7 @@ impl LeaseConfig {
                 "no range: pods would have no addresses; write one, such as 10.244.0.0/16".into(),
             );
         }
-        if self.ranges.len() > 16 {
+        if self.ranges.len() > RANGES_MAX {
             complain(format!("{} ranges: at most 16 are possible", self.ranges.len()));
         }
         if self.ranges.iter().filter(|range| range.is_ipv6()).count() > 1 {
@@ -170,17 +183,57 @@ impl LeaseConfig {
         }
     }
 
-    /// Length in bits of a lease of the family of `range`.
-    pub fn prefix_len(&self, range: IpNetwork) -> u8 {
-        if range.is_ipv6() { self.prefix_len_v6 } else { self.prefix_len_v4 }
+    fn validate_fixed(&self, problems: &mut Vec<(&'static str, String)>) {
+        for (ix, fixed) in self.fixed.iter().enumerate() {
+            if !self.is_lease(*fixed) {
+                let text = format!(
+                    "{fixed} is no subnet of the ranges with 8 to 30 bits (IPv6: to 126): write one"
+                );
+                problems.push(("fixed", text));
+            }
+            let twice = self.fixed[..ix].iter().any(|other| other.is_ipv6() == fixed.is_ipv6());
+            if twice {
+                problems
+                    .push(("fixed", format!("{fixed} is a second one of its family: keep one")));
+            }
+        }
     }
 
-    /// Whether `prefix` is exactly one of the subnets that a node can lease.
-    pub fn is_lease(&self, prefix: IpNetwork) -> bool {
-        prefix.ip() == prefix.network()
-            && prefix.prefix() == self.prefix_len(prefix)
-            && self.ranges.iter().any(|range| covers(*range, prefix))
+    fn validate_reserved(&self, problems: &mut Vec<(&'static str, String)>) {
+        if self.reserved.len() > RESERVED_MAX {
+            let text =
+                format!("{} entries: at most {RESERVED_MAX} are possible", self.reserved.len());
+            problems.push(("reserved", text));
+        }
+        for reserved in self.reserved.iter().filter(|prefix| prefix.ip() != prefix.network()) {
+            problems.push(("reserved", format!("{reserved} has bits set behind its length")));
+        }
     }
+
+    /// Whether `prefix` is a subnet that a node can lease. It need not be of this node's length.
+    pub fn is_lease(&self, prefix: IpNetwork) -> bool {
+        is_subnet(prefix) && self.ranges.iter().any(|range| covers(*range, prefix))
+    }
+
+    /// The subnet that this node must have of a family.
+    pub fn fixed(&self, v6: bool) -> Option<IpNetwork> {
+        self.fixed.iter().copied().find(|prefix| prefix.is_ipv6() == v6)
+    }
+}
+
+/// Most ranges, and most reserved subnets.
+pub(crate) const RANGES_MAX: usize = 16;
+pub(crate) const RESERVED_MAX: usize = 16;
+
+/// Whether `prefix` has the form of a lease: no bits behind its length, and room for a pod.
+pub(crate) fn is_subnet(prefix: IpNetwork) -> bool {
+    let lengths = if prefix.is_ipv6() { 8..=126 } else { 8..=30 };
+    prefix.ip() == prefix.network() && lengths.contains(&prefix.prefix())
+}
+
+/// Whether `range` can be a cluster range.
+pub(crate) fn is_range(range: IpNetwork) -> bool {
+    is_subnet(range) && unusable(range).is_none()
 }
 
 /// Whether `range` contains all of `prefix`.
@@ -236,6 +289,8 @@ mod tests {
                 .to_vec(),
             prefix_len_v4: 18,
             prefix_len_v6: 127,
+            fixed: vec![net("10.9.0.0/24"), net("10.1.9.0/24")],
+            reserved: vec![net("10.1.0.1/24")],
             hold_s: 31_536_001,
             claim_wait_ms: 0,
             claim_confirm_ms: 0,
@@ -246,7 +301,9 @@ mod tests {
         {
             assert!(text.contains(part), "{part} in {text}");
         }
-        for field in ["prefix_len_v6", "hold_s", "claim_wait_ms", "claim_confirm_ms"] {
+        for field in
+            ["prefix_len_v6", "fixed", "reserved", "hold_s", "claim_wait_ms", "claim_confirm_ms"]
+        {
             assert!(problems.iter().any(|(name, _)| *name == field), "{field}");
         }
         let none = LeaseConfig { ranges: Vec::new(), ..LeaseConfig::default() };
@@ -254,15 +311,15 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_subnets_of_the_ranges_are_leases() {
+    fn only_subnets_of_the_ranges_are_leases() {
         let config = LeaseConfig {
             ranges: vec![net("10.244.0.0/16"), net("fd00:10:244::/56")],
             ..LeaseConfig::default()
         };
-        for right in ["10.244.0.0/24", "10.244.255.0/24", "fd00:10:244:ff::/64"] {
+        for right in ["10.244.0.0/24", "10.244.255.0/25", "10.244.4.0/22", "fd00:10:244:ff::/64"] {
             assert!(config.is_lease(net(right)), "{right}");
         }
-        for wrong in ["10.244.0.0/25", "10.244.0.1/24", "10.245.0.0/24", "fd00:10:244:100::/64"] {
+        for wrong in ["10.244.0.0/31", "10.244.0.1/24", "10.245.0.0/24", "fd00:10:244:100::/64"] {
             assert!(!config.is_lease(net(wrong)), "{wrong}");
         }
     }

@@ -21,6 +21,7 @@ pub mod interfaces;
 pub mod node_id;
 pub mod path_mtu;
 pub mod send_offload;
+mod span;
 mod state_file;
 pub mod subnet;
 pub mod tunnel;

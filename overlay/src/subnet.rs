@@ -13,6 +13,7 @@ use vswitch::mac::Mac;
 use vswitch::tables::Peer;
 
 use crate::node_id::NodeId;
+use crate::span::Span;
 
 /// Everything that one node knows of all nodes, itself included.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -102,7 +103,9 @@ pub struct Lease {
     pub claim: Claim,
     /// Higher than that of every earlier holder whom the claimant knew of.
     pub epoch: u64,
-    /// Whether somebody else's claim to the same addresses is better; see [`rank`].
+    /// Whether the holder's configuration says that it must be this subnet.
+    pub fixed: bool,
+    /// Whether somebody else's claim to some of its addresses wins; see [`judge`].
     pub contested: bool,
 }
 
@@ -115,13 +118,58 @@ pub enum Claim {
     Held,
 }
 
+/// How good a claim is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether the claimant's configuration says that it must be this subnet.
+    pub fixed: bool,
+    /// How far the claim has come.
+    pub claim: Claim,
+    /// Its epoch.
+    pub epoch: u64,
+    /// The claimant.
+    pub id: NodeId,
+}
+
 /// Compares two claims to the same addresses: the greater one wins, on every node, in whatever order
-/// the news arrived. Held beats claiming; then the higher epoch wins, because its claimant knew of the
-/// other or of a later holder; then the lower node id.
-pub fn rank(one: (Claim, u64, NodeId), other: (Claim, u64, NodeId)) -> Ordering {
-    let (claim, epoch, id) = one;
-    let (other_claim, other_epoch, other_id) = other;
-    claim.cmp(&other_claim).then(epoch.cmp(&other_epoch)).then(other_id.cmp(&id))
+/// the news arrived. Fixed beats chosen, because a person said so; held beats claiming; then the higher
+/// epoch wins, because its claimant knew of the other or of a later holder; then the lower node id.
+pub fn rank(one: Standing, other: Standing) -> Ordering {
+    let fixed = one.fixed.cmp(&other.fixed);
+    let claim = fixed.then(one.claim.cmp(&other.claim));
+    claim.then(one.epoch.cmp(&other.epoch)).then(other.id.cmp(&one.id))
+}
+
+/// A claim to a subnet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bid {
+    /// The subnet.
+    pub prefix: IpNetwork,
+    /// How good the claim is.
+    pub standing: Standing,
+}
+
+/// Decides between claims that overlap: each with who wins against it, if anybody does.
+///
+/// In the order of [`rank`], the best first, a claim wins unless it overlaps with one that has won. So a
+/// claim that loses itself takes nothing from others, and the outcome is the same on every node that knows
+/// the same claims. The winners do not overlap.
+pub fn judge(mut bids: Vec<Bid>) -> Vec<(Bid, Option<NodeId>)> {
+    bids.sort_by(|one, other| rank(other.standing, one.standing));
+    let mut won: BTreeMap<(bool, u128), (Span, NodeId)> = BTreeMap::new();
+    let judged = bids.into_iter().map(|bid| {
+        let (v6, span) = (bid.prefix.is_ipv6(), Span::of(bid.prefix));
+        // Winners are disjoint, so only the last one that begins before the end can reach in.
+        let nearest = won.range(..=(v6, span.last)).next_back();
+        let winner = nearest
+            .filter(|((family, _), (other, _))| *family == v6 && other.overlaps(span))
+            .map(|(_, (_, id))| *id);
+        if winner.is_none() {
+            won.insert((v6, span.first), (span, bid.standing.id));
+        }
+        (bid, winner)
+    });
+    judged.collect()
 }
 
 /// Something that should be unique is not.
@@ -144,10 +192,10 @@ pub enum Conflict {
         /// Their names, in the same order.
         names: [String; 2],
     },
-    /// Two nodes hold one subnet. The traffic goes to the winner, and the other one gives the subnet up
-    /// as soon as it knows.
+    /// Two nodes hold one subnet, or overlapping ones. The traffic goes to the winner, and the other one
+    /// gives its subnet up as soon as it knows.
     Lease {
-        /// The subnet.
+        /// The loser's subnet.
         prefix: IpNetwork,
         /// Who keeps it.
         winner: NodeId,
@@ -175,6 +223,13 @@ impl std::fmt::Display for Conflict {
                  another"
             ),
         }
+    }
+}
+
+impl Lease {
+    /// How good the claim of `id` to this lease is.
+    pub fn standing(&self, id: NodeId) -> Standing {
+        Standing { fixed: self.fixed, claim: self.claim, epoch: self.epoch, id }
     }
 }
 
@@ -241,26 +296,20 @@ impl SubnetMap {
         }
     }
 
-    /// (loser, its prefix, winner) of every claim of an active node that a better one contradicts.
-    ///
-    /// All leases of a family have one length, so two of them overlap only if they are equal.
+    /// (loser, its prefix, winner) of every claim of an active node that loses.
     fn contested(&self) -> Vec<(NodeId, IpNetwork, NodeId)> {
         let active = self.members.values().filter(|member| member.state.is_active());
-        let claims = active.flat_map(|member| {
-            member.leases.iter().map(|lease| (lease.prefix, (lease.claim, lease.epoch, member.id)))
+        let bids = active.flat_map(|member| {
+            member
+                .leases
+                .iter()
+                .map(|lease| Bid { prefix: lease.prefix, standing: lease.standing(member.id) })
         });
-        let mut best: BTreeMap<IpNetwork, (Claim, u64, NodeId)> = BTreeMap::new();
-        for (prefix, claim) in claims.clone() {
-            let winner = best.entry(prefix).or_insert(claim);
-            if rank(claim, *winner) == Ordering::Greater {
-                *winner = claim;
-            }
-        }
-        let winners = claims.filter_map(|(prefix, claim)| {
-            let winner = best.get(&prefix)?.2;
-            (winner != claim.2).then_some((claim.2, prefix, winner))
-        });
-        winners.collect()
+        let judged = judge(bids.collect());
+        let losers = judged
+            .into_iter()
+            .filter_map(|(bid, winner)| winner.map(|winner| (bid.standing.id, bid.prefix, winner)));
+        losers.collect()
     }
 }
 
@@ -280,6 +329,7 @@ mod tests {
             prefix: prefix.parse().unwrap(),
             claim: *claim,
             epoch: *epoch,
+            fixed: false,
             contested: false,
         });
         Member {
@@ -326,11 +376,13 @@ mod tests {
 
     #[test]
     fn the_rank_is_a_strict_order() {
-        let claims: Vec<_> = [Claim::Claiming, Claim::Held]
-            .into_iter()
-            .flat_map(|claim| [1, 2].map(|epoch| (claim, epoch)))
-            .flat_map(|(claim, epoch)| [1, 2].map(|id| (claim, epoch, NodeId([id; 16]))))
-            .collect();
+        let standing = |number: u8| Standing {
+            fixed: number & 8 != 0,
+            claim: if number & 4 != 0 { Claim::Held } else { Claim::Claiming },
+            epoch: u64::from(number >> 1 & 1),
+            id: NodeId([number & 1; 16]),
+        };
+        let claims: Vec<_> = (0..16).map(standing).collect();
         for (ix, one) in claims.iter().enumerate() {
             for (other_ix, other) in claims.iter().enumerate() {
                 assert_eq!(rank(*one, *other), rank(*other, *one).reverse());
@@ -338,7 +390,64 @@ mod tests {
             }
         }
         let best = claims.iter().copied().max_by(|a, b| rank(*a, *b));
-        assert_eq!(best, Some((Claim::Held, 2, NodeId([1; 16]))));
+        assert_eq!(best, Some(standing(14)), "fixed, held, the later epoch, the lower id");
+    }
+
+    #[test]
+    fn who_loses_takes_nothing_from_others() {
+        let bid = |id: u8, prefix: &str, epoch| Bid {
+            prefix: prefix.parse().unwrap(),
+            standing: Standing { fixed: false, claim: Claim::Held, epoch, id: NodeId([id; 16]) },
+        };
+        let bids = [
+            bid(1, "10.244.0.0/24", 1),
+            bid(2, "10.244.0.0/22", 2),
+            bid(3, "10.244.3.0/24", 3),
+            bid(4, "fd00::/64", 1),
+        ];
+        let orders = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]];
+        for order in orders {
+            let mut judged: Vec<_> = judge(order.map(|ix: usize| bids[ix]).to_vec())
+                .into_iter()
+                .map(|(bid, winner)| (bid.standing.id.0[0], winner.map(|id| id.0[0])))
+                .collect();
+            judged.sort_unstable();
+            assert_eq!(judged, [(1, None), (2, Some(3)), (3, None), (4, None)]);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn winners_are_disjoint_and_every_loser_has_a_better_winner(
+            claims in proptest::collection::vec((0_u8..12, 20_u8..27, 0_u8..64, 0_u64..4, 0_u8..4), 0..20),
+        ) {
+            let bids: Vec<_> = claims
+                .into_iter()
+                .map(|(id, len, place, epoch, kind)| {
+                    let bits = u32::from_be_bytes([10, 0, 0, 0]) + (u32::from(place) << 6);
+                    let mask = u32::MAX << (32 - len);
+                    let network = std::net::Ipv4Addr::from_bits(bits & mask);
+                    let claim = if kind & 1 == 1 { Claim::Held } else { Claim::Claiming };
+                    let id = NodeId([id; 16]);
+                    let standing = Standing { fixed: kind & 2 == 2, claim, epoch, id };
+                    Bid { prefix: IpNetwork::new(network.into(), len).unwrap(), standing }
+                })
+                .collect();
+            let judged = judge(bids);
+            let winners: Vec<_> =
+                judged.iter().filter(|(_, winner)| winner.is_none()).map(|(bid, _)| bid).collect();
+            let overlap = |a: &Bid, b: &Bid| Span::of(a.prefix).overlaps(Span::of(b.prefix));
+            for (ix, one) in winners.iter().enumerate() {
+                assert!(winners[..ix].iter().all(|other| !overlap(one, other)));
+            }
+            for (loser, winner) in judged.iter().filter_map(|(bid, by)| Some((bid, (*by)?))) {
+                assert!(winners.iter().any(|other| {
+                    other.standing.id == winner
+                        && overlap(loser, other)
+                        && rank(other.standing, loser.standing) != Ordering::Less
+                }));
+            }
+        }
     }
 
     #[test]

@@ -74,8 +74,12 @@ pub enum LeasePhase {
     Waiting,
     /// Something is claimed.
     Claiming,
+    /// What was held before a restart or a sleep is not used before another node was asked.
+    Returning,
     /// Pods can be given addresses.
     Held,
+    /// The subnet that is fixed for this node is fixed for another one, too.
+    Blocked,
     /// Every subnet is another node's.
     Exhausted,
     /// Another node has this one's identity.
@@ -90,7 +94,9 @@ impl LeasePhase {
         match self {
             Self::Waiting => "waiting",
             Self::Claiming => "claiming",
+            Self::Returning => "returning",
             Self::Held => "held",
+            Self::Blocked => "blocked",
             Self::Exhausted => "exhausted",
             Self::Suspended => "suspended",
             Self::Left => "left",

@@ -261,6 +261,8 @@ impl Control {
             LeasePhase::Exhausted => Err(AttachError::RangeExhausted(why())),
             LeasePhase::Waiting
             | LeasePhase::Claiming
+            | LeasePhase::Returning
+            | LeasePhase::Blocked
             | LeasePhase::Suspended
             | LeasePhase::Left => Err(AttachError::NoLease(why())),
         }

@@ -179,7 +179,11 @@ impl Control {
             attached: BTreeMap::new(),
             numbers,
             lease: HeldLease { v4, v6 },
-            lease_phase: LeasePhase::Waiting,
+            lease_phase: if v4.is_some() || v6.is_some() {
+                LeasePhase::Returning
+            } else {
+                LeasePhase::Waiting
+            },
             lease_waiting: None,
             map: Arc::default(),
             underlay: None,
@@ -226,6 +230,7 @@ impl Control {
             self.raise(Topic::Node(ProblemTopic::Lease), problem);
             return;
         }
+        let was_unproven = self.lease_phase == LeasePhase::Returning;
         self.lease_phase = LeasePhase::Held;
         self.lease_waiting = None;
         self.clear(&Topic::Node(ProblemTopic::Lease));
@@ -233,6 +238,9 @@ impl Control {
         self.lease = lease;
         self.set_up_host();
         self.publish();
+        if was_unproven && !changed {
+            tracing::info!("the lease is this node's still");
+        }
         if changed {
             let leases: Vec<_> = self.leases().iter().map(ToString::to_string).collect();
             tracing::info!(leases = leases.join(" "), "lease taken up");
@@ -242,8 +250,15 @@ impl Control {
 
     /// Takes up that there is no lease at present, and why. The last one still serves the pods that are
     /// there, and gives no new addresses.
+    ///
+    /// While it is not known whether the last one still is this node's ([`LeasePhase::Returning`]), nothing is
+    /// sent to other nodes or taken from them.
     pub fn set_no_lease(&mut self, phase: LeasePhase, problem: Option<String>) {
+        let was_unproven = self.lease_phase == LeasePhase::Returning;
         self.lease_phase = phase;
+        if was_unproven != (phase == LeasePhase::Returning) {
+            self.publish();
+        }
         self.lease_waiting = None;
         match problem {
             Some(problem) => self.raise(Topic::Node(ProblemTopic::Lease), problem),
@@ -398,9 +413,9 @@ impl Control {
             ranges: self.config.lease.ranges.clone(),
             host_mtu: self.host.as_ref().map(|_| self.pod_mtu()),
             pods: self.attached.values().map(Attached::to_table).collect(),
-            peers: match self.underlay {
-                Some(_) => self.narrow(self.map.peers(self.identity.id, own_mtu)),
-                None => Vec::new(),
+            peers: match (&self.underlay, self.lease_phase) {
+                (None, _) | (Some(_), LeasePhase::Returning) => Vec::new(),
+                (Some(_), _) => self.narrow(self.map.peers(self.identity.id, own_mtu)),
             },
         };
         let (tables, left_out) = compile::compile(inputs);

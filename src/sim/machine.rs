@@ -380,6 +380,8 @@ impl Machine {
             LeaseState::Held { prefixes } => Some(prefixes),
             LeaseState::Waiting
             | LeaseState::Claiming { .. }
+            | LeaseState::Returning { .. }
+            | LeaseState::Blocked { .. }
             | LeaseState::Exhausted { .. }
             | LeaseState::Suspended { .. }
             | LeaseState::Left => None,

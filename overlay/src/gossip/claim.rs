@@ -4,27 +4,30 @@
 //!
 //! ```text
 //!           synced, or alone          quiet for claim_confirm       on disk
-//!  Idle ─────────────────────► Claiming ──────────────────► Saving ────────► Held
-//!   ▲                             │ ▲                         │               │
-//!   └── somebody's claim is better┘ └── nothing free: Exhausted              │
-//!   └─────────────────────────────────────────────────────────┴───────────────┘
+//!  Idle ─────────────────────► Claiming ──────────────────► Saving ────────► Held ◄────┐
+//!   ▲                             │ ▲                         │               │ ▲      │
+//!   ├── somebody's claim is better┘ ├── nothing free: Exhausted               │ │      │ synced,
+//!   │                               └── the fixed one is fixed elsewhere:     │ │      │ or alone
+//!   │                                   Blocked                               ▼ │      │
+//!   │                                                        slept: ──► Returning ─────┘
+//!   └───────────────── somebody's claim is better, or released ───────────────┘
 //! ```
 //!
-//! A remembered lease starts at `Held`.
+//! A remembered lease starts at `Returning`: others see that it is still claimed, but it is not used before
+//! somebody was asked.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 
 use super::identity::COUNTER_MAX;
 use super::record::{LeaseRecord, stir};
-use super::store::{Store, Stored};
-use crate::config::LeaseConfig;
+use super::slots::{Slots, Taken};
+use super::store::Store;
+use crate::config::{LeaseConfig, overlaps};
 use crate::node_id::NodeId;
-use crate::subnet::{Claim, rank};
+use crate::subnet::{Bid, Claim, Standing, judge, rank};
 
 /// A lease that a node had before it was restarted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +38,28 @@ pub struct RememberedLease {
     pub epoch: u64,
 }
 
+/// Why a node gives a lease up by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// It is outside of the configured ranges.
+    OutsideRanges,
+    /// The configuration fixes another one.
+    FixedElsewhere,
+    /// The cluster remembers a later lease of this node than its disk does.
+    Outdated,
+}
+
+impl Release {
+    /// The reason in words.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::OutsideRanges => "it is outside of the configured ranges",
+            Self::FixedElsewhere => "the configuration fixes another subnet for this node",
+            Self::Outdated => "the cluster remembers a later lease of this node",
+        }
+    }
+}
+
 /// What changed about the own leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
@@ -42,22 +67,36 @@ pub(super) enum Change {
     Claimed(IpNetwork),
     /// Save all leases; then call [`Claims::saved`].
     Save,
+    /// It was this node's, and is not used until it is known that it still is.
+    Unproven(IpNetwork),
     /// The subnet is this node's.
     Held(IpNetwork),
     /// Somebody else has it.
     Lost { prefix: IpNetwork, winner: NodeId, held: bool },
+    /// This node gives it up.
+    Released { prefix: IpNetwork, why: Release },
     /// Every subnet is somebody's.
     Exhausted { v6: bool },
-    /// It was remembered, and cannot be a lease here any more.
-    Forgotten(IpNetwork),
+    /// The only one that it may have is fixed for another node, too.
+    Blocked { prefix: IpNetwork, by: NodeId },
+}
+
+/// The own leases, for whoever asks.
+#[derive(Debug, Default)]
+pub(super) struct Summary {
+    pub(super) held: Vec<IpNetwork>,
+    pub(super) returning: Vec<IpNetwork>,
+    pub(super) claiming: Vec<IpNetwork>,
+    /// The ranges in which nothing is free.
+    pub(super) exhausted: Vec<IpNetwork>,
+    /// A fixed subnet that another node has, and who.
+    pub(super) blocked: Option<(IpNetwork, NodeId)>,
 }
 
 #[derive(Debug)]
 pub(super) struct Claims {
     own: NodeId,
     config: LeaseConfig,
-    confirm: Duration,
-    hold: Duration,
     families: Vec<Family>,
     /// The highest epoch that was ever seen anywhere: a new claim goes above it, so that a former holder
     /// who slept through everything, or was forgotten, loses to whoever came after.
@@ -69,6 +108,7 @@ pub(super) struct Claims {
 struct Family {
     v6: bool,
     slots: Slots,
+    fixed: Option<IpNetwork>,
     step: Step,
 }
 
@@ -76,52 +116,114 @@ struct Family {
 enum Step {
     Idle,
     Exhausted,
+    Blocked { by: NodeId },
     Claiming { prefix: IpNetwork, epoch: u64, since: Instant },
     Saving { prefix: IpNetwork, epoch: u64 },
+    Returning { prefix: IpNetwork, epoch: u64 },
     Held { prefix: IpNetwork, epoch: u64 },
 }
 
 impl Step {
     fn lease(self) -> Option<(IpNetwork, Claim, u64)> {
         match self {
-            Self::Idle | Self::Exhausted => None,
+            Self::Idle | Self::Exhausted | Self::Blocked { .. } => None,
             Self::Claiming { prefix, epoch, .. } | Self::Saving { prefix, epoch } => {
                 Some((prefix, Claim::Claiming, epoch))
             }
-            Self::Held { prefix, epoch } => Some((prefix, Claim::Held, epoch)),
+            Self::Returning { prefix, epoch } | Self::Held { prefix, epoch } => {
+                Some((prefix, Claim::Held, epoch))
+            }
         }
+    }
+
+    fn is_seeking(self) -> bool {
+        matches!(self, Self::Idle | Self::Exhausted | Self::Blocked { .. })
+    }
+}
+
+impl Family {
+    fn new(config: &LeaseConfig, v6: bool) -> Option<Self> {
+        let slots = Slots::new(config, v6);
+        (slots.total > 0).then(|| Self { v6, slots, fixed: config.fixed(v6), step: Step::Idle })
+    }
+
+    fn bid(&self, own: NodeId) -> Option<Bid> {
+        let (prefix, claim, epoch) = self.step.lease()?;
+        let fixed = self.fixed == Some(prefix);
+        Some(Bid { prefix, standing: Standing { fixed, claim, epoch, id: own } })
+    }
+
+    /// Why this lease cannot stay, as far as the configuration says.
+    fn misfit(&self, prefix: IpNetwork, config: &LeaseConfig) -> Option<Release> {
+        if !config.is_lease(prefix) {
+            return Some(Release::OutsideRanges);
+        }
+        self.fixed.filter(|fixed| *fixed != prefix).map(|_| Release::FixedElsewhere)
     }
 }
 
 impl Claims {
     pub(super) fn new(own: NodeId, config: LeaseConfig) -> Self {
-        let families = [false, true].into_iter().filter_map(|v6| {
-            let slots = Slots::new(&config, v6);
-            (slots.total > 0).then_some(Family { v6, slots, step: Step::Idle })
-        });
-        Self {
-            own,
-            confirm: Duration::from_millis(u64::from(config.claim_confirm_ms)),
-            hold: Duration::from_secs(u64::from(config.hold_s)),
-            families: families.collect(),
-            config,
-            clock: 0,
-            attempts: 0,
-        }
+        let families = [false, true].into_iter().filter_map(|v6| Family::new(&config, v6));
+        Self { own, families: families.collect(), config, clock: 0, attempts: 0 }
     }
 
-    /// Takes up a lease of a former life; what the ranges do not contain any more is returned.
+    /// Takes up a lease of a former life, to be proven; what does not fit the configuration any more is
+    /// released.
     pub(super) fn remember(&mut self, lease: RememberedLease) -> Change {
         self.witness(lease.epoch);
         let RememberedLease { prefix, epoch } = lease;
         let family = self.families.iter_mut().find(|family| family.v6 == prefix.is_ipv6());
-        match family {
-            Some(family) if self.config.is_lease(prefix) && family.step == Step::Idle => {
-                family.step = Step::Held { prefix, epoch };
-                Change::Held(prefix)
+        let Some(family) = family.filter(|family| family.step == Step::Idle) else {
+            return Change::Released { prefix, why: Release::OutsideRanges };
+        };
+        match family.misfit(prefix, &self.config) {
+            Some(why) => Change::Released { prefix, why },
+            None => {
+                family.step = Step::Returning { prefix, epoch };
+                Change::Unproven(prefix)
             }
-            Some(_) | None => Change::Forgotten(prefix),
         }
+    }
+
+    /// Takes up another configuration. A lease stays whatever its length is; one that is outside of the
+    /// ranges, or not the fixed one, is given up.
+    pub(super) fn configure(&mut self, config: LeaseConfig) -> Vec<Change> {
+        self.config = config;
+        let former = std::mem::take(&mut self.families);
+        let mut changes = Vec::new();
+        for v6 in [false, true] {
+            let held = former.iter().find(|family| family.v6 == v6).map(|family| family.step);
+            let lease = held.and_then(Step::lease);
+            let Some(mut family) = Family::new(&self.config, v6) else {
+                changes.extend(lease.map(|(prefix, _, _)| Change::Released {
+                    prefix,
+                    why: Release::OutsideRanges,
+                }));
+                continue;
+            };
+            let misfit = lease.and_then(|(prefix, _, _)| {
+                family.misfit(prefix, &self.config).map(|why| Change::Released { prefix, why })
+            });
+            if misfit.is_none() && lease.is_some() {
+                family.step = held.unwrap_or(Step::Idle);
+            }
+            changes.extend(misfit);
+            self.families.push(family);
+        }
+        changes
+    }
+
+    /// After a sleep: what is held is not used until it is known that it still is this node's.
+    pub(super) fn doubt(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for family in &mut self.families {
+            if let Step::Held { prefix, epoch } = family.step {
+                family.step = Step::Returning { prefix, epoch };
+                changes.push(Change::Unproven(prefix));
+            }
+        }
+        changes
     }
 
     /// Takes note of an epoch that somebody has used.
@@ -135,26 +237,33 @@ impl Claims {
         self.clock
     }
 
-    /// Takes back what this node's own former record in the cluster says that it held, as far as it
-    /// knows of no lease itself: the disk was lost, the cluster remembers.
+    /// Takes back what this node's own former record in the cluster says that it held, as far as its own
+    /// disk does not know better: that was lost, or set back; the cluster remembers.
     pub(super) fn adopt(&mut self, leases: &[LeaseRecord], store: &Store) -> Vec<Change> {
         let mut changes = Vec::new();
         for lease in leases.iter().filter(|lease| lease.held) {
             let Some(prefix) = lease.prefix() else { continue };
-            let claim = (Claim::Held, lease.epoch, self.own);
-            if self.winner(prefix, claim, store).is_some() || !self.config.is_lease(prefix) {
+            let Some(ix) = self.families.iter().position(|family| family.v6 == prefix.is_ipv6())
+            else {
+                continue;
+            };
+            let bid = Bid { prefix, standing: lease.standing(self.own) };
+            let family = &self.families[ix];
+            if family.misfit(prefix, &self.config).is_some() || self.winner(bid, store).is_some() {
                 continue;
             }
-            for family in self.families.iter_mut().filter(|family| family.v6 == prefix.is_ipv6()) {
-                match family.step {
-                    Step::Idle | Step::Exhausted | Step::Claiming { .. } => {
-                        family.step = Step::Saving { prefix, epoch: lease.epoch };
-                        changes.push(Change::Claimed(prefix));
-                        changes.push(Change::Save);
-                    }
-                    Step::Saving { .. } | Step::Held { .. } => {}
-                }
-            }
+            let outdated = match family.step {
+                Step::Idle | Step::Exhausted | Step::Blocked { .. } | Step::Claiming { .. } => None,
+                Step::Returning { prefix, epoch } if epoch < lease.epoch => Some(prefix),
+                Step::Returning { .. } | Step::Saving { .. } | Step::Held { .. } => continue,
+            };
+            self.families[ix].step = Step::Saving { prefix, epoch: lease.epoch };
+            changes.extend(
+                outdated
+                    .filter(|former| *former != prefix)
+                    .map(|prefix| Change::Released { prefix, why: Release::Outdated }),
+            );
+            changes.extend([Change::Claimed(prefix), Change::Save]);
         }
         changes
     }
@@ -171,16 +280,32 @@ impl Claims {
         changes
     }
 
-    /// Looks at what everybody holds, and decides. `may_claim`: whether it is time to claim something.
-    pub(super) fn tick(&mut self, store: &Store, may_claim: bool, now: Instant) -> Vec<Change> {
+    /// Looks at what everybody holds, and decides. `is_informed`: whether it is known what others hold, or
+    /// nobody can tell. `may_claim`: whether, besides, something new could be saved.
+    pub(super) fn tick(
+        &mut self,
+        store: &Store,
+        is_informed: bool,
+        may_claim: bool,
+        now: Instant,
+    ) -> Vec<Change> {
         let mut changes = Vec::new();
         self.contest(store, &mut changes);
+        if is_informed {
+            for family in &mut self.families {
+                if let Step::Returning { prefix, epoch } = family.step {
+                    family.step = Step::Held { prefix, epoch };
+                    changes.push(Change::Held(prefix));
+                }
+            }
+        }
         if may_claim {
             self.claim(store, now, &mut changes);
         }
+        let confirm = self.confirm();
         for family in &mut self.families {
             if let Step::Claiming { prefix, epoch, since } = family.step
-                && now.duration_since(since) >= self.confirm
+                && now.duration_since(since) >= confirm
             {
                 family.step = Step::Saving { prefix, epoch };
                 changes.push(Change::Save);
@@ -206,36 +331,39 @@ impl Claims {
     /// What has to survive a restart.
     pub(super) fn to_save(&self) -> Vec<RememberedLease> {
         let leases = self.families.iter().filter_map(|family| match family.step {
-            Step::Idle | Step::Exhausted | Step::Claiming { .. } => None,
-            Step::Saving { prefix, epoch } | Step::Held { prefix, epoch } => {
-                Some(RememberedLease { prefix, epoch })
-            }
+            Step::Idle | Step::Exhausted | Step::Blocked { .. } | Step::Claiming { .. } => None,
+            Step::Saving { prefix, epoch }
+            | Step::Returning { prefix, epoch }
+            | Step::Held { prefix, epoch } => Some(RememberedLease { prefix, epoch }),
         });
         leases.collect()
     }
 
     /// What the own record says.
     pub(super) fn records(&self) -> Vec<LeaseRecord> {
-        let leases = self.families.iter().filter_map(|family| family.step.lease());
-        leases.map(|(prefix, claim, epoch)| LeaseRecord::new(prefix, claim, epoch)).collect()
+        let bids = self.families.iter().filter_map(|family| family.bid(self.own));
+        bids.map(|bid| LeaseRecord::new(bid.prefix, bid.standing)).collect()
     }
 
-    /// The subnets that are held and that are claimed, and the ranges in which nothing is free.
-    pub(super) fn summary(&self) -> (Vec<IpNetwork>, Vec<IpNetwork>, Vec<IpNetwork>) {
-        let (mut held, mut claiming, mut exhausted) = (Vec::new(), Vec::new(), Vec::new());
+    pub(super) fn summary(&self) -> Summary {
+        let mut summary = Summary::default();
         for family in &self.families {
             match family.step {
                 Step::Idle => {}
                 Step::Exhausted => {
-                    exhausted.extend(family.slots.ranges.iter().map(|(net, _)| *net));
+                    summary.exhausted.extend(family.slots.ranges.iter().map(|(net, _)| *net));
+                }
+                Step::Blocked { by } => {
+                    summary.blocked = family.fixed.map(|fixed| (fixed, by)).or(summary.blocked);
                 }
                 Step::Claiming { prefix, .. } | Step::Saving { prefix, .. } => {
-                    claiming.push(prefix);
+                    summary.claiming.push(prefix);
                 }
-                Step::Held { prefix, .. } => held.push(prefix),
+                Step::Returning { prefix, .. } => summary.returning.push(prefix),
+                Step::Held { prefix, .. } => summary.held.push(prefix),
             }
         }
-        (held, claiming, exhausted)
+        summary
     }
 
     /// Whether every family has its lease.
@@ -245,76 +373,114 @@ impl Claims {
 
     /// Whether a family would claim something if it could.
     pub(super) fn is_seeking(&self) -> bool {
-        self.families.iter().any(|family| matches!(family.step, Step::Idle | Step::Exhausted))
+        self.families.iter().any(|family| family.step.is_seeking())
+    }
+
+    /// Whether a lease waits for its proof.
+    pub(super) fn is_returning(&self) -> bool {
+        self.families.iter().any(|family| matches!(family.step, Step::Returning { .. }))
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let claiming = self.families.iter().filter_map(|family| match family.step {
-            Step::Claiming { since, .. } => Some(since + self.confirm),
-            Step::Idle | Step::Exhausted | Step::Saving { .. } | Step::Held { .. } => None,
+            Step::Claiming { since, .. } => Some(since + self.confirm()),
+            Step::Idle
+            | Step::Exhausted
+            | Step::Blocked { .. }
+            | Step::Saving { .. }
+            | Step::Returning { .. }
+            | Step::Held { .. } => None,
         });
         claiming.min()
     }
 
+    fn confirm(&self) -> Duration {
+        Duration::from_millis(u64::from(self.config.claim_confirm_ms))
+    }
+
     fn contest(&mut self, store: &Store, changes: &mut Vec<Change>) {
         for ix in 0..self.families.len() {
-            let Some((prefix, claim, epoch)) = self.families[ix].step.lease() else { continue };
-            if let Some(winner) = self.winner(prefix, (claim, epoch, self.own), store) {
+            let Some(bid) = self.families[ix].bid(self.own) else { continue };
+            if let Some(winner) = self.winner(bid, store) {
                 self.families[ix].step = Step::Idle;
-                changes.push(Change::Lost { prefix, winner, held: claim == Claim::Held });
+                let held = bid.standing.claim == Claim::Held;
+                changes.push(Change::Lost { prefix: bid.prefix, winner, held });
             }
         }
     }
 
-    /// Whose claim to `prefix` is better than the own one.
+    /// Whose claim wins against the own one.
     ///
-    /// A dead node's is only if it is a later one: then it won the subnet while this node was away, and
+    /// A dead node's does only if it is a later one: then it won the subnet while this node was away, and
     /// may come back.
-    fn winner(
-        &self,
-        prefix: IpNetwork,
-        own: (Claim, u64, NodeId),
-        store: &Store,
-    ) -> Option<NodeId> {
-        let mut best: Option<(Claim, u64, NodeId)> = None;
-        for stored in store.iter().filter(|stored| stored.record.id != self.own) {
+    fn winner(&self, own: Bid, store: &Store) -> Option<NodeId> {
+        let others = || store.iter().filter(|stored| stored.record.id != self.own);
+        let (mut is_challenged, mut dead) = (false, None::<Standing>);
+        for stored in others() {
             for lease in &stored.record.leases {
-                let claim = (lease.claim(), lease.epoch, stored.record.id);
-                let counts = match stored.dead_since {
-                    None => rank(claim, own) == Ordering::Greater,
-                    Some(_) => lease.held && lease.epoch > own.1,
-                };
-                let same = lease.network == prefix.network();
-                if same && counts && best.is_none_or(|best| rank(claim, best) == Ordering::Greater)
-                {
-                    best = Some(claim);
+                let standing = lease.standing(stored.record.id);
+                if !lease.prefix().is_some_and(|prefix| overlaps(prefix, own.prefix)) {
+                    continue;
+                }
+                let of_dead = |it: Standing| (it.fixed, it.epoch);
+                match stored.dead_since {
+                    None => is_challenged |= rank(standing, own.standing) == Ordering::Greater,
+                    Some(_) if lease.held && of_dead(standing) > of_dead(own.standing) => {
+                        let best =
+                            dead.is_none_or(|dead| rank(standing, dead) == Ordering::Greater);
+                        dead = if best { Some(standing) } else { dead };
+                    }
+                    Some(_) => {}
                 }
             }
         }
-        best.map(|(_, _, id)| id)
+        // Who challenges may itself lose to somebody else.
+        let judged = is_challenged.then(|| {
+            let live = others().filter(|stored| stored.dead_since.is_none());
+            let bids = live.flat_map(|stored| {
+                let id = stored.record.id;
+                let leases = stored.record.leases.iter();
+                leases.filter_map(move |lease| {
+                    Some(Bid { prefix: lease.prefix()?, standing: lease.standing(id) })
+                })
+            });
+            let judged = judge(bids.chain([own]).collect());
+            judged.into_iter().find(|(bid, _)| *bid == own).and_then(|(_, winner)| winner)
+        });
+        judged.flatten().or(dead.map(|dead| dead.id))
     }
 
     fn claim(&mut self, store: &Store, now: Instant, changes: &mut Vec<Change>) {
         if !self.is_seeking() {
             return;
         }
-        let seeking = |family: &Family| matches!(family.step, Step::Idle | Step::Exhausted);
-        let taken = Taken::new(store, self.own, self.hold, now);
         let mut hint = None;
         for family in &mut self.families {
-            if seeking(family) {
+            if family.step.is_seeking() {
+                let rival = family.fixed.map(|fixed| fixed_elsewhere(fixed, self.own, store));
                 let start = hint.unwrap_or_else(|| hash(self.own, self.attempts));
                 self.attempts += 1;
-                match family.slots.pick(start, &taken) {
-                    Some(prefix) => {
+                let choice = match (family.fixed, rival.flatten()) {
+                    (Some(_), Some(by)) => Err(Step::Blocked { by }),
+                    (Some(fixed), None) => Ok(fixed),
+                    (None, _) => {
+                        let taken = Taken::new(store, self.own, &self.config, family.v6, now);
+                        family.slots.pick(start, &taken).ok_or(Step::Exhausted)
+                    }
+                };
+                match choice {
+                    Ok(prefix) => {
                         self.clock += 1;
                         family.step = Step::Claiming { prefix, epoch: self.clock, since: now };
                         changes.push(Change::Claimed(prefix));
                     }
-                    None if family.step == Step::Exhausted => {}
-                    None => {
-                        family.step = Step::Exhausted;
-                        changes.push(Change::Exhausted { v6: family.v6 });
+                    Err(step) if step == family.step => {}
+                    Err(step) => {
+                        family.step = step;
+                        changes.push(match (step, family.fixed) {
+                            (Step::Blocked { by }, Some(prefix)) => Change::Blocked { prefix, by },
+                            _ => Change::Exhausted { v6: family.v6 },
+                        });
                     }
                 }
             }
@@ -324,130 +490,26 @@ impl Claims {
     }
 }
 
+/// The live node for which a part of this subnet is fixed, too.
+fn fixed_elsewhere(fixed: IpNetwork, own: NodeId, store: &Store) -> Option<NodeId> {
+    let live = store.iter().filter(|stored| stored.dead_since.is_none() && stored.record.id != own);
+    let mut rivals = live.filter(|stored| {
+        stored.record.leases.iter().any(|lease| {
+            lease.fixed && lease.prefix().is_some_and(|prefix| overlaps(prefix, fixed))
+        })
+    });
+    rivals.next().map(|stored| stored.record.id)
+}
+
 fn hash(id: NodeId, attempt: u64) -> u64 {
     let (halves, _) = id.0.as_chunks::<8>();
     halves.iter().fold(attempt, |hash, half| stir(hash ^ u64::from_be_bytes(*half)))
 }
 
-/// Which subnets are somebody's.
-struct Taken {
-    by_address: BTreeMap<IpAddr, Option<Instant>>,
-}
-
-impl Taken {
-    fn new(store: &Store, own: NodeId, hold: Duration, now: Instant) -> Self {
-        let mut by_address = BTreeMap::new();
-        let reserved = |stored: &&Stored| {
-            stored.dead_since.is_none_or(|since| now.saturating_duration_since(since) < hold)
-        };
-        let others = store.iter().filter(|stored| stored.record.id != own);
-        for stored in others.filter(reserved) {
-            for lease in &stored.record.leases {
-                // A live claim outweighs a dead one, and a later death an earlier one.
-                let since = by_address.entry(lease.network).or_insert(stored.dead_since);
-                *since = match (*since, stored.dead_since) {
-                    (Some(one), Some(other)) => Some(one.max(other)),
-                    (None, _) | (_, None) => None,
-                };
-            }
-        }
-        Self { by_address }
-    }
-}
-
-/// The subnets of one family, numbered.
-#[derive(Debug)]
-struct Slots {
-    ranges: Vec<(IpNetwork, u64)>,
-    prefix_len: u8,
-    total: u64,
-}
-
-impl Slots {
-    fn new(config: &LeaseConfig, v6: bool) -> Self {
-        let prefix_len = if v6 { config.prefix_len_v6 } else { config.prefix_len_v4 };
-        let ranges = config.ranges.iter().filter(|range| range.is_ipv6() == v6).map(|range| {
-            let bits = u32::from(prefix_len.saturating_sub(range.prefix())).min(SLOT_BITS_MAX);
-            (*range, 1_u64 << bits)
-        });
-        let ranges: Vec<_> = ranges.collect();
-        let total = ranges.iter().map(|(_, count)| count).sum();
-        Self { ranges, prefix_len, total }
-    }
-
-    /// The first free subnet from number `start` on; else the one whose holder has been away longest.
-    fn pick(&self, start: u64, taken: &Taken) -> Option<IpNetwork> {
-        let start = start % self.total;
-        let steps = self.total.min(taken.by_address.len() as u64 + 1);
-        let candidates = (0..steps).filter_map(|step| self.at((start + step) % self.total));
-        let free = |prefix: &IpNetwork| !taken.by_address.contains_key(&prefix.network());
-        candidates.clone().find(free).or_else(|| {
-            let away = taken.by_address.iter().filter_map(|(address, since)| {
-                let prefix = IpNetwork::new(*address, self.prefix_len).ok()?;
-                self.number(prefix)?;
-                Some(((*since)?, prefix))
-            });
-            away.min().map(|(_, prefix)| prefix)
-        })
-    }
-
-    fn at(&self, mut number: u64) -> Option<IpNetwork> {
-        for (range, count) in &self.ranges {
-            if number < *count {
-                return IpNetwork::new(
-                    shift(range.network(), number, self.prefix_len),
-                    self.prefix_len,
-                )
-                .ok();
-            }
-            number -= count;
-        }
-        None
-    }
-
-    fn number(&self, prefix: IpNetwork) -> Option<u64> {
-        let mut before = 0;
-        for (range, count) in &self.ranges {
-            if range.is_ipv6() == prefix.is_ipv6() && range.contains(prefix.network()) {
-                let offset = bits(prefix.network()) - bits(range.network());
-                let width = if range.is_ipv6() { 128 } else { 32 };
-                let number = u64::try_from(offset >> (width - u32::from(self.prefix_len))).ok()?;
-                return (number < *count).then_some(before + number);
-            }
-            before += count;
-        }
-        None
-    }
-}
-
-/// More subnets than there can be nodes are not told apart: 2³² per range.
-const SLOT_BITS_MAX: u32 = 32;
-
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(v4.to_bits()),
-        IpAddr::V6(v6) => v6.to_bits(),
-    }
-}
-
-fn shift(network: IpAddr, number: u64, prefix_len: u8) -> IpAddr {
-    match network {
-        IpAddr::V4(v4) => {
-            let offset = u128::from(number) << (32 - u32::from(prefix_len));
-            let address = u128::from(v4.to_bits()) + offset;
-            IpAddr::V4(Ipv4Addr::from_bits(u32::try_from(address).unwrap_or(u32::MAX)))
-        }
-        IpAddr::V6(v6) => {
-            let offset = u128::from(number) << (128 - u32::from(prefix_len));
-            IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits().saturating_add(offset)))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gossip::record::tests::record;
+    use crate::gossip::record::tests::{lease, record};
 
     fn net(text: &str) -> IpNetwork {
         text.parse().unwrap()
@@ -464,8 +526,7 @@ mod tests {
         let mut store = Store::new(100);
         for (id, prefix, held, epoch, dead_since) in records {
             let mut record = record(*id, 1);
-            let claim = if *held { Claim::Held } else { Claim::Claiming };
-            record.leases = vec![LeaseRecord::new(net(prefix), claim, *epoch)];
+            record.leases = vec![lease(prefix, *held, *epoch)];
             store.offer(record, *dead_since);
         }
         store
@@ -473,28 +534,10 @@ mod tests {
 
     /// Runs a claim to its end, and tells what is held.
     fn settle(claims: &mut Claims, store: &Store, now: Instant) -> Vec<IpNetwork> {
-        claims.tick(store, true, now);
-        claims.tick(store, true, now + Duration::from_secs(2));
+        claims.tick(store, true, true, now);
+        claims.tick(store, true, true, now + Duration::from_secs(2));
         claims.saved(store);
-        claims.summary().0
-    }
-
-    #[test]
-    fn slots_are_numbered_across_ranges() {
-        let config = LeaseConfig {
-            ranges: vec![net("10.1.0.0/23"), net("fd00::/63"), net("10.9.4.0/24")],
-            ..LeaseConfig::default()
-        };
-        let v4 = Slots::new(&config, false);
-        let all: Vec<_> = (0..v4.total).map(|number| v4.at(number).unwrap()).collect();
-        assert_eq!(all, [net("10.1.0.0/24"), net("10.1.1.0/24"), net("10.9.4.0/24")]);
-        for (number, prefix) in (0..).zip(&all) {
-            assert_eq!(v4.number(*prefix), Some(number));
-        }
-        assert_eq!(v4.at(3), None);
-        let v6 = Slots::new(&config, true);
-        assert_eq!(v6.at(1), Some(net("fd00:0:0:1::/64")));
-        assert_eq!(v6.number(net("fd00:0:0:1::/64")), Some(1));
+        claims.summary().held
     }
 
     #[test]
@@ -502,17 +545,17 @@ mod tests {
         let now = Instant::now();
         let store = store(&[]);
         let mut claims = Claims::new(NodeId([1; 16]), dual());
-        assert_eq!(claims.tick(&store, false, now), []);
-        let changes = claims.tick(&store, true, now);
+        assert_eq!(claims.tick(&store, false, false, now), []);
+        let changes = claims.tick(&store, true, true, now);
         assert_eq!(changes.len(), 2, "{changes:?}");
         assert_eq!(claims.poll_timeout(), Some(now + Duration::from_millis(1500)));
-        assert_eq!(claims.tick(&store, true, now + Duration::from_millis(1499)), []);
+        assert_eq!(claims.tick(&store, true, true, now + Duration::from_millis(1499)), []);
         let later = now + Duration::from_millis(1500);
-        assert_eq!(claims.tick(&store, true, later), [Change::Save, Change::Save]);
+        assert_eq!(claims.tick(&store, true, true, later), [Change::Save, Change::Save]);
         assert!(claims.records().iter().all(|lease| !lease.held));
         assert!(claims.saved(&store).iter().all(|change| matches!(change, Change::Held(_))));
         assert!(claims.is_complete());
-        let (held, _, _) = claims.summary();
+        let held = claims.summary().held;
         let numbers: Vec<_> = [false, true]
             .into_iter()
             .zip(&held)
@@ -544,15 +587,15 @@ mod tests {
             other.4 = None;
         }
         let mut claims = Claims::new(NodeId([1; 16]), config);
-        let changes = claims.tick(&store(&others), true, now);
+        let changes = claims.tick(&store(&others), true, true, now);
         assert_eq!(changes, [Change::Exhausted { v6: false }]);
-        assert_eq!(claims.tick(&store(&others), true, now), []);
+        assert_eq!(claims.tick(&store(&others), true, true, now), []);
         others.pop();
         assert_eq!(settle(&mut claims, &store(&others), later), [net("10.244.3.0/24")]);
     }
 
     #[test]
-    fn a_remembered_lease_is_held_until_somebody_has_a_better_claim() {
+    fn a_remembered_lease_is_held_unless_somebody_has_a_better_claim() {
         let now = Instant::now();
         let prefix = net("10.244.1.0/24");
         let lease = RememberedLease { prefix, epoch: 5 };
@@ -567,29 +610,118 @@ mod tests {
         for ((other, held, epoch, dead), lost) in cases {
             for own in [1, 9] {
                 let mut claims = Claims::new(NodeId([own; 16]), dual());
-                assert_eq!(claims.remember(lease), Change::Held(prefix));
-                let changes = claims.tick(&store(&[(4, other, held, epoch, dead)]), false, now);
+                assert_eq!(claims.remember(lease), Change::Unproven(prefix));
+                let others = store(&[(4, other, held, epoch, dead)]);
+                let changes = claims.tick(&others, true, false, now);
                 let expected = Change::Lost { prefix, winner: NodeId([4; 16]), held: true };
-                assert_eq!(changes == [expected], lost, "{other} {held} {epoch} {dead:?}");
+                let expected = if lost { expected } else { Change::Held(prefix) };
+                assert_eq!(changes, [expected], "{other} {held} {epoch} {dead:?}");
             }
         }
         let mut claims = Claims::new(NodeId([1; 16]), dual());
         let outside = RememberedLease { prefix: net("10.9.0.0/24"), epoch: 1 };
-        assert_eq!(claims.remember(outside), Change::Forgotten(outside.prefix));
+        let why = Release::OutsideRanges;
+        let prefix = outside.prefix;
+        assert_eq!(claims.remember(outside), Change::Released { prefix, why });
     }
 
     #[test]
     fn what_the_cluster_remembers_is_taken_back() {
         let now = Instant::now();
-        let former = [LeaseRecord::new(net("10.244.1.0/24"), Claim::Held, 5)];
+        let former = [lease("10.244.1.0/24", true, 5)];
         let mut claims = Claims::new(NodeId([1; 16]), dual());
         claims.adopt(&former, &store(&[]));
         claims.saved(&store(&[]));
-        assert_eq!(claims.summary().0, [net("10.244.1.0/24")]);
+        assert_eq!(claims.summary().held, [net("10.244.1.0/24")]);
 
         let mut late = Claims::new(NodeId([1; 16]), dual());
         let changes = late.adopt(&former, &store(&[(2, "10.244.1.0/24", true, 6, None)]));
         assert_eq!(changes, []);
         assert_eq!(settle(&mut late, &store(&[(2, "10.244.1.0/24", true, 6, None)]), now).len(), 2);
+    }
+
+    #[test]
+    fn a_remembered_lease_is_not_used_before_somebody_was_asked() {
+        let now = Instant::now();
+        let prefix = net("10.244.1.0/24");
+        let mut claims = Claims::new(NodeId([1; 16]), dual());
+        claims.remember(RememberedLease { prefix, epoch: 5 });
+        assert_eq!(claims.tick(&store(&[]), false, false, now), []);
+        assert!(claims.summary().held.is_empty());
+        assert!(claims.records()[0].held, "others see that it is still claimed");
+        assert_eq!(claims.tick(&store(&[]), true, false, now), [Change::Held(prefix)]);
+
+        assert_eq!(claims.doubt(), [Change::Unproven(prefix)]);
+        let taken = store(&[(4, "10.244.0.0/22", true, 6, None)]);
+        let lost = Change::Lost { prefix, winner: NodeId([4; 16]), held: true };
+        assert_eq!(claims.tick(&taken, false, false, now), [lost]);
+    }
+
+    #[test]
+    fn a_disk_that_was_set_back_gives_way_to_what_the_cluster_remembers() {
+        let (old, new) = (net("10.244.1.0/24"), net("10.244.2.0/24"));
+        let mut claims = Claims::new(NodeId([1; 16]), dual());
+        claims.remember(RememberedLease { prefix: old, epoch: 5 });
+        let changes = claims.adopt(&[lease("10.244.2.0/24", true, 9)], &store(&[]));
+        let released = Change::Released { prefix: old, why: Release::Outdated };
+        assert_eq!(changes, [released, Change::Claimed(new), Change::Save]);
+        assert_eq!(claims.saved(&store(&[])), [Change::Held(new)]);
+        assert_eq!(claims.adopt(&[lease("10.244.3.0/24", true, 10)], &store(&[])), []);
+    }
+
+    #[test]
+    fn a_fixed_subnet_is_taken_from_whoever_chose_it_and_not_from_whom_it_is_fixed_for() {
+        let now = Instant::now();
+        let fixed = net("10.244.2.0/23");
+        let config = LeaseConfig {
+            ranges: vec![net("10.244.0.0/22")],
+            fixed: vec![fixed],
+            ..LeaseConfig::default()
+        };
+        let others = store(&[(2, "10.244.2.0/24", true, 7, None)]);
+        let mut claims = Claims::new(NodeId([9; 16]), config.clone());
+        assert_eq!(settle(&mut claims, &others, now), [fixed]);
+        // And the one who chose it gives way already to the claim.
+        let mut claims = Claims::new(NodeId([9; 16]), config.clone());
+        claims.tick(&others, true, true, now);
+        let mut announced = record(9, 1);
+        announced.leases = claims.records();
+        let mut seen = Store::new(10);
+        seen.offer(announced.clone(), None);
+        let mut chooser = Claims::new(NodeId([2; 16]), LeaseConfig::default());
+        chooser.remember(RememberedLease { prefix: net("10.244.2.0/24"), epoch: 7 });
+        let lost =
+            Change::Lost { prefix: net("10.244.2.0/24"), winner: NodeId([9; 16]), held: true };
+        assert_eq!(chooser.tick(&seen, true, false, now), [lost]);
+
+        let mut second = Claims::new(NodeId([3; 16]), config);
+        let blocked = Change::Blocked { prefix: fixed, by: NodeId([9; 16]) };
+        assert_eq!(second.tick(&seen, true, true, now), [blocked]);
+        assert_eq!(second.tick(&seen, true, true, now), []);
+        assert_eq!(second.summary().blocked, Some((fixed, NodeId([9; 16]))));
+        assert_eq!(settle(&mut second, &store(&[]), now), [fixed], "as soon as it can");
+    }
+
+    #[test]
+    fn another_configuration_moves_only_what_does_not_fit() {
+        let now = Instant::now();
+        let mut claims = Claims::new(NodeId([1; 16]), dual());
+        let held = settle(&mut claims, &store(&[]), now);
+        let mut wider = dual();
+        wider.ranges[0] = net("10.244.0.0/16");
+        wider.prefix_len_v4 = 26;
+        assert_eq!(claims.configure(wider.clone()), []);
+        assert_eq!(claims.summary().held, held);
+
+        wider.fixed = vec![net("10.244.77.0/24")];
+        let moved = Change::Released { prefix: held[0], why: Release::FixedElsewhere };
+        assert_eq!(claims.configure(wider.clone()), [moved]);
+        assert_eq!(settle(&mut claims, &store(&[]), now), [net("10.244.77.0/24"), held[1]]);
+
+        wider.fixed.clear();
+        wider.ranges = vec![net("10.9.0.0/16")];
+        let gone = |prefix| Change::Released { prefix, why: Release::OutsideRanges };
+        assert_eq!(claims.configure(wider), [gone(net("10.244.77.0/24")), gone(held[1])]);
+        assert_eq!(settle(&mut claims, &store(&[]), now).len(), 1);
     }
 }

@@ -38,8 +38,10 @@ pub enum Refused {
     BadMtu,
     /// A tunnel endpoint address that is not unicast.
     BadMac,
-    /// A lease that is not a subnet of the configured ranges.
+    /// A lease that is not a subnet of the ranges, or overlaps with another one of its node.
     BadLease,
+    /// A range or a reserved subnet that cannot be one, or too many of them.
+    BadRange,
     /// Well-formed, but not in the failure detector's order of things.
     Protocol,
 }
@@ -65,6 +67,7 @@ impl Refused {
             Self::BadMtu => "bad_mtu",
             Self::BadMac => "bad_mac",
             Self::BadLease => "bad_lease",
+            Self::BadRange => "bad_range",
             Self::Protocol => "protocol",
         }
     }

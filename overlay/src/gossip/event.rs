@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use super::claim::RememberedLease;
+use super::claim::{Release, RememberedLease};
 use crate::node_id::NodeId;
 use crate::subnet::Conflict;
 
@@ -59,10 +59,25 @@ pub enum Event {
         /// Whether it was in use here already.
         held: bool,
     },
-    /// A remembered lease is outside of the configured ranges, and was dropped.
-    LeaseForgotten {
+    /// The subnet was this node's before it slept or was restarted. It is not used before another node was
+    /// asked, or nobody could be.
+    LeaseUnproven {
         /// The subnet.
         prefix: IpNetwork,
+    },
+    /// This node gives a subnet up by itself.
+    LeaseReleased {
+        /// The subnet.
+        prefix: IpNetwork,
+        /// Why.
+        why: Release,
+    },
+    /// The subnet that is fixed for this node is fixed for another one, too, which has it.
+    LeaseBlocked {
+        /// The subnet.
+        prefix: IpNetwork,
+        /// Who has it.
+        by: NodeId,
     },
     /// Every subnet of a family is some other node's; this node keeps trying.
     LeaseExhausted {
@@ -100,6 +115,64 @@ pub enum Event {
     },
 }
 
+/// The code of every kind of event, which does not change from release to release, and what it means.
+pub const CODES: &[(&str, &str)] = &[
+    ("node-up", "A node is in the cluster, for the first time or again."),
+    ("node-unreachable", "A node does not answer any more."),
+    ("node-left", "A node said goodbye."),
+    ("synced", "All that another node knows is known here, too."),
+    ("lease-claimed", "This node announced a claim to a subnet."),
+    ("lease-held", "A subnet is this node's from now on."),
+    ("lease-lost", "Another node has a better claim to a subnet of this node."),
+    (
+        "lease-unproven",
+        "A remembered subnet is not used before another node was asked whether it still is this node's.",
+    ),
+    ("lease-released", "This node gave a subnet up by itself."),
+    (
+        "lease-blocked",
+        "The subnet that is fixed for this node is fixed for another live node, too.",
+    ),
+    ("lease-exhausted", "No subnet is free for this node; it keeps trying."),
+    ("conflict-identity", "Two nodes have one id: a disk was cloned."),
+    ("conflict-address", "Two nodes have one underlay address."),
+    ("conflict-lease", "Two nodes hold one subnet, or overlapping ones."),
+    ("conflict-resolved", "Something is unique again that was not."),
+    ("seed-unreachable", "A seed does not answer; it is dialled for ever."),
+    ("address-translated", "A node's gossip comes from another address than it says."),
+    ("slept", "This process, or its machine, stood still."),
+    ("memory-recovered", "The cluster remembers more of this node than its own disk."),
+];
+
+impl Event {
+    /// The event's code, one of [`CODES`].
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::MemberUp { .. } => "node-up",
+            Self::MemberDown { .. } => "node-unreachable",
+            Self::MemberLeft { .. } => "node-left",
+            Self::Synced { .. } => "synced",
+            Self::LeaseClaimed { .. } => "lease-claimed",
+            Self::LeaseHeld { .. } => "lease-held",
+            Self::LeaseLost { .. } => "lease-lost",
+            Self::LeaseUnproven { .. } => "lease-unproven",
+            Self::LeaseReleased { .. } => "lease-released",
+            Self::LeaseBlocked { .. } => "lease-blocked",
+            Self::LeaseExhausted { .. } => "lease-exhausted",
+            Self::Conflict(conflict) => match conflict {
+                Conflict::Identity { .. } => "conflict-identity",
+                Conflict::Address { .. } => "conflict-address",
+                Conflict::Lease { .. } => "conflict-lease",
+            },
+            Self::ConflictResolved(_) => "conflict-resolved",
+            Self::SeedUnreachable { .. } => "seed-unreachable",
+            Self::AddressTranslated { .. } => "address-translated",
+            Self::Slept { .. } => "slept",
+            Self::MemoryRecovered { .. } => "memory-recovered",
+        }
+    }
+}
+
 /// How far this node has come with its own leases.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseState {
@@ -116,6 +189,22 @@ pub enum LeaseState {
     Held {
         /// The leases, IPv4 first.
         prefixes: Vec<IpNetwork>,
+    },
+    /// What was held before a restart or a sleep is not used yet: it must first be known whether it still
+    /// is this node's.
+    Returning {
+        /// The subnets.
+        prefixes: Vec<IpNetwork>,
+    },
+    /// The subnet that is fixed for this node is fixed for another live node, too. It is tried again every
+    /// second.
+    Blocked {
+        /// What is held of another family.
+        held: Vec<IpNetwork>,
+        /// The fixed subnet.
+        prefix: IpNetwork,
+        /// Who has it.
+        by: NodeId,
     },
     /// Every subnet of these ranges belongs to other nodes; it is tried again every second.
     Exhausted {
@@ -137,9 +226,11 @@ impl LeaseState {
     /// The subnets that are this node's, IPv4 first.
     pub fn held(&self) -> &[IpNetwork] {
         match self {
-            Self::Claiming { held, .. } | Self::Exhausted { held, .. } => held,
+            Self::Claiming { held, .. }
+            | Self::Exhausted { held, .. }
+            | Self::Blocked { held, .. } => held,
             Self::Held { prefixes } => prefixes,
-            Self::Waiting | Self::Suspended { .. } | Self::Left => &[],
+            Self::Waiting | Self::Returning { .. } | Self::Suspended { .. } | Self::Left => &[],
         }
     }
 }

@@ -27,6 +27,7 @@ mod receive;
 mod record;
 mod seeds;
 pub mod sim;
+mod slots;
 mod store;
 mod swim;
 mod sync;
@@ -43,12 +44,12 @@ use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use rand::{RngExt, SeedableRng};
 
-pub use self::claim::RememberedLease;
-use self::claim::{Change, Claims};
+use self::claim::{Change, Claims, Summary};
+pub use self::claim::{Release, RememberedLease};
 pub use self::codec::DATAGRAM_MAX;
 use self::codec::{Envelope, Message, View};
 pub use self::counters::{Counters, Refused};
-pub use self::event::{Event, LeaseState, Memory};
+pub use self::event::{CODES, Event, LeaseState, Memory};
 use self::identity::Identity;
 pub use self::record::{
     LEASES_MAX, NAME_LEN_MAX, SOFTWARE_LEN_MAX, UNDERLAY_MTU_MIN, is_name, is_software,
@@ -137,8 +138,10 @@ pub struct Gossip {
 
     pull: Option<Pull>,
     synced: bool,
+    /// Since when it is asked what others hold: the start, or the end of a sleep.
+    asking_since: Instant,
     /// Whether something could have been claimed when this was last decided.
-    claims_looked: bool,
+    claims_looked: (bool, bool),
     /// The state of the records at which that was.
     claims_seen: u64,
     replies: Limiter,
@@ -244,7 +247,8 @@ impl Gossip {
             disk_trouble: None,
             pull: None,
             synced: false,
-            claims_looked: false,
+            asking_since: now,
+            claims_looked: (false, false),
             claims_seen: 0,
             replies: Limiter::new(now),
             rumors: BTreeSet::new(),
@@ -300,6 +304,38 @@ impl Gossip {
         self.seeds.remove(seed);
     }
 
+    /// Takes up another lease configuration: at once, without a restart. The own record announces its
+    /// ranges; what is held stays unless it does not fit any more, see [`Release`].
+    pub fn configure(&mut self, lease: LeaseConfig, now: Instant) {
+        self.advance(now);
+        self.config.lease = lease.clone();
+        let changes = self.claims.configure(lease);
+        self.unsaved |= !changes.is_empty();
+        self.apply_changes(changes);
+        self.claims_looked = (false, false);
+        self.settle();
+    }
+
+    /// Tells that the machine stood still for `gap`, as seen on a clock that went on. What is held is not
+    /// used until another node was asked, or nobody could be: somebody may have been given it.
+    pub fn handle_sleep(&mut self, gap: Duration, now: Instant) {
+        self.advance(now);
+        if self.departure.is_none() {
+            self.wake_up(gap);
+            self.settle();
+        }
+    }
+
+    fn wake_up(&mut self, gap: Duration) {
+        self.event(Event::Slept { gap });
+        self.synced = false;
+        self.asking_since = self.now;
+        self.seeds.ask_again();
+        let changes = self.claims.doubt();
+        self.apply_changes(changes);
+        self.next_sync = self.now;
+    }
+
     /// Says goodbye. Go on driving until [`Gossip::has_left`].
     pub fn leave(&mut self, now: Instant) {
         self.advance(now);
@@ -342,8 +378,7 @@ impl Gossip {
             return;
         }
         if gap >= SLEEP_MIN {
-            self.event(Event::Slept { gap });
-            self.next_sync = now;
+            self.wake_up(gap);
         }
         self.swim.handle_timeout(now);
         self.dial_seeds();
@@ -371,8 +406,9 @@ impl Gossip {
         if let Some(departure) = self.departure {
             return (departure.repeats > 0).then_some(departure.next);
         }
-        let looks = !self.claims_looked && self.disk_trouble.is_none();
-        let claim_at = looks.then(|| self.claim_deadline());
+        let waits =
+            self.claims.is_returning() || (!self.claims_looked.1 && self.disk_trouble.is_none());
+        let claim_at = waits.then(|| self.claim_deadline()).filter(|_| !self.synced);
         let save_at = self.disk_trouble.filter(|_| self.unsaved).map(|trouble| trouble.retry_at);
         let view_at = self.dirty.then(|| self.viewed + view::PAUSE);
         let times = [
@@ -466,13 +502,17 @@ impl Gossip {
         if let (true, Some((other, _))) = (self.suspended, self.duplicate) {
             return LeaseState::Suspended { other };
         }
-        let (held, claiming, ranges) = self.claims.summary();
+        let Summary { held, returning, claiming, exhausted, blocked } = self.claims.summary();
         if self.claims.is_complete() {
             LeaseState::Held { prefixes: held }
+        } else if !returning.is_empty() {
+            LeaseState::Returning { prefixes: returning }
         } else if !claiming.is_empty() {
             LeaseState::Claiming { held, claiming }
-        } else if !ranges.is_empty() {
-            LeaseState::Exhausted { held, ranges }
+        } else if let Some((prefix, by)) = blocked {
+            LeaseState::Blocked { held, prefix, by }
+        } else if !exhausted.is_empty() {
+            LeaseState::Exhausted { held, ranges: exhausted }
         } else if held.is_empty() {
             LeaseState::Waiting
         } else {
@@ -514,13 +554,16 @@ impl Gossip {
 
     /// Decides on leases, if anything that decides has changed.
     fn tend_claims(&mut self) {
-        let may_claim = self.may_claim();
-        let changed = self.store.changes() != self.claims_seen || may_claim != self.claims_looked;
+        let is_informed = self.synced || self.now >= self.claim_deadline();
+        // What cannot be saved could not be held either.
+        let may_claim = is_informed && self.disk_trouble.is_none();
+        let looked = (is_informed, may_claim);
+        let changed = self.store.changes() != self.claims_seen || looked != self.claims_looked;
         let due = self.claims.poll_timeout().is_some_and(|at| at <= self.now);
         if changed || due || (may_claim && self.claims.is_seeking()) {
-            self.claims_looked = may_claim;
+            self.claims_looked = looked;
             self.claims_seen = self.store.changes();
-            let changes = self.claims.tick(&self.store, may_claim, self.now);
+            let changes = self.claims.tick(&self.store, is_informed, may_claim, self.now);
             self.apply_changes(changes);
         }
     }
@@ -555,25 +598,26 @@ impl Gossip {
                     Event::LeaseLost { prefix, winner, held }
                 }
                 Change::Exhausted { v6 } => Event::LeaseExhausted { v6 },
-                Change::Forgotten(prefix) => Event::LeaseForgotten { prefix },
+                Change::Unproven(prefix) => Event::LeaseUnproven { prefix },
+                Change::Released { prefix, why } => {
+                    self.unsaved = true;
+                    Event::LeaseReleased { prefix, why }
+                }
+                Change::Blocked { prefix, by } => Event::LeaseBlocked { prefix, by },
             };
             self.event(event);
         }
     }
 
-    /// Whether this node may claim something: once it knows what others hold, or nobody can tell it.
-    fn may_claim(&self) -> bool {
-        // What cannot be saved could not be held either.
-        self.disk_trouble.is_none() && (self.synced || self.now >= self.claim_deadline())
-    }
-
+    /// When this node decides by itself what is its own, if nobody has told it what others hold.
     fn claim_deadline(&self) -> Instant {
-        if !self.local.has_seeds && self.seeds.is_empty() {
-            return self.started;
+        let knows_others = !self.seeds.is_empty() || self.swim.active().next().is_some();
+        if !self.local.has_seeds && !knows_others {
+            return self.asking_since;
         }
         let wait = Duration::from_millis(u64::from(self.config.lease.claim_wait_ms));
         // A seed that has answered once will tell the rest, unless very much is lost.
-        self.started + if self.seeds.any_answered() { wait * 4 } else { wait }
+        self.asking_since + if self.seeds.any_answered() { wait * 4 } else { wait }
     }
 
     fn dial_seeds(&mut self) {

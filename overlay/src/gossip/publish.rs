@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::codec::{Message, RecordItem};
 use super::event::{Event, Memory};
 use super::identity::COUNTER_MAX;
-use super::record::Record;
+use super::record::{Prefix, Record};
 use super::timing::FANOUT;
 use super::{GOODBYE_FANOUT, GOODBYE_PAUSE, Gossip};
 
@@ -45,6 +45,8 @@ impl Gossip {
             left: self.departure.is_some(),
             software: self.local.software.clone(),
             leases: self.claims.records(),
+            ranges: self.announced_ranges(),
+            reserved: self.config.lease.reserved.iter().map(|net| Prefix::new(*net)).collect(),
         };
         match self.store.get(id) {
             Some(stored) if stored.record == record => return,
@@ -60,6 +62,10 @@ impl Gossip {
         self.store.replace(record);
         self.dirty = true;
         self.spread(id);
+    }
+
+    fn announced_ranges(&self) -> Vec<Prefix> {
+        self.config.lease.ranges.iter().map(|range| Prefix::new(*range)).collect()
     }
 
     /// Makes sure that no version and no incarnation is ever used again after a restart.

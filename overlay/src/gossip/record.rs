@@ -10,9 +10,9 @@ use vswitch::mac::Mac;
 use super::codec;
 use super::counters::Refused;
 use super::identity::{COUNTER_MAX, is_reachable};
-use crate::config::LeaseConfig;
+use crate::config::{LeaseConfig, RANGES_MAX, RESERVED_MAX, covers, is_range, is_subnet, overlaps};
 use crate::node_id::NodeId;
-use crate::subnet::Claim;
+use crate::subnet::{Claim, Standing};
 
 /// Longest name of a node, as the longest DNS label (RFC 1035 §2.3.4).
 pub const NAME_LEN_MAX: usize = 63;
@@ -41,6 +41,29 @@ pub(super) struct Record {
     /// Name and version of the daemon; empty where no Weft daemon speaks for the node.
     pub(super) software: String,
     pub(super) leases: Vec<LeaseRecord>,
+    /// The ranges that the owner takes its leases from.
+    pub(super) ranges: Vec<Prefix>,
+    /// Subnets that nobody may choose, as the owner's configuration says.
+    pub(super) reserved: Vec<Prefix>,
+}
+
+/// A prefix, as short as it can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Prefix {
+    address: IpAddr,
+    len: u8,
+}
+
+impl Prefix {
+    pub(super) fn new(prefix: IpNetwork) -> Self {
+        Self { address: prefix.network(), len: prefix.prefix() }
+    }
+
+    /// The prefix; `None` if it is longer than the address, or has bits behind its length.
+    pub(super) fn network(self) -> Option<IpNetwork> {
+        let prefix = IpNetwork::new(self.address, self.len).ok()?;
+        (prefix.network() == self.address).then_some(prefix)
+    }
 }
 
 /// A lease in a record.
@@ -49,13 +72,21 @@ pub(super) struct LeaseRecord {
     pub(super) network: IpAddr,
     pub(super) prefix_len: u8,
     pub(super) held: bool,
+    /// The owner's configuration says that it must be this subnet.
+    pub(super) fixed: bool,
     pub(super) epoch: u64,
 }
 
 impl LeaseRecord {
-    pub(super) fn new(prefix: IpNetwork, claim: Claim, epoch: u64) -> Self {
+    pub(super) fn new(prefix: IpNetwork, standing: Standing) -> Self {
+        let Standing { fixed, claim, epoch, .. } = standing;
         let held = claim == Claim::Held;
-        Self { network: prefix.network(), prefix_len: prefix.prefix(), held, epoch }
+        Self { network: prefix.network(), prefix_len: prefix.prefix(), held, fixed, epoch }
+    }
+
+    /// How good the claim of `id` is.
+    pub(super) fn standing(&self, id: NodeId) -> Standing {
+        Standing { fixed: self.fixed, claim: self.claim(), epoch: self.epoch, id }
     }
 
     /// The subnet; `None` if the length is longer than the address.
@@ -84,13 +115,27 @@ impl Record {
         ensure(self.underlay_mtu >= UNDERLAY_MTU_MIN, Refused::BadMtu)?;
         ensure(self.vtep_mac.is_unicast(), Refused::BadMac)?;
         ensure(self.leases.len() <= LEASES_MAX, Refused::BadLease)?;
-        for (ix, lease) in self.leases.iter().enumerate() {
+        let ranges = self.validate_ranges()?;
+        let mut prefixes: Vec<IpNetwork> = Vec::new();
+        for lease in &self.leases {
             let prefix = lease.prefix().ok_or(Refused::BadLease)?;
-            let twice = self.leases[..ix].iter().any(|other| other.network == lease.network);
-            ensure(config.is_lease(prefix) && !twice, Refused::BadLease)?;
+            let twice = prefixes.iter().any(|other| overlaps(*other, prefix));
+            // A node that has not been told of a wider range yet takes the owner's word for it.
+            let mut ranges = ranges.iter().chain(&config.ranges);
+            let inside = is_subnet(prefix) && ranges.any(|range| covers(*range, prefix));
+            ensure(inside && !twice, Refused::BadLease)?;
             ensure(lease.epoch < COUNTER_MAX, Refused::BadCounter)?;
+            prefixes.push(prefix);
         }
         Ok(())
+    }
+
+    fn validate_ranges(&self) -> Result<Vec<IpNetwork>, Refused> {
+        let ranges: Option<Vec<_>> = self.ranges.iter().map(|range| range.network()).collect();
+        let ranges = ranges.filter(|ranges| ranges.iter().all(|range| is_range(*range)));
+        let reserved = self.reserved.iter().all(|prefix| prefix.network().is_some());
+        let few = self.ranges.len() <= RANGES_MAX && self.reserved.len() <= RESERVED_MAX;
+        ranges.filter(|_| reserved && few).ok_or(Refused::BadRange)
     }
 
     /// A short stand-in for the whole content, equal on every node.
@@ -146,13 +191,16 @@ pub(super) mod tests {
             vtep_mac: id.vtep_mac(),
             left: false,
             software: "weft/0.1.0".to_owned(),
-            leases: vec![LeaseRecord {
-                network: IpAddr::from([10, 244, id.0[0], 0]),
-                prefix_len: 24,
-                held: true,
-                epoch: 1,
-            }],
+            leases: vec![lease(&format!("10.244.{}.0/24", id.0[0]), true, 1)],
+            ranges: vec![Prefix::new("10.244.0.0/16".parse().unwrap())],
+            reserved: Vec::new(),
         }
+    }
+
+    pub(in crate::gossip) fn lease(prefix: &str, held: bool, epoch: u64) -> LeaseRecord {
+        let claim = if held { Claim::Held } else { Claim::Claiming };
+        let standing = Standing { fixed: false, claim, epoch, id: NodeId::MIN };
+        LeaseRecord::new(prefix.parse().unwrap(), standing)
     }
 
     #[test]
@@ -160,7 +208,7 @@ pub(super) mod tests {
         type Spoil = fn(&mut Record);
         let config = LeaseConfig::default();
         assert_eq!(record(1, 1).validate(&config), Ok(()));
-        let cases: [(Refused, Spoil); 16] = [
+        let cases: [(Refused, Spoil); 23] = [
             (Refused::BadCounter, |record| record.version = u64::MAX),
             (Refused::BadCounter, |record| record.incarnation = COUNTER_MAX),
             (Refused::BadCounter, |record| record.leases[0].epoch = COUNTER_MAX),
@@ -174,15 +222,34 @@ pub(super) mod tests {
             (Refused::BadMtu, |record| record.underlay_mtu = 68),
             (Refused::BadMac, |record| record.vtep_mac = Mac::BROADCAST),
             (Refused::BadLease, |record| record.leases[0].prefix_len = 23),
+            (Refused::BadLease, |record| record.leases[0].prefix_len = 31),
             (Refused::BadLease, |record| record.leases[0].prefix_len = 255),
             (Refused::BadLease, |record| record.leases[0].network = IpAddr::from([10, 1, 0, 0])),
             (Refused::BadLease, |record| record.leases = vec![record.leases[0]; 2]),
+            (Refused::BadLease, |record| record.leases.push(lease("10.244.1.128/25", true, 1))),
+            (Refused::BadRange, |record| record.ranges[0].len = 33),
+            (Refused::BadRange, |record| record.ranges[0].len = 7),
+            (Refused::BadRange, |record| record.ranges = vec![record.ranges[0]; RANGES_MAX + 1]),
+            (Refused::BadRange, |record| record.ranges[0].address = IpAddr::from([127, 0, 0, 0])),
+            (Refused::BadRange, |record| {
+                record.reserved = vec![record.ranges[0]; RESERVED_MAX + 1];
+            }),
         ];
         for (reason, spoil) in cases {
             let mut record = record(1, 1);
             spoil(&mut record);
             assert_eq!(record.validate(&config), Err(reason));
         }
+    }
+
+    #[test]
+    fn leases_of_any_size_and_of_the_owners_ranges_are_taken() {
+        let config = LeaseConfig::default();
+        let mut wider = record(1, 1);
+        wider.leases = vec![lease("10.244.0.0/22", true, 1), lease("10.7.64.0/26", false, 2)];
+        assert_eq!(wider.validate(&config), Err(Refused::BadLease));
+        wider.ranges.push(Prefix::new("10.7.0.0/16".parse().unwrap()));
+        assert_eq!(wider.validate(&config), Ok(()));
     }
 
     #[test]

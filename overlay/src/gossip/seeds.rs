@@ -42,7 +42,14 @@ impl Seeds {
         self.seeds.is_empty()
     }
 
-    /// Whether any seed has ever answered.
+    /// Forgets who has answered: they are asked anew.
+    pub(super) fn ask_again(&mut self) {
+        for seed in self.seeds.values_mut() {
+            seed.answered = false;
+        }
+    }
+
+    /// Whether any seed has answered.
     pub(super) fn any_answered(&self) -> bool {
         self.seeds.values().any(|seed| seed.answered)
     }

@@ -92,6 +92,7 @@ impl Gossip {
                     prefix: lease.prefix()?,
                     claim: lease.claim(),
                     epoch: lease.epoch,
+                    fixed: lease.fixed,
                     contested: false,
                 })
             });
