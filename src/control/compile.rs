@@ -1,11 +1,13 @@
 //! What is declared and known, made into the switch's tables. Pure: same inputs, same tables.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use vswitch::mac::Mac;
 use vswitch::port::PortIx;
-use vswitch::tables::{Node, Peer, PortEntry, PortKind, Tables, TablesBuilder};
+use vswitch::service::ServiceTable;
+use vswitch::tables::{Masquerade, Node, Peer, PortEntry, PortKind, Tables, TablesBuilder};
 
 /// Everything that the tables are made from.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub struct Inputs {
     pub pods: Vec<Pod>,
     /// The other live nodes.
     pub peers: Vec<Peer>,
+    /// All Services.
+    pub services: Arc<ServiceTable>,
 }
 
 /// A pod on this node.
@@ -40,7 +44,9 @@ pub struct Pod {
 /// Makes the tables. Nodes beyond the tables' limit are left out and counted in the second value.
 pub fn compile(inputs: Inputs) -> (Tables, usize) {
     let own_addresses = host_addresses(&inputs.node);
+    let masquerade = masquerade(&inputs.node);
     let mut builder = TablesBuilder::new(inputs.generation, inputs.node, &inputs.ranges);
+    builder.services(inputs.services).masquerade(masquerade);
     if let Some(mtu) = inputs.host_mtu {
         let entry =
             PortEntry { kind: PortKind::Host, mac: Mac::HOST, mtu, addresses: own_addresses };
@@ -57,6 +63,13 @@ pub fn compile(inputs: Inputs) -> (Tables, usize) {
     });
     let left_out = left_out.count();
     (builder.build(), left_out)
+}
+
+/// The address right before the gateway's, which is the lease's network address: no pod is ever given it.
+fn masquerade(node: &Node) -> Masquerade {
+    let v4 = |gateway: Ipv4Addr| Some(Ipv4Addr::from_bits(gateway.to_bits().checked_sub(1)?));
+    let v6 = |gateway: Ipv6Addr| Some(Ipv6Addr::from_bits(gateway.to_bits().checked_sub(1)?));
+    Masquerade { v4: node.gateway_v4.and_then(v4), v6: node.gateway_v6.and_then(v6) }
 }
 
 /// The addresses under which the node itself is reached through `weft0`.
@@ -98,6 +111,7 @@ mod tests {
                 mtu: 1450,
                 leases: vec!["10.244.2.0/24".parse().unwrap()],
             }],
+            services: Arc::new(ServiceTable::empty()),
         };
         let (tables, left_out) = compile(inputs);
         assert_eq!(left_out, 0);
@@ -107,6 +121,9 @@ mod tests {
             assert_eq!(route(host), Route::Host, "{host}");
         }
         assert_eq!(route("10.244.1.2"), Route::Port(PortIx(1)));
+        for masquerade in ["10.244.1.0", "fd00:10:244:1::"] {
+            assert_eq!(route(masquerade), Route::Router, "{masquerade}");
+        }
         assert!(matches!(route("10.244.2.77"), Route::Node(_)));
         assert!(matches!(route("192.0.2.2"), Route::Node(_)));
     }

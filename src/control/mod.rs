@@ -39,6 +39,7 @@ use overlay::underlay::Underlay;
 use overlay::vxlan::Vni;
 use vswitch::engine::{Engine, TunnelPort};
 use vswitch::port::PortIx;
+use vswitch::service::ServiceTable;
 use vswitch::tables::{Node, TablesBuilder};
 
 pub use self::attach::AttachError;
@@ -131,6 +132,7 @@ pub struct Control {
     /// A lease that is held, but could not be written down yet.
     lease_waiting: Option<HeldLease>,
     map: Arc<SubnetMap>,
+    services: Arc<ServiceTable>,
     underlay: Option<Underlay>,
     tunnel: Option<TunnelStatus>,
     host: Option<Host>,
@@ -186,6 +188,7 @@ impl Control {
             },
             lease_waiting: None,
             map: Arc::default(),
+            services: Arc::new(ServiceTable::empty()),
             underlay: None,
             tunnel: None,
             host: None,
@@ -210,6 +213,12 @@ impl Control {
     /// Takes up a new view of the cluster.
     pub fn set_map(&mut self, map: Arc<SubnetMap>) {
         self.map = map;
+        self.publish();
+    }
+
+    /// Takes up all Services. The table's generation must differ from that of every other one before it.
+    pub fn set_services(&mut self, services: Arc<ServiceTable>) {
+        self.services = services;
         self.publish();
     }
 
@@ -417,6 +426,7 @@ impl Control {
                 (None, _) | (Some(_), LeasePhase::Returning) => Vec::new(),
                 (Some(_), _) => self.narrow(self.map.peers(self.identity.id, own_mtu)),
             },
+            services: Arc::clone(&self.services),
         };
         let (tables, left_out) = compile::compile(inputs);
         self.engine.publish(Arc::new(tables));

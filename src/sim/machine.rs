@@ -22,6 +22,7 @@ use vswitch::counters::Totals;
 use vswitch::frame::{BATCH_MAX, Batch, Frame, Ingress};
 use vswitch::mac::Mac;
 use vswitch::port::{NodeIx, PortIx};
+use vswitch::service::ServiceTable;
 use vswitch::sim::{Host, HostConfig, SwitchSim};
 use vswitch::tables::{Node as OwnNode, ROUTER_V6, Tables, TablesBuilder};
 use vswitch::verdict::Reason;
@@ -459,6 +460,7 @@ impl Machine {
             host_mtu: self.has_host_port.then_some(mtu),
             pods,
             peers: map.peers(self.local.id, self.local.underlay_mtu),
+            services: Arc::new(ServiceTable::empty()),
         };
         let (tables, left_out) = compile::compile(inputs);
         assert_eq!(left_out, 0, "a simulated cluster is small");

@@ -60,6 +60,7 @@ pub fn answer_discovery(tables: &Tables, asker: &PortEntry, ip: &Ip, frame: &mut
         Transport::Icmp { .. }
         | Transport::Tcp { .. }
         | Transport::Udp { .. }
+        | Transport::Sctp { .. }
         | Transport::Other => return Verdict::Drop(Reason::NeighborIgnored),
     }
     let Some(solicitation) = read_solicitation(ip, frame) else {

@@ -182,7 +182,9 @@ impl Switch {
             Transport::Tcp { .. } | Transport::Udp { .. } => {
                 self.refuse(round, frame, headers, Reason::NoService, Error::PortUnreachable)
             }
-            Transport::Icmp { .. } | Transport::Other => Verdict::Drop(Reason::NoService),
+            Transport::Sctp { .. } | Transport::Icmp { .. } | Transport::Other => {
+                Verdict::Drop(Reason::NoService)
+            }
         }
     }
 
@@ -402,7 +404,7 @@ fn is_for_tunnel(tables: &Tables, ip: &Ip) -> bool {
             [tables.node.vxlan_port, tables.node.gossip_port].contains(&destination)
         }
         Transport::Other => ip.protocol == udp::PROTOCOL && ip.fragment != Fragment::Later,
-        Transport::Tcp { .. } | Transport::Icmp { .. } => false,
+        Transport::Tcp { .. } | Transport::Sctp { .. } | Transport::Icmp { .. } => false,
     };
     // An address outside may be that of a node which this one has not heard of. The host would send such
     // a packet on under its own address, and the other node would take it for this node's.

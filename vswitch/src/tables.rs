@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use ipnetwork::IpNetwork;
@@ -12,6 +13,7 @@ use ipnetwork::IpNetwork;
 use crate::ix::{NodeIx, PortIx};
 use crate::mac::Mac;
 use crate::prefix_map::PrefixMap;
+use crate::service::{AddressFilter, ServiceTable};
 
 /// The switch's own IPv4 address on every port: the host's next hop to the cluster range.
 pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -31,6 +33,35 @@ pub struct Tables {
     by_underlay: HashMap<IpAddr, NodeIx, RandomState>,
     routes_v4: PrefixMap<u32, Route>,
     routes_v6: PrefixMap<u128, Route>,
+    services: Arc<ServiceTable>,
+    masquerade: Masquerade,
+    /// Everything that may be a Service's address, but for the ranges of cluster IPs.
+    service_filter: AddressFilter,
+}
+
+/// The addresses by which the switch takes a client's place. Nobody else may have them; they lead to the switch.
+///
+/// The network address of the node's lease is one that no pod is ever given.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Masquerade {
+    /// For IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// For IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Masquerade {
+    /// The address of the family of `address`.
+    pub fn for_family_of(self, address: IpAddr) -> Option<IpAddr> {
+        match address {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    fn addresses(self) -> impl Iterator<Item = IpAddr> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
 }
 
 /// This node, as the switch sees it.
@@ -139,6 +170,22 @@ impl Tables {
         self.by_underlay.get(&address).copied()
     }
 
+    /// All Services.
+    pub fn services(&self) -> &ServiceTable {
+        &self.services
+    }
+
+    /// The addresses by which the switch takes a client's place.
+    pub fn masquerade(&self) -> Masquerade {
+        self.masquerade
+    }
+
+    /// Whether a packet to `address` may be to a Service. Seldom wrong if it says yes, and never if it says no.
+    #[inline]
+    pub fn may_be_service(&self, address: IpAddr) -> bool {
+        self.service_filter.may_hold(address) || self.services.is_in_range(address)
+    }
+
     /// Whether `address` is the underlay address of a live node, or of this one.
     pub fn is_node(&self, address: IpAddr) -> bool {
         self.node.underlay == Some(address) || self.by_underlay.contains_key(&address)
@@ -163,6 +210,9 @@ impl TablesBuilder {
             by_underlay: HashMap::default(),
             routes_v4: PrefixMap::new(),
             routes_v6: PrefixMap::new(),
+            services: Arc::new(ServiceTable::empty()),
+            masquerade: Masquerade::default(),
+            service_filter: AddressFilter::empty(),
         };
         let mut builder = Self { tables };
         for range in ranges {
@@ -202,8 +252,32 @@ impl TablesBuilder {
         Some(ix)
     }
 
+    /// Takes up all Services. Without them there are none.
+    pub fn services(&mut self, services: Arc<ServiceTable>) -> &mut Self {
+        self.tables.services = services;
+        self
+    }
+
+    /// Sets the addresses by which the switch takes a client's place. Without one of its family, a connection that
+    /// needs it is refused.
+    pub fn masquerade(&mut self, masquerade: Masquerade) -> &mut Self {
+        self.tables.masquerade = masquerade;
+        for address in masquerade.addresses() {
+            self.lead(address.into(), Route::Router);
+        }
+        self
+    }
+
     /// Finishes the snapshot.
-    pub fn build(self) -> Tables {
+    pub fn build(mut self) -> Tables {
+        let tables = &self.tables;
+        let mut filter = tables.services.filter().clone();
+        if tables.services.has_node_ports() {
+            let peers = tables.peers.iter().map(|peer| peer.underlay.ip());
+            let own = tables.services.node_addresses().iter().copied();
+            peers.chain(own).chain(tables.node.underlay).for_each(|node| filter.insert(node));
+        }
+        self.tables.service_filter = filter;
         self.tables
     }
 

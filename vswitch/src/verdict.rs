@@ -120,6 +120,16 @@ reasons! {
     PoolEmpty => "pool_empty",
     /// For the switch's own address, and neither a neighbor request nor an echo request.
     NoService => "no_service",
+    /// The Service has no endpoint that serves; its client was told.
+    NoEndpoint => "no_endpoint",
+    /// The Service has endpoints, but none on this node, and its traffic policy asks for one.
+    NoLocalEndpoint => "no_local_endpoint",
+    /// The sender is not in the load balancer's source ranges.
+    SourceRange => "source_range",
+    /// The address is a Service's, which does not have this port; the sender was told.
+    NoSuchPort => "no_such_port",
+    /// The address is in a range of cluster IPs, and no Service has it.
+    NoSuchService => "no_such_service",
 }
 
 impl fmt::Display for Reason {

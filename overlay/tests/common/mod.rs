@@ -65,7 +65,7 @@ impl Flow {
                 let at = ip.transport_offset + 4;
                 (Kind::Icmp, u16::from_be_bytes([packet[at], packet[at + 1]]))
             }
-            Transport::Other => panic!("no flow of ours"),
+            Transport::Sctp { .. } | Transport::Other => panic!("no flow of ours"),
         };
         Self { node, is_v4, kind, number }
     }

@@ -334,7 +334,7 @@ impl<'a> Candidate<'a> {
             Transport::Udp { .. } => (options.merge_udp
                 && udp::len(segment) == Some(segment.len()))
             .then_some(udp::HEADER_LEN),
-            Transport::Icmp { .. } | Transport::Other => None,
+            Transport::Sctp { .. } | Transport::Icmp { .. } | Transport::Other => None,
         }?;
         let headers_len = ip.transport_offset + header_len;
         let payload = &packet[headers_len..];
@@ -444,9 +444,10 @@ impl Growing {
         let (kind, offset) = match self.ip.transport {
             Transport::Tcp { .. } if is_ipv4 => (GsoKind::Tcp4, tcp::CHECKSUM_OFFSET),
             Transport::Tcp { .. } => (GsoKind::Tcp6, tcp::CHECKSUM_OFFSET),
-            Transport::Udp { .. } | Transport::Icmp { .. } | Transport::Other => {
-                (GsoKind::Udp, udp::CHECKSUM_OFFSET)
-            }
+            Transport::Udp { .. }
+            | Transport::Sctp { .. }
+            | Transport::Icmp { .. }
+            | Transport::Other => (GsoKind::Udp, udp::CHECKSUM_OFFSET),
         };
         let (header, segment) =
             frame.data_mut()[ETHERNET_LEN..].split_at_mut(self.ip.transport_offset - ETHERNET_LEN);

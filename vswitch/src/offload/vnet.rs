@@ -112,7 +112,7 @@ fn decode_checksum(header: &VnetHeader, frame: &[u8], ip: &Ip) -> Result<Checksu
             (Some(ip.transport_offset + udp::HEADER_LEN), len == Some(end - ip.transport_offset))
         }
         Transport::Other => (Some(ip.transport_offset), true),
-        Transport::Tcp { .. } | Transport::Icmp { .. } => (None, true),
+        Transport::Tcp { .. } | Transport::Sctp { .. } | Transport::Icmp { .. } => (None, true),
     };
     let is_carried = header.gso_type == GSO_NONE
         && carried_from.is_some_and(|from| usize::from(start) >= from)

@@ -179,7 +179,10 @@ fn covered<'a>(frame: &'a [u8], ip: &Ip) -> Option<(usize, &'a [u8])> {
     let segment = match ip.transport {
         // What lies behind a UDP datagram in its packet is not part of it.
         Transport::Udp { .. } => segment.get(..udp::len(segment)?)?,
-        Transport::Tcp { .. } | Transport::Icmp { .. } | Transport::Other => segment,
+        Transport::Tcp { .. }
+        | Transport::Sctp { .. }
+        | Transport::Icmp { .. }
+        | Transport::Other => segment,
     };
     (segment.len() >= offset + 2).then_some((offset, segment))
 }
@@ -190,7 +193,8 @@ pub fn checksum_offset(transport: Transport) -> Option<usize> {
         Transport::Tcp { .. } => Some(tcp::CHECKSUM_OFFSET),
         Transport::Udp { .. } => Some(udp::CHECKSUM_OFFSET),
         Transport::Icmp { .. } => Some(icmp::CHECKSUM_OFFSET),
-        Transport::Other => None,
+        // SCTP has a CRC, which is not of this kind.
+        Transport::Sctp { .. } | Transport::Other => None,
     }
 }
 

@@ -35,16 +35,19 @@ pub fn hash_ip(ip: &Ip, seed: u64) -> u32 {
     upper_32(hasher.finish())
 }
 
-/// Source and destination port of a whole TCP or UDP packet, otherwise zeros.
+/// Source and destination port of a whole TCP, UDP or SCTP packet, otherwise zeros.
 pub fn ports(ip: &Ip) -> (u16, u16) {
     match ip.transport {
-        Transport::Tcp { source, destination, .. } | Transport::Udp { source, destination }
+        Transport::Tcp { source, destination, .. }
+        | Transport::Udp { source, destination }
+        | Transport::Sctp { source, destination }
             if ip.fragment == Fragment::Whole =>
         {
             (source, destination)
         }
         Transport::Tcp { .. }
         | Transport::Udp { .. }
+        | Transport::Sctp { .. }
         | Transport::Icmp { .. }
         | Transport::Other => (0, 0),
     }

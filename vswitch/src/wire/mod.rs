@@ -11,6 +11,7 @@ pub mod flow;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
+pub mod sctp;
 mod sum;
 pub mod tcp;
 pub mod udp;
@@ -66,6 +67,10 @@ fn read_transport(
                 source: header.source.get(),
                 destination: header.destination.get(),
             }),
+        sctp::PROTOCOL => sctp::read(payload).map(|header| Transport::Sctp {
+            source: header.source.get(),
+            destination: header.destination.get(),
+        }),
         icmp::PROTOCOL_V4 if is_ipv4 => read_icmp(payload),
         icmp::PROTOCOL_V6 if !is_ipv4 => read_icmp(payload),
         _ => Some(Transport::Other),
@@ -167,6 +172,13 @@ pub enum Transport {
     },
     /// UDP (RFC 768).
     Udp {
+        /// Source port.
+        source: u16,
+        /// Destination port.
+        destination: u16,
+    },
+    /// SCTP (RFC 9260).
+    Sctp {
         /// Source port.
         source: u16,
         /// Destination port.

@@ -96,6 +96,7 @@ fn assert_offsets_lie_inside(frame: &[u8], headers: &Headers) {
     let header_len = match ip.transport {
         Transport::Tcp { header_len, .. } => header_len,
         Transport::Udp { .. } => udp::HEADER_LEN,
+        Transport::Sctp { .. } => sctp::HEADER_LEN,
         Transport::Icmp { .. } => 4,
         Transport::Other => 0,
     };
