@@ -21,9 +21,10 @@ use tokio::task::JoinHandle;
 use crate::error::Error;
 use crate::gossip::{
     Counters, DATAGRAM_MAX, Event, Gossip, GossipConfig, LeaseState, LocalNode, Memory,
-    RememberedLease,
+    RememberedLease, check_pods,
 };
 use crate::node_id::NodeId;
+use crate::pods::{LocalPod, PodError, PodMap};
 use crate::state_file;
 use crate::subnet::SubnetMap;
 
@@ -45,6 +46,8 @@ pub struct AgentConfig {
 #[derive(Debug)]
 pub struct AgentHandle {
     map: watch::Receiver<Arc<SubnetMap>>,
+    pods: watch::Receiver<Arc<PodMap>>,
+    own_pods: watch::Sender<Vec<LocalPod>>,
     lease: watch::Receiver<LeaseState>,
     counters: watch::Receiver<Counters>,
     storage: watch::Receiver<Option<String>>,
@@ -65,6 +68,9 @@ pub struct Agent {
     resolving: bool,
     joined: BTreeSet<SocketAddr>,
     map: watch::Sender<Arc<SubnetMap>>,
+    pods: watch::Sender<Arc<PodMap>>,
+    /// This node's pods, until nobody can change them any more.
+    own_pods: Option<watch::Receiver<Vec<LocalPod>>>,
     lease: watch::Sender<LeaseState>,
     counters: watch::Sender<Counters>,
     storage: watch::Sender<Option<String>>,
@@ -124,6 +130,8 @@ impl Agent {
         let gossip = Gossip::new(gossip, local, random_seed()?, Instant::now());
 
         let (map_in, map) = watch::channel(Arc::clone(gossip.map()));
+        let (pods_in, pods) = watch::channel(Arc::clone(gossip.pods()));
+        let (own_pods, own_pods_out) = watch::channel(Vec::new());
         let (lease_in, lease) = watch::channel(gossip.lease_state());
         let (counters_in, counters) = watch::channel(Counters::default());
         let (storage_in, storage) = watch::channel(None);
@@ -138,6 +146,8 @@ impl Agent {
             resolving: true,
             joined: BTreeSet::new(),
             map: map_in,
+            pods: pods_in,
+            own_pods: Some(own_pods_out),
             lease: lease_in,
             counters: counters_in,
             storage: storage_in,
@@ -151,7 +161,8 @@ impl Agent {
             agent.gossip.handle_saved(Instant::now());
         }
         let task = tokio::spawn(agent.run(leave_out));
-        Ok(AgentHandle { map, lease, counters, storage, events: Some(events), leave, task })
+        let events = Some(events);
+        Ok(AgentHandle { map, pods, own_pods, lease, counters, storage, events, leave, task })
     }
 
     async fn run(mut self, mut leave: mpsc::Receiver<oneshot::Sender<()>>) {
@@ -184,6 +195,7 @@ impl Agent {
                     self.resolving = changed.is_ok();
                     self.join_seeds();
                 }
+                pods = next_pods(&mut self.own_pods) => self.set_pods(pods),
                 readable = self.socket.readable() => {
                     if let Err(error) = readable {
                         tracing::warn!(%error, "the gossip socket failed");
@@ -275,6 +287,14 @@ impl Agent {
             }
             newer
         });
+        let pods = self.gossip.pods();
+        self.pods.send_if_modified(|published| {
+            let newer = published.generation != pods.generation;
+            if newer {
+                *published = Arc::clone(pods);
+            }
+            newer
+        });
         let lease = self.gossip.lease_state();
         self.lease.send_if_modified(|published| {
             let newer = *published != lease;
@@ -291,6 +311,12 @@ impl Agent {
             if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
                 tracing::warn!(?event, "nobody reads the events of gossip");
             }
+        }
+    }
+
+    fn set_pods(&mut self, pods: Vec<LocalPod>) {
+        if let Err(error) = self.gossip.set_pods(pods, Instant::now()) {
+            tracing::error!(%error, "pods were given to gossip unchecked");
         }
     }
 
@@ -313,6 +339,22 @@ impl AgentHandle {
     /// The subnet map, and whether it has changed.
     pub fn map(&self) -> watch::Receiver<Arc<SubnetMap>> {
         self.map.clone()
+    }
+
+    /// The pods of all nodes, and whether they have changed.
+    pub fn pods(&self) -> watch::Receiver<Arc<PodMap>> {
+        self.pods.clone()
+    }
+
+    /// Sets the pods of this node, all of them, as others are to know them. What stays as it was costs
+    /// nothing. A new agent knows of none: whoever starts one sets them again.
+    ///
+    /// # Errors
+    /// The first pod that cannot be told to others, and why. Nothing has changed then.
+    pub fn set_pods(&self, pods: Vec<LocalPod>) -> Result<(), PodError> {
+        check_pods(&pods)?;
+        self.own_pods.send_replace(pods);
+        Ok(())
     }
 
     /// The own leases, and whether they have changed.
@@ -357,6 +399,17 @@ impl AgentHandle {
     pub fn abort(self) {
         self.task.abort();
     }
+}
+
+/// The next set of this node's pods; never, once nobody can change it any more.
+async fn next_pods(own: &mut Option<watch::Receiver<Vec<LocalPod>>>) -> Vec<LocalPod> {
+    if let Some(pods) = own
+        && pods.changed().await.is_ok()
+    {
+        return pods.borrow_and_update().clone();
+    }
+    *own = None;
+    std::future::pending().await
 }
 
 /// The end of what is being written; never, if nothing is.
@@ -540,6 +593,15 @@ mod tests {
         until(&mut second.map(), both).await;
         let lease = second.lease().borrow().held().to_vec();
         assert_eq!(lease.len(), 1);
+        let IpAddr::V4(base) = lease[0].network() else { panic!("an IPv4 lease") };
+        let address = std::net::Ipv4Addr::from_bits(base.to_bits() + 2);
+        let mut pod = crate::pods::tests::pod("web", &address.to_string());
+        let local = LocalPod { pod: pod.clone(), age: Duration::ZERO };
+        second.set_pods(vec![local.clone()]).unwrap();
+        until(&mut first.pods(), |pods| pods.by_name("default", "web").count() == 1).await;
+        pod.name.clear();
+        let error = second.set_pods(vec![LocalPod { pod, age: Duration::ZERO }]).unwrap_err();
+        assert!(error.to_string().starts_with("pod default/ cannot be told"), "{error}");
 
         second.leave().await;
         until(&mut first.map(), |map| {
@@ -547,12 +609,15 @@ mod tests {
             member.state == crate::subnet::MemberState::Left
         })
         .await;
+        until(&mut first.pods(), |pods| pods.is_empty()).await;
 
         let second = Agent::spawn(agent(dir.path(), 2, &["127.77.3.1"])).await.unwrap();
         let state = second.lease().borrow().clone();
         assert_eq!(state, LeaseState::Returning { prefixes: lease.clone() }, "from the disk");
         until(&mut second.lease(), |state| state.held() == lease).await;
         until(&mut first.map(), both).await;
+        second.set_pods(vec![local]).unwrap();
+        until(&mut first.pods(), |pods| pods.len() == 1).await;
         first.abort();
         second.abort();
     }

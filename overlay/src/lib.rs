@@ -20,6 +20,7 @@ pub mod gossip;
 pub mod interfaces;
 pub mod node_id;
 pub mod path_mtu;
+pub mod pods;
 pub mod send_offload;
 mod span;
 mod state_file;

@@ -241,6 +241,13 @@ impl Member {
             self.leases.iter().filter(|lease| lease.claim == Claim::Held && !lease.contested);
         held.filter(move |_| active).map(|lease| lease.prefix)
     }
+
+    /// Whether a pod of this node can have `address`: out of what is routed to the node, or, for a pod in
+    /// the node's own network, the node's own.
+    pub fn owns(&self, address: IpAddr, host_network: bool) -> bool {
+        (host_network && address == self.underlay)
+            || self.routes().any(|prefix| prefix.contains(address))
+    }
 }
 
 impl SubnetMap {

@@ -4,7 +4,7 @@
 //!  0        1                  9         13      14
 //!  +--------+------------------+---------+-------+------------------------------+
 //!  | version| hash of the      | check   | kind  | body, encoded by postcard;   |
-//!  | 1      | network's name   | sum     |       | kind 0: the failure detector |
+//!  | 2      | network's name   | sum     |       | kind 0: the failure detector |
 //!  +--------+------------------+---------+-------+------------------------------+
 //! ```
 //!
@@ -18,8 +18,10 @@ use serde::{Deserialize, Serialize};
 
 use super::counters::Refused;
 use super::identity::Identity;
+use super::pod_store::{ClockItem, Delta, Want};
 use super::record::{Record, stir};
 use crate::node_id::NodeId;
+use crate::pods::Pod;
 
 /// Longest datagram, in bytes of UDP payload: fits the least IPv6 MTU with room for a seal.
 pub const DATAGRAM_MAX: usize = 1200;
@@ -27,7 +29,7 @@ pub const DATAGRAM_MAX: usize = 1200;
 /// Bytes before the body.
 pub(super) const ENVELOPE_LEN: usize = 14;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const KIND_SWIM: u8 = 0;
 const KIND_MESSAGE: u8 = 1;
 
@@ -56,9 +58,9 @@ pub(super) enum Message {
     Hello { you: Option<View> },
     /// The answer: what is known of the asker.
     Welcome { you: Option<View> },
-    /// "Here is what I know, in 64 numbers."
-    Digest { session: u32, buckets: Vec<u8> },
-    /// "The same as I do."
+    /// "Here is what I know, in 64 numbers for records and 64 for pods."
+    Digest { session: u32, buckets: Vec<u8>, pods: Vec<u8> },
+    /// "The same records as I do."
     InSync { session: u32 },
     /// "In these buckets we differ: this is my list of them." All ids from `low` to `high` in the
     /// buckets of `mask` are listed.
@@ -77,6 +79,27 @@ pub(super) enum Message {
     Request { ids: Vec<NodeId> },
     /// Records, asked for or new.
     Records { items: Vec<RecordItem> },
+    /// "In these buckets we know different things of pods: this is what I know." As with `Versions`.
+    Clocks { session: u32, mask: u64, low: NodeId, high: NodeId, items: Vec<ClockItem> },
+    /// "Of these nodes' pods I know this: send me the rest."
+    PodRequest { wants: Vec<Want> },
+    /// Changes of pods, asked for or new.
+    Pods {
+        items: Vec<Delta>,
+        /// How this came.
+        answers: Answer,
+    },
+}
+
+/// Why changes of pods are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Answer {
+    /// They are news.
+    News,
+    /// They were asked for, and more follows.
+    Part,
+    /// They were asked for, and this is all that is sent before somebody asks again.
+    Last,
 }
 
 /// What a node thinks of another one's life.
@@ -133,6 +156,11 @@ pub(super) fn encode(network: u64, envelope_: &Envelope) -> Vec<u8> {
 /// Encodes a record alone.
 pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     postcard::to_extend(record, Vec::with_capacity(128)).expect("memory takes whatever is encoded")
+}
+
+/// Length in bytes of a pod, encoded for other nodes.
+pub(crate) fn pod_len(pod: &Pod) -> usize {
+    encoded_len(pod)
 }
 
 /// Length in bytes of anything, encoded.
@@ -262,14 +290,48 @@ impl Codec<Identity> for SwimCodec {
 mod tests {
     use proptest::prelude::*;
 
+    use std::sync::Arc;
+
     use super::*;
+    use crate::gossip::identity::COUNTER_MAX;
+    use crate::gossip::pod_store::{ChangeItem, Clock, Life, PodItem};
     use crate::gossip::record::tests::record;
+    use crate::pods::POD_LEN_MAX;
+    use crate::pods::tests::pod;
 
     fn from() -> Identity {
         Identity {
             id: NodeId([9; 16]),
-            address: "192.0.2.9:7946".parse().unwrap(),
-            incarnation: 300,
+            address: "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(),
+            incarnation: COUNTER_MAX - 1,
+        }
+    }
+
+    fn life() -> Life {
+        Life { counter: COUNTER_MAX - 1, nonce: u32::MAX }
+    }
+
+    /// With the longest pod that there can be, and the greatest numbers.
+    fn longest_delta() -> Delta {
+        let most = COUNTER_MAX - 1;
+        let mut pod = pod("web", "2001:db8::1");
+        while pod.check().is_ok() {
+            pod.labels.insert(format!("label-{}", pod.labels.len()), "v".repeat(40));
+        }
+        pod.labels.pop_last();
+        let room = POD_LEN_MAX - pod_len(&pod);
+        assert!(room < 63);
+        pod.uid = Some("u".repeat(room.saturating_sub(1)).chars().take(62).collect());
+        assert_eq!(pod.check(), Ok(()));
+        let item = PodItem { age_ms: most, pod: Arc::new(pod) };
+        Delta {
+            id: NodeId([7; 16]),
+            life: life(),
+            base: most - 1,
+            upto: most,
+            last: most,
+            floor: most,
+            changes: vec![ChangeItem { change: most, key: most, pod: Some(item) }],
         }
     }
 
@@ -279,7 +341,7 @@ mod tests {
         vec![
             Message::Hello { you: None },
             Message::Welcome { you: Some(view) },
-            Message::Digest { session: 77, buckets: vec![0xab; 512] },
+            Message::Digest { session: 77, buckets: vec![0xab; 512], pods: vec![0xcd; 512] },
             Message::InSync { session: 77 },
             Message::Versions {
                 session: 77,
@@ -295,6 +357,15 @@ mod tests {
             Message::Records {
                 items: vec![RecordItem { record: record(4, 12), dead_for_s: Some(3) }],
             },
+            Message::Clocks {
+                session: 77,
+                mask: 1,
+                low: NodeId::MIN,
+                high: id,
+                items: vec![ClockItem { id, clock: Clock { life: life(), change: 9 } }],
+            },
+            Message::PodRequest { wants: vec![Want::nothing(id); 40] },
+            Message::Pods { items: vec![longest_delta()], answers: Answer::Last },
         ]
     }
 
@@ -318,7 +389,7 @@ mod tests {
             encode(5, &Envelope { from: from(), clock: 3, message: Message::Hello { you: None } });
         assert_eq!(decode(6, &bytes).unwrap_err(), Refused::ForeignNetwork);
         let mut newer = bytes.clone();
-        newer[0] = 2;
+        newer[0] = VERSION + 1;
         assert_eq!(decode(5, &newer).unwrap_err(), Refused::Version);
         let mut damaged = bytes.clone();
         damaged[40] ^= 1;
@@ -342,7 +413,7 @@ mod tests {
 
         #[test]
         fn changed_messages_never_panic(
-            which in 0_usize..7,
+            which in 0_usize..10,
             changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
             cut in any::<prop::sample::Index>(),
         ) {

@@ -1,6 +1,7 @@
 //! Why gossip was refused, counted.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Why a datagram, or a part of one, was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +43,10 @@ pub enum Refused {
     BadLease,
     /// A range or a reserved subnet that cannot be one, or too many of them.
     BadRange,
+    /// A pod with a name, label or address that is none, or too much of it.
+    BadPod,
+    /// More pods than are remembered, of one node or of all.
+    TooManyPods,
     /// Well-formed, but not in the failure detector's order of things.
     Protocol,
 }
@@ -68,6 +73,8 @@ impl Refused {
             Self::BadMac => "bad_mac",
             Self::BadLease => "bad_lease",
             Self::BadRange => "bad_range",
+            Self::BadPod => "bad_pod",
+            Self::TooManyPods => "too_many_pods",
             Self::Protocol => "protocol",
         }
     }
@@ -90,6 +97,29 @@ pub struct Counters {
     pub events_lost: u64,
     /// Datagrams and records that were refused.
     pub refused: BTreeMap<Refused, u64>,
+    /// How long it took to learn of new pods.
+    pub pods_learned: Ages,
+}
+
+/// How old pods of other nodes were when this node learned of them, told by how long each node on the way
+/// kept the news; the time on the wire itself is missing, and no clocks are compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ages {
+    /// Number of pods for each of [`Ages::BOUNDS_MS`], and one for all above.
+    pub counts: [u64; Ages::BOUNDS_MS.len() + 1],
+    /// All ages together.
+    pub sum: Duration,
+}
+
+impl Ages {
+    /// The longest age that is counted in each place, in milliseconds.
+    pub const BOUNDS_MS: [u64; 8] = [50, 100, 250, 500, 1000, 2500, 5000, 10_000];
+
+    pub(super) fn add(&mut self, age_ms: u64) {
+        let place = Self::BOUNDS_MS.partition_point(|bound| *bound < age_ms);
+        self.counts[place] += 1;
+        self.sum = self.sum.saturating_add(Duration::from_millis(age_ms));
+    }
 }
 
 impl Counters {

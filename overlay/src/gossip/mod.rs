@@ -7,10 +7,10 @@
 //! 2. saves what must survive ([`Gossip::poll_memory`], then [`Gossip::handle_saved`] or
 //!    [`Gossip::handle_save_failed`]),
 //! 3. sends what is to be sent ([`Gossip::poll_transmit`]),
-//! 4. reads the [`SubnetMap`], the [`LeaseState`] and the [`Event`]s.
+//! 4. reads the [`SubnetMap`], the pods ([`Gossip::pods`]), the [`LeaseState`] and the [`Event`]s.
 //!
 //! The parts: [`swim`] finds out who is alive; [`store`] keeps a record per node, which [`sync`] makes
-//! equal everywhere; [`publish`] writes the own record; [`claim`] decides on leases; [`seeds`] finds
+//! equal everywhere; [`pod_store`] and [`pod_sync`] do the same for pods; [`publish`] writes the own record; [`claim`] decides on leases; [`seeds`] finds
 //! the way in; [`view`] makes the map. `docs/gossip.md` is the protocol's description.
 //!
 //! The same seed, calls and times give the same datagrams, byte for byte.
@@ -22,6 +22,8 @@ mod event;
 #[cfg(test)]
 mod hostile;
 mod identity;
+mod pod_store;
+mod pod_sync;
 mod publish;
 mod receive;
 mod record;
@@ -47,10 +49,14 @@ use rand::{RngExt, SeedableRng};
 use self::claim::{Change, Claims, Summary};
 pub use self::claim::{Release, RememberedLease};
 pub use self::codec::DATAGRAM_MAX;
+pub(crate) use self::codec::pod_len;
 use self::codec::{Envelope, Message, View};
-pub use self::counters::{Counters, Refused};
+pub use self::counters::{Ages, Counters, Refused};
 pub use self::event::{CODES, Event, LeaseState, Memory};
 use self::identity::Identity;
+use self::pod_store::PodStore;
+use self::pod_sync::PodSync;
+pub use self::pod_sync::check_pods;
 pub use self::record::{
     LEASES_MAX, NAME_LEN_MAX, SOFTWARE_LEN_MAX, UNDERLAY_MTU_MIN, is_name, is_software,
 };
@@ -76,14 +82,26 @@ pub struct GossipConfig {
     pub timing: Timing,
     /// Most nodes that are remembered.
     pub nodes_max: usize,
+    /// Most pods that are remembered, of all nodes together.
+    pub pods_max: usize,
 }
 
 impl GossipConfig {
     /// A network with the default clockwork and limits.
     pub fn new(network: impl Into<String>, lease: LeaseConfig) -> Self {
-        Self { network: network.into(), lease, timing: Timing::default(), nodes_max: 5000 }
+        Self {
+            network: network.into(),
+            lease,
+            timing: Timing::default(),
+            nodes_max: 5000,
+            pods_max: PODS_MAX,
+        }
     }
 }
+
+/// Most pods that are remembered unless the configuration says otherwise: what 5000 nodes with 50 pods
+/// each have, in about 150 MB.
+const PODS_MAX: usize = 250_000;
 
 /// What this node says about itself, and what it remembers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +139,8 @@ pub struct Gossip {
 
     swim: Swim,
     store: Store,
+    pods: PodStore,
+    pod_sync: PodSync,
     claims: Claims,
     seeds: Seeds,
     counters: Counters,
@@ -232,6 +252,8 @@ impl Gossip {
             local.memory.leases.iter().map(|lease| claims.remember(*lease)).collect();
         let mut gossip = Self {
             store: Store::new(config.nodes_max),
+            pods: PodStore::new(config.pods_max),
+            pod_sync: PodSync::new(now),
             network,
             started: now,
             now,
@@ -250,7 +272,7 @@ impl Gossip {
             asking_since: now,
             claims_looked: (false, false),
             claims_seen: 0,
-            replies: Limiter::new(now),
+            replies: Limiter::new(sync::ANSWERS_PER_S, now),
             rumors: BTreeSet::new(),
             rumor_at: None,
             next_sync: now + rng.random_range(Duration::ZERO..config.timing.sync),
@@ -398,6 +420,7 @@ impl Gossip {
         if self.rumor_at.is_some_and(|at| at <= now) {
             self.spread_rumors();
         }
+        self.tend_pods();
         self.settle();
     }
 
@@ -410,7 +433,8 @@ impl Gossip {
             self.claims.is_returning() || (!self.claims_looked.1 && self.disk_trouble.is_none());
         let claim_at = waits.then(|| self.claim_deadline()).filter(|_| !self.synced);
         let save_at = self.disk_trouble.filter(|_| self.unsaved).map(|trouble| trouble.retry_at);
-        let view_at = self.dirty.then(|| self.viewed + view::PAUSE);
+        let dirty = self.dirty || self.pod_sync.is_dirty();
+        let view_at = dirty.then(|| self.viewed + view::PAUSE);
         let times = [
             Some(self.next_sync),
             Some(self.next_dial),
@@ -418,6 +442,7 @@ impl Gossip {
             self.swim.poll_timeout(),
             self.seeds.poll_timeout(),
             self.claims.poll_timeout(),
+            self.pod_sync.poll_timeout(),
             claim_at,
             save_at,
             view_at,
@@ -543,11 +568,12 @@ impl Gossip {
                 self.tend_claims();
             }
             self.publish();
+            self.publish_pods();
         }
         while let Some((to, datagram)) = self.swim.poll_transmit() {
             self.push_out(to, datagram);
         }
-        if self.dirty && self.now >= self.viewed + view::PAUSE {
+        if (self.dirty || self.pod_sync.is_dirty()) && self.now >= self.viewed + view::PAUSE {
             self.view();
         }
     }

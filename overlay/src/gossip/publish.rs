@@ -160,6 +160,7 @@ impl Gossip {
             let changes = self.claims.drop_all(self.local.id);
             self.apply_changes(changes);
             self.store.remove(self.local.id);
+            self.forget_pods(self.local.id);
         }
     }
 
@@ -172,6 +173,8 @@ impl Gossip {
             if std::mem::take(&mut self.suspended) {
                 let theirs = self.store.remove(self.local.id).map_or(0, |record| record.version);
                 self.version = self.version.max(theirs) + 1;
+                self.forget_pods(self.local.id);
+                self.begin_pods();
             }
         }
     }
@@ -187,10 +190,13 @@ impl Gossip {
         self.rumor_at = None;
         let members = self.some_members(FANOUT);
         let ids: Vec<_> = self.rumors.iter().copied().take(RUMORS_MAX).collect();
-        self.rumors.retain(|id| !ids.contains(id));
+        for id in &ids {
+            self.rumors.remove(id);
+        }
         if !self.rumors.is_empty() {
             self.rumor_at = Some(self.now + self.config.timing.rumor);
         }
+        self.spread_pods(&members);
         if members.is_empty() {
             return;
         }

@@ -86,8 +86,8 @@ impl Gossip {
                 self.welcome(sender);
                 Ok(())
             }
-            Message::Digest { session, buckets } => {
-                self.answer_digest(sender.address, session, &buckets)
+            Message::Digest { session, buckets, pods } => {
+                self.answer_digest(sender.address, session, (&buckets, &pods))
             }
             Message::InSync { session } => self.finish_pull(sender.address, session),
             Message::Versions { session, part, parts, complete, mask, low, high, items } => {
@@ -96,6 +96,11 @@ impl Gossip {
             }
             Message::Request { ids } => self.answer_request(sender.address, &ids),
             Message::Records { items } => self.take_records(sender.address, items),
+            Message::Clocks { session, mask, low, high, items } => {
+                self.compare_clocks(sender.address, session, (mask, low, high), &items)
+            }
+            Message::PodRequest { wants } => self.answer_pod_request(sender.address, wants),
+            Message::Pods { items, answers } => self.take_pods(sender.address, items, answers),
         }
     }
 

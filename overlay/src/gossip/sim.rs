@@ -25,9 +25,10 @@ use ipnetwork::IpNetwork;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
-use super::{Event, Gossip, GossipConfig, LocalNode, Memory};
+use super::{Event, Gossip, GossipConfig, LocalNode, Memory, check_pods};
 use crate::config::LeaseConfig;
 use crate::node_id::NodeId;
+use crate::pods::{LocalPod, PodMap};
 use crate::subnet::SubnetMap;
 
 /// What the wire does to datagrams.
@@ -69,6 +70,8 @@ pub struct Network {
     packets: u64,
     wakes: BTreeSet<(Instant, usize)>,
     capture: Option<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>,
+    /// Which nodes have which address; empty when it is to be made anew.
+    by_address: BTreeMap<SocketAddr, Vec<usize>>,
 }
 
 /// A machine that gossip runs on.
@@ -83,6 +86,8 @@ struct Node {
     side: u32,
     disk_refuses: bool,
     wake: Option<Instant>,
+    /// The pods on the machine, which outlive the daemon.
+    pods: Vec<LocalPod>,
 }
 
 #[derive(Debug)]
@@ -110,6 +115,7 @@ impl Network {
             packets: 0,
             wakes: BTreeSet::new(),
             capture: None,
+            by_address: BTreeMap::new(),
         }
     }
 
@@ -152,7 +158,9 @@ impl Network {
             side: 0,
             disk_refuses: false,
             wake: None,
+            pods: Vec::new(),
         });
+        self.by_address.clear();
         let ix = self.nodes.len() - 1;
         self.start(ix);
         ix
@@ -166,6 +174,7 @@ impl Network {
         for seed in &node.seeds {
             gossip.join(*seed, self.now);
         }
+        gossip.set_pods(node.pods.clone(), self.now).expect("they were checked when they were set");
         node.gossip = Some(gossip);
         self.drain(ix);
     }
@@ -193,7 +202,40 @@ impl Network {
 
     /// What a node is started with; changes take effect at its next start.
     pub fn local(&mut self, ix: usize) -> &mut LocalNode {
+        self.by_address.clear();
         &mut self.nodes[ix].local
+    }
+
+    /// Sets the pods on a node, all of them.
+    ///
+    /// # Panics
+    /// When one of them cannot be told to others.
+    pub fn set_pods(&mut self, ix: usize, pods: Vec<LocalPod>) {
+        check_pods(&pods).expect("pods that can be told");
+        self.nodes[ix].pods.clone_from(&pods);
+        if let Some(gossip) = &mut self.nodes[ix].gossip {
+            gossip.set_pods(pods, self.now).expect("they were just checked");
+        }
+        self.drain(ix);
+    }
+
+    /// What a node knows of all pods; `None` while it is not running.
+    pub fn pods(&self, ix: usize) -> Option<&PodMap> {
+        self.gossip(ix).map(|gossip| &**gossip.pods())
+    }
+
+    /// Whether every running node knows exactly the pods that the running nodes have.
+    pub fn agrees_on_pods(&self) -> bool {
+        let real: BTreeSet<_> = self
+            .running()
+            .flat_map(|ix| self.nodes[ix].pods.iter().map(move |local| (self.id(ix), &local.pod)))
+            .collect();
+        self.running().all(|ix| {
+            self.pods(ix).is_some_and(|map| {
+                map.len() == real.len()
+                    && map.iter().all(|entry| real.contains(&(entry.node, &*entry.pod)))
+            })
+        })
     }
 
     /// Lets a node say goodbye; it ends once it has.
@@ -335,11 +377,14 @@ impl Network {
     }
 
     fn deliver(&mut self, packet: Packet) {
-        let reaches = |node: &Node| {
-            SocketAddr::new(node.local.underlay, node.local.gossip_port) == packet.to
-                && packet.side.is_none_or(|side| side == node.side)
-        };
-        let receivers: Vec<_> = (0..self.nodes.len())
+        if self.by_address.is_empty() {
+            for ix in 0..self.nodes.len() {
+                self.by_address.entry(self.address(ix)).or_default().push(ix);
+            }
+        }
+        let reaches = |node: &Node| packet.side.is_none_or(|side| side == node.side);
+        let there = self.by_address.get(&packet.to).into_iter().flatten().copied();
+        let receivers: Vec<_> = there
             .filter(|ix| self.nodes[*ix].gossip.is_some() && reaches(&self.nodes[*ix]))
             .collect();
         if receivers.is_empty() {

@@ -117,13 +117,7 @@ impl Store {
 
     /// Which buckets differ from somebody else's sums: bit n for bucket n. `None` if those are not sums.
     pub(super) fn differing(&self, sums: &[u8]) -> Option<u64> {
-        let (theirs, []) = sums.as_chunks::<8>() else { return None };
-        if theirs.len() != BUCKETS {
-            return None;
-        }
-        let pairs = self.sums.iter().zip(theirs).enumerate();
-        let differing = pairs.filter(|(_, (own, theirs))| own.to_be_bytes() != **theirs);
-        Some(differing.fold(0, |mask, (ix, _)| mask | 1 << ix))
+        differing(&self.sums, sums)
     }
 
     /// The versions of all records in the buckets of `mask` with ids from `low` to `high`, in order.
@@ -144,7 +138,18 @@ impl Store {
     }
 }
 
-fn bucket(id: NodeId) -> usize {
+/// Which of these buckets' sums differ from somebody else's.
+pub(super) fn differing(own: &[u64; BUCKETS], theirs: &[u8]) -> Option<u64> {
+    let (theirs, []) = theirs.as_chunks::<8>() else { return None };
+    if theirs.len() != BUCKETS {
+        return None;
+    }
+    let pairs = own.iter().zip(theirs).enumerate();
+    let differing = pairs.filter(|(_, (own, theirs))| own.to_be_bytes() != **theirs);
+    Some(differing.fold(0, |mask, (ix, _)| mask | 1 << ix))
+}
+
+pub(super) fn bucket(id: NodeId) -> usize {
     usize::from(id.0[0] >> 2)
 }
 

@@ -52,12 +52,13 @@ pub(super) struct Listed {
 /// How many datagrams are spent on answers: requests are short and their senders unproven.
 #[derive(Debug)]
 pub(super) struct Limiter {
+    per_s: u32,
     left: u32,
     refilled: Instant,
 }
 
 /// Most answering datagrams per second.
-const ANSWERS_PER_S: u32 = 1000;
+pub(super) const ANSWERS_PER_S: u32 = 1000;
 
 /// Most datagrams of version lists in one answer.
 const PARTS_MAX: usize = 16;
@@ -66,13 +67,13 @@ const PARTS_MAX: usize = 16;
 const REQUEST_MAX: usize = 60;
 
 impl Limiter {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { left: ANSWERS_PER_S, refilled: now }
+    pub(super) fn new(per_s: u32, now: Instant) -> Self {
+        Self { per_s, left: per_s, refilled: now }
     }
 
-    fn take(&mut self, count: usize, now: Instant) -> bool {
+    pub(super) fn take(&mut self, count: usize, now: Instant) -> bool {
         if now >= self.refilled + Duration::from_secs(1) {
-            *self = Self::new(now);
+            *self = Self::new(self.per_s, now);
         }
         match u32::try_from(count).ok().and_then(|count| self.left.checked_sub(count)) {
             Some(left) => {
@@ -91,22 +92,30 @@ impl Gossip {
         let session = self.rng.random();
         let (parts, wanted) = (BTreeSet::new(), BTreeSet::new());
         self.pull = Some(Pull { from, session, parts, complete: false, listed: false, wanted });
-        let buckets = self.store.sums();
-        self.send(from, Message::Digest { session, buckets });
+        self.compare_pods_with(from, session);
+        let (buckets, pods) = (self.store.sums(), self.pods.sums());
+        self.send(from, Message::Digest { session, buckets, pods });
     }
 
     pub(super) fn answer_digest(
         &mut self,
         to: SocketAddr,
         session: u32,
-        buckets: &[u8],
+        (buckets, pods): (&[u8], &[u8]),
     ) -> Result<(), Refused> {
         let mask = self.store.differing(buckets).ok_or(Refused::Malformed)?;
+        let pods = self.pods.differing(pods).ok_or(Refused::Malformed)?;
         if mask == 0 {
             self.allow(1)?;
             self.send(to, Message::InSync { session });
-            return Ok(());
+        } else {
+            self.answer_sums(to, session, mask)?;
         }
+        // Records come first: without them, nobody's pods are known.
+        if pods == 0 { Ok(()) } else { self.answer_pod_sums(to, session, pods) }
+    }
+
+    fn answer_sums(&mut self, to: SocketAddr, session: u32, mask: u64) -> Result<(), Refused> {
         let items: Vec<_> = self.store.versions(mask, NodeId::MIN, NodeId::MAX).collect();
         let empty = Message::Versions {
             session,
@@ -294,7 +303,12 @@ impl Gossip {
             return;
         };
         if pull.complete {
+            let news = !self.synced;
             self.mark_synced(pull.from);
+            if news {
+                // Now that the nodes are known, their pods.
+                self.start_sync(Some(pull.from));
+            }
         } else {
             self.start_sync(Some(pull.from));
         }
@@ -320,7 +334,7 @@ impl Gossip {
     }
 
     /// Cuts a list so that each piece fits a datagram around `empty`.
-    fn chunks<T: Serialize>(&self, empty: Message, items: Vec<T>) -> Vec<Vec<T>> {
+    pub(super) fn chunks<T: Serialize>(&self, empty: Message, items: Vec<T>) -> Vec<Vec<T>> {
         let clock = self.claims.clock();
         let envelope = Envelope { from: self.swim.identity(), clock, message: empty };
         // The list's length takes one byte more from 128 items on, and never three.
@@ -355,6 +369,7 @@ impl Gossip {
     }
 }
 
-fn before(id: NodeId) -> NodeId {
+/// The id before this one.
+pub(super) fn before(id: NodeId) -> NodeId {
     NodeId(u128::from_be_bytes(id.0).saturating_sub(1).to_be_bytes())
 }

@@ -28,10 +28,16 @@ const CONFLICT_MEMORY: Duration = Duration::from_secs(60);
 const FORGET_MIN: Duration = Duration::from_secs(3600);
 
 impl Gossip {
-    /// Makes the map anew.
+    /// Makes the maps anew, as far as anything about them has changed.
     pub(super) fn view(&mut self) {
-        self.dirty = false;
         self.viewed = self.now;
+        if std::mem::take(&mut self.dirty) {
+            self.view_nodes();
+        }
+        self.view_pods();
+    }
+
+    fn view_nodes(&mut self) {
         self.swim.tune();
         let states: BTreeMap<(NodeId, SocketAddr), foca::State> = self
             .swim
@@ -58,6 +64,8 @@ impl Gossip {
         map.generation = self.map.generation;
         if map != *self.map {
             map.generation += 1;
+            let former = Arc::clone(&self.map);
+            self.note_members(&former, &map);
             self.tell_changes(&map);
             self.map = Arc::new(map);
         }
@@ -188,6 +196,7 @@ impl Gossip {
         let expired: BTreeSet<NodeId> = expired.map(|stored| stored.record.id).collect();
         for id in &expired {
             self.store.remove(*id);
+            self.forget_pods(*id);
             self.dirty = true;
         }
         let crowded = self.swim.states().count() > self.config.nodes_max / 4 * 3;
