@@ -106,7 +106,7 @@ pub struct Counters {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ages {
     /// Number of pods for each of [`Ages::BOUNDS_MS`], and one for all above.
-    pub counts: [u64; Ages::BOUNDS_MS.len() + 1],
+    pub counts: [u64; Self::BOUNDS_MS.len() + 1],
     /// All ages together.
     pub sum: Duration,
 }
