@@ -197,6 +197,10 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
     with(&control, Control::reattach).await??;
 
     // Before anybody is told that the daemon runs: what it remembers may be damaged.
+    let (monitor, mut findings) = with(&control, Control::take_paths)
+        .await?
+        .context("the paths of a new control side are there")?;
+    let mut prober = tokio::spawn(monitor.run());
     let mut gossip = match &underlay {
         Some(underlay) => Some(Gossip::start(&config, &control, underlay).await?),
         None => None,
@@ -235,11 +239,19 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
             },
             chosen = wait_for(&mut choosing) => underlay = chosen?,
             news = next_news(&mut gossip) => take_up(&control, news).await?,
+            ended = &mut prober => {
+                ended.context("who looks after the paths panicked")?;
+                bail!("nobody looks after the paths to other nodes any more");
+            }
+            Some((id, finding)) = findings.recv() => {
+                with(&control, move |control| control.take_up_finding(id, finding)).await?;
+            }
         }
     }
 
     tracing::info!("stopping: pods keep their interfaces and addresses");
     sd_notify::notify(&[NotifyState::Stopping]).context("cannot tell systemd that weftd stops")?;
+    prober.abort();
     if let Some(gossip) = gossip {
         gossip.leave().await;
     }

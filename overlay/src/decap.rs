@@ -5,10 +5,13 @@
 //! inner addresses belong to that sender. Nothing here can fail: a datagram becomes (part of) a frame, or
 //! is dropped with its reason counted.
 //!
+//! Probes of the path are no packets: they wait aside until [`Decapsulator::answer_probes`] answers them.
+//!
 //! Who sent what is not acceptable is told to the control side as an [`Offence`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::queue::ArrayQueue;
 use vswitch::frame::{Batch, Ingress};
@@ -17,6 +20,9 @@ use vswitch::port::{Context, NodeIx};
 use vswitch::tables::Tables;
 use vswitch::verdict::Reason;
 
+use crate::path::message::{self, Kind, Message, REPLY_LEN};
+use crate::path::responder::{ReplyQueue, Responder};
+use crate::udp::Sent;
 use crate::vxlan::{self, HEADER_LEN, Vni};
 
 /// Offences that wait to be read. When there are more, they are counted as drops all the same.
@@ -37,6 +43,7 @@ pub struct Decapsulator {
     vni: Vni,
     coalescer: Coalescer,
     offences: Arc<ArrayQueue<Offence>>,
+    probes: Responder,
 }
 
 impl Decapsulator {
@@ -46,7 +53,7 @@ impl Decapsulator {
     pub fn new(vni: Vni, mtu: u16, offences: Arc<ArrayQueue<Offence>>) -> Self {
         // Every port takes merged datagrams, or cuts them when its device does not.
         let options = Options { merge_udp: true, mtu };
-        Self { vni, coalescer: Coalescer::new(options), offences }
+        Self { vni, coalescer: Coalescer::new(options), offences, probes: Responder::default() }
     }
 
     /// Takes datagrams of `stride` bytes apart, which lie in `bytes` one behind the other (the last may be
@@ -89,6 +96,46 @@ impl Decapsulator {
         }
     }
 
+    /// Where replies to probes go.
+    pub fn replies(&self) -> &Arc<ReplyQueue> {
+        self.probes.replies()
+    }
+
+    /// Whether probes wait to be answered.
+    pub fn has_probes(&self) -> bool {
+        self.probes.is_waiting()
+    }
+
+    /// Answers the probes of the batch, each by a datagram that `send` is given, and hands replies on. Must follow
+    /// before anybody reads the counters, if [`Decapsulator::has_probes`].
+    pub fn answer_probes(
+        &mut self,
+        now: Instant,
+        context: &Context<'_>,
+        mut send: impl FnMut(SocketAddr, &[u8]) -> Sent,
+    ) {
+        let Context { tables, counters, .. } = context;
+        while let Some(taken) = self.probes.take(now, tables) {
+            let asked = match taken {
+                Ok(asked) => asked,
+                Err(reason) => {
+                    counters.count_drop(reason, 1);
+                    continue;
+                }
+            };
+            counters.answered.add(1);
+            if let Some((asked, peer)) = asked.and_then(|a| Some((a, tables.peer(a.node)?))) {
+                let mut datagram = [0; HEADER_LEN + REPLY_LEN];
+                let (header, frame) = datagram.split_at_mut(HEADER_LEN);
+                header.copy_from_slice(&vxlan::encode(self.vni));
+                let reply = Message { kind: Kind::Reply, mtu: peer.mtu, ..asked.message };
+                message::write(frame, peer.vtep_mac, tables.node.vtep_mac, &reply);
+                counters.originated.add(1);
+                send(peer.underlay, &datagram).count(counters);
+            }
+        }
+    }
+
     /// Tells of a frame that the switch dropped because `node` may not send it. The port told is the one
     /// that the node receives VXLAN on.
     pub fn note_foreign(&self, tables: &Tables, node: NodeIx, reason: Reason) {
@@ -107,8 +154,21 @@ impl Decapsulator {
     ) {
         let merged = self.coalescer.push(inner, Ingress::Node(sender), context.pool, batch);
         if let Err(reason) = merged {
-            context.counters.received.add(1);
-            context.counters.received_bytes.add(inner.len() as u64);
+            self.decline(inner, reason, sender, context);
+        }
+    }
+
+    /// Counts a frame that is no packet. If it is a probe, it waits.
+    #[cold]
+    fn decline(&mut self, inner: &[u8], reason: Reason, sender: NodeIx, context: &Context<'_>) {
+        context.counters.received.add(1);
+        context.counters.received_bytes.add(inner.len() as u64);
+        let taken = if message::is_probe(inner) {
+            self.probes.push(inner, sender, context.tables)
+        } else {
+            Err(reason)
+        };
+        if let Err(reason) = taken {
             context.counters.count_drop(reason, 1);
         }
     }
@@ -192,6 +252,19 @@ mod tests {
                 Context { tables: &self.tables, pool: &mut self.pool, counters: &counters };
             let from = from.parse().unwrap();
             self.decapsulator.push(from, stride, bytes, &mut context, &mut self.batch);
+        }
+
+        /// Answers probes, and gives what was sent.
+        fn answer(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
+            let counters = self.counters.worker(0);
+            let context =
+                Context { tables: &self.tables, pool: &mut self.pool, counters: &counters };
+            let mut sent = Vec::new();
+            self.decapsulator.answer_probes(Instant::now(), &context, |to, bytes| {
+                sent.push((to, bytes.to_vec()));
+                Sent::taken(1, bytes.len())
+            });
+            sent
         }
 
         /// Ends the batch, and checks that every datagram is accounted for.
@@ -320,6 +393,84 @@ mod tests {
         bench.assert_dropped(Reason::PoolEmpty, MESSAGE_DATAGRAMS_MAX as u64 - 3);
     }
 
+    /// A datagram with a probe or a reply of `len` bytes, from the member to this node.
+    fn probe(kind: Kind, len: u16) -> Vec<u8> {
+        let mut bytes = vxlan::encode(Vni::WEFT).to_vec();
+        bytes.resize(HEADER_LEN + usize::from(len), 0);
+        let (to, from) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
+        let message = Message { kind, nonce: 7, mtu: 1400, len };
+        message::write(&mut bytes[HEADER_LEN..], to, from, &message);
+        bytes
+    }
+
+    #[test]
+    fn a_members_probe_is_answered_by_less_and_never_reaches_the_switch() {
+        let mut bench = Bench::new(8);
+        for len in [60, 1464] {
+            let bytes = probe(Kind::Probe, len);
+            bench.push(MEMBER, bytes.len(), &bytes);
+            let answers = bench.answer();
+            let [(to, answer)] = &answers[..] else { panic!("{answers:?}") };
+            assert_eq!(*to, "192.0.2.2:4789".parse().unwrap(), "not to the port that it came from");
+            assert!(answer.len() <= bytes.len());
+            let inner = vxlan::decode(answer, Vni::WEFT).unwrap();
+            let (to, from, message) = message::read(inner).unwrap();
+            assert_eq!((to, from), (Mac([2, 0, 0, 0, 0, 2]), Mac([2, 0, 0, 0, 0, 1])));
+            assert_eq!(message, Message { kind: Kind::Reply, nonce: 7, mtu: 1450, len });
+            assert!(bench.finish().is_empty());
+        }
+        let totals = bench.counters.sum();
+        assert_eq!((totals.received, totals.answered), (2, 2));
+        assert_eq!((totals.originated, totals.delivered), (2, 2));
+    }
+
+    #[test]
+    fn a_reply_is_handed_on_and_not_answered() {
+        let mut bench = Bench::new(8);
+        let bytes = probe(Kind::Reply, 60);
+        bench.push(MEMBER, bytes.len(), &bytes);
+        assert_eq!(bench.answer(), []);
+        let reply = bench.decapsulator.replies().pop().unwrap();
+        assert_eq!((reply.nonce, reply.mtu), (7, 1400));
+        assert_eq!(reply.from, IpAddr::from([192, 0, 2, 2]));
+        bench.finish();
+        assert_eq!(bench.counters.sum().answered, 1);
+    }
+
+    #[test]
+    fn no_stranger_is_answered_and_no_flood() {
+        let mut bench = Bench::new(8);
+        let bytes = probe(Kind::Probe, 60);
+        bench.push(STRANGER, bytes.len(), &bytes);
+        assert_eq!(bench.answer(), []);
+        bench.finish();
+        bench.assert_dropped(Reason::VxlanNotMember, 1);
+        let mut answered = 0;
+        for _ in 0..20 {
+            bench.push(MEMBER, bytes.len(), &bytes.repeat(MESSAGE_DATAGRAMS_MAX));
+            answered += bench.answer().len();
+        }
+        bench.finish();
+        let totals = bench.counters.sum();
+        let sent = 20 * MESSAGE_DATAGRAMS_MAX as u64;
+        assert!(answered < 300, "{answered}");
+        assert_eq!(totals.dropped(Reason::ProbeExcess), sent - answered as u64);
+    }
+
+    #[test]
+    fn a_damaged_probe_is_dropped() {
+        let mut bench = Bench::new(8);
+        let bytes = probe(Kind::Probe, 100);
+        bench.push(MEMBER, bytes.len() - 1, &bytes[..bytes.len() - 1]);
+        let mut foreign = probe(Kind::Probe, 60);
+        foreign[HEADER_LEN] = 6;
+        bench.push(MEMBER, foreign.len(), &foreign);
+        assert_eq!(bench.answer(), []);
+        bench.finish();
+        let totals = bench.counters.sum();
+        assert_eq!((totals.dropped(Reason::Malformed), totals.dropped(Reason::VxlanVtep)), (1, 1));
+    }
+
     proptest! {
         #[test]
         fn any_bytes_from_anybody_are_accounted_for(
@@ -330,6 +481,12 @@ mod tests {
                     prop_oneof![
                         prop::collection::vec(any::<u8>(), 0..400),
                         garbled_datagrams(),
+                        (any::<prop::sample::Index>(), any::<u8>()).prop_map(|(at, value)| {
+                            let mut bytes = probe(Kind::Probe, 80);
+                            let at = at.index(bytes.len());
+                            bytes[at] = value;
+                            bytes
+                        }),
                     ],
                 ),
                 0..10,
@@ -340,6 +497,7 @@ mod tests {
             for (is_member, stride, bytes) in messages {
                 bench.push(if is_member { MEMBER } else { STRANGER }, stride, &bytes);
             }
+            bench.answer();
             bench.finish();
         }
     }

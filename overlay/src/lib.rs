@@ -8,7 +8,7 @@
 //!   clock and a disk; what it knows is the [`subnet::SubnetMap`].
 //!
 //! [`underlay`] chooses the address that both use. What the kernel offers and grants to the tunnel, and loses before
-//! it, is looked at in [`send_offload`], [`buffers`] and [`path_mtu`].
+//! it, is looked at in [`send_offload`], [`buffers`] and [`path`].
 
 pub mod agent;
 pub mod buffers;
@@ -19,7 +19,7 @@ pub mod error;
 pub mod gossip;
 pub mod interfaces;
 pub mod node_id;
-pub mod path_mtu;
+pub mod path;
 pub mod pods;
 pub mod send_offload;
 mod span;

@@ -256,14 +256,18 @@ impl SubnetMap {
         self.members.values().find(|member| member.routes().any(|prefix| prefix.contains(address)))
     }
 
-    /// All other live nodes, in the order of their ids, as the switch wants them.
+    /// All other nodes that can be sent to, in the order of their ids.
+    pub fn reachable(&self, own: NodeId) -> impl Iterator<Item = &Member> {
+        let others = self.members.values().filter(move |member| member.id != own);
+        others.filter(|member| member.state.is_active() && !member.shadowed)
+    }
+
+    /// The same, as the switch wants them.
     ///
     /// `own_mtu` is the longest IP packet of this node's own underlay interface. What fits the tunnel is
     /// the lesser of both ends' less its headers.
     pub fn peers(&self, own: NodeId, own_mtu: u16) -> Vec<Peer> {
-        let others = self.members.values().filter(|member| member.id != own);
-        let reachable = others.filter(|member| member.state.is_active() && !member.shadowed);
-        reachable
+        self.reachable(own)
             .map(|member| Peer {
                 name: member.name.clone(),
                 underlay: SocketAddr::new(member.underlay, member.vxlan_port),

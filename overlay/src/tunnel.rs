@@ -22,9 +22,11 @@ use vswitch::wire::{self, Fragment, Headers, Ip, Network, Transport};
 use crate::buffers::Buffers;
 use crate::decap::{Decapsulator, OFFENCES_MAX, Offence};
 use crate::encap::{Encapsulator, Transmit};
+use crate::path::activity::Activity;
+use crate::path::monitor::ProbePort;
 use crate::send_offload::{Fallbacks, SendOffload};
-use crate::udp::{self, Capabilities, ReceiveSocket, SendSocket};
-use crate::vxlan::{self, Vni};
+use crate::udp::{self, Capabilities, ProbeSocket, ReceiveSocket, SendSocket, Sent};
+use crate::vxlan::Vni;
 
 /// Source sockets per worker: enough that a few flows rarely share a queue on the way, and few enough
 /// that runs of small datagrams stay long.
@@ -116,8 +118,8 @@ pub struct TunnelStatus {
     capabilities: Arc<Capabilities>,
     fallbacks: Arc<[Arc<Fallbacks>]>,
     buffers: Arc<Buffers>,
-    narrow: Arc<ArrayQueue<SocketAddr>>,
     offences: Arc<ArrayQueue<Offence>>,
+    probes: ProbePort,
 }
 
 impl Tunnel {
@@ -148,7 +150,9 @@ impl Tunnel {
         let decapsulator = Decapsulator::new(vni, mtu, Arc::clone(&offences));
 
         let narrow = Arc::new(ArrayQueue::new(NARROW_MAX));
+        let activity = Arc::new(Activity::default());
         let (receivers, mut senders) = (vec![socket.watch()], Vec::new());
+        let mut probe_sockets = Vec::new();
         let mut fallbacks = Vec::with_capacity(workers);
         let mut uplinks = Vec::with_capacity(workers);
         for _ in 0..workers {
@@ -157,24 +161,35 @@ impl Tunnel {
                 let socket = SendSocket::bind(underlay)
                     .map_err(|source| TunnelError::BindSource { underlay, source })?;
                 senders.push(socket.watch());
+                probe_sockets.push(socket.probe_socket());
                 sockets.push(socket);
             }
             let encapsulator = Encapsulator::new(vni, capabilities.segments_max);
             let offload = SendOffload::new(&capabilities);
             fallbacks.push(offload.fallbacks());
             let sender = Sender { sockets, offload, narrow: Arc::clone(&narrow) };
-            uplinks.push(TunnelUplink { encapsulator, sender });
+            uplinks.push(TunnelUplink { encapsulator, sender, activity: Arc::clone(&activity) });
         }
+        let probes = ProbePort {
+            underlay,
+            vni,
+            sockets: probe_sockets.into(),
+            replies: Arc::clone(decapsulator.replies()),
+            narrow,
+            activity,
+        };
+        let sockets = Arc::clone(&probes.sockets);
         let granted = (capabilities.receive_buffer, capabilities.send_buffer);
         let status = TunnelStatus {
             opened: Instant::now(),
             capabilities: Arc::new(capabilities),
             fallbacks: fallbacks.into(),
             buffers: Arc::new(Buffers::new(receivers, senders, granted)),
-            narrow,
             offences,
+            probes,
         };
-        Ok(Self { source: TunnelSource { socket, decapsulator }, uplinks, status })
+        let source = TunnelSource { socket, decapsulator, sockets, next_socket: 0 };
+        Ok(Self { source, uplinks, status })
     }
 }
 
@@ -199,10 +214,9 @@ impl TunnelStatus {
         &self.buffers
     }
 
-    /// The next destination for which a datagram was too long, because the path carries less than both
-    /// ends' interfaces.
-    pub fn take_narrow(&self) -> Option<SocketAddr> {
-        self.narrow.pop()
+    /// What probes use of the tunnel.
+    pub fn probes(&self) -> &ProbePort {
+        &self.probes
     }
 
     /// The next datagram that was not acceptable.
@@ -216,6 +230,9 @@ impl TunnelStatus {
 pub struct TunnelSource {
     socket: ReceiveSocket,
     decapsulator: Decapsulator,
+    /// For replies to probes, in turn.
+    sockets: Arc<[ProbeSocket]>,
+    next_socket: usize,
 }
 
 impl Source for TunnelSource {
@@ -227,6 +244,9 @@ impl Source for TunnelSource {
         let received = self.receive_batch(context, batch);
         // Also what came before an error is to be finished and counted.
         self.decapsulator.finish(context, batch);
+        if self.decapsulator.has_probes() {
+            self.answer_probes(context);
+        }
         received
     }
 
@@ -240,6 +260,18 @@ impl Source for TunnelSource {
 }
 
 impl TunnelSource {
+    #[cold]
+    fn answer_probes(&mut self, context: &Context<'_>) {
+        let Self { decapsulator, sockets, next_socket, .. } = self;
+        decapsulator.answer_probes(Instant::now(), context, |to, datagram| {
+            *next_socket = next_socket.wrapping_add(1);
+            let socket = sockets.get(*next_socket % sockets.len().max(1));
+            // The workers' sockets are closed, then so is this one.
+            let refused = Sent { refused: 1, ..Sent::default() };
+            socket.and_then(|socket| socket.send(to, datagram)).unwrap_or(refused)
+        });
+    }
+
     /// One message can add as many frames as it holds datagrams, so the batch may end up longer than
     /// [`BATCH_MAX`]; a message for which the buffers may not suffice is left for the next batch.
     fn receive_batch(&mut self, context: &mut Context<'_>, batch: &mut Batch) -> io::Result<()> {
@@ -263,6 +295,7 @@ impl TunnelSource {
 pub struct TunnelUplink {
     encapsulator: Encapsulator,
     sender: Sender,
+    activity: Arc<Activity>,
 }
 
 /// The sockets of one worker, and what it has learnt from them.
@@ -282,7 +315,7 @@ impl Uplink for TunnelUplink {
     }
 
     fn flush(&mut self, context: &mut Context<'_>) {
-        let Self { encapsulator, sender } = self;
+        let Self { encapsulator, sender, .. } = self;
         encapsulator.flush(&mut |transmit| sender.send(context, transmit));
     }
 }
@@ -296,7 +329,8 @@ impl TunnelUplink {
     ) -> Result<(), Reason> {
         let peer = context.tables.peer(node).ok_or(Reason::NodeGone)?;
         let headers = wire::parse(frame.data())?;
-        let Self { encapsulator, sender } = self;
+        let Self { encapsulator, sender, activity } = self;
+        activity.mark(node);
         let socket_ix = source_of(&headers, sender.sockets.len());
         encapsulator.push(peer, socket_ix, frame, &headers, &mut |transmit| {
             sender.send(context, transmit);
@@ -309,12 +343,7 @@ impl Sender {
         let Transmit { to, socket_ix, segment_len, bytes, .. } = transmit;
         let Self { sockets, offload, narrow } = self;
         let sent = sockets[socket_ix].send(offload, to, segment_len, bytes, Instant::now);
-        let counters = context.counters;
-        counters.delivered.add(sent.taken);
-        counters.delivered_bytes.add(sent.bytes - sent.taken * vxlan::HEADER_LEN as u64);
-        counters.count_drop(Reason::UnderlayFull, sent.full);
-        counters.count_drop(Reason::PathMtu, sent.too_long);
-        counters.count_drop(Reason::UnderlayError, sent.refused);
+        sent.count(context.counters);
         if sent.too_long > 0 {
             // Where the queue is full, the control side has enough to look at, and the next loss tells.
             let _told_with_the_next = narrow.push(to);

@@ -28,9 +28,12 @@ use std::time::Instant;
 
 use libc::{c_int, c_void};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use vswitch::counters::WorkerCounters;
+use vswitch::verdict::Reason;
 
 use crate::buffers::{grow_receive_buffer, grow_send_buffer};
 use crate::send_offload::SendOffload;
+use crate::vxlan;
 
 /// The longest UDP payload over IPv4 (RFC 768, RFC 791: 65 535 − 20 − 8).
 pub const PAYLOAD_MAX: usize = 65_507;
@@ -255,6 +258,18 @@ pub struct SendSocket {
     source_port: u16,
 }
 
+/// A way to send through a [`SendSocket`] from elsewhere, as long as that is open.
+#[derive(Debug, Clone)]
+pub struct ProbeSocket(Weak<Socket>);
+
+impl ProbeSocket {
+    /// Sends one datagram; `None` once the socket is closed.
+    pub fn send(&self, destination: SocketAddr, bytes: &[u8]) -> Option<Sent> {
+        let socket = self.0.upgrade()?;
+        Some(Sent::of(send_message(&socket, &SockAddr::from(destination), bytes, None), bytes))
+    }
+}
+
 /// What became of the datagrams of one send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sent {
@@ -306,6 +321,11 @@ impl SendSocket {
         Arc::downgrade(&self.socket)
     }
 
+    /// A way to send through it for probes.
+    pub fn probe_socket(&self) -> ProbeSocket {
+        ProbeSocket(self.watch())
+    }
+
     /// Sends `bytes` as datagrams of `segment_len` bytes, the last of which may be shorter: by one call if
     /// `offload` has it so. The clock is read only where that does not work.
     ///
@@ -322,10 +342,7 @@ impl SendSocket {
         let to = SockAddr::from(destination);
         let datagrams = bytes.len().div_ceil(segment_len) as u64;
         if datagrams == 1 {
-            return match send_message(&self.socket, &to, bytes, None) {
-                Ok(()) => Sent::taken(1, bytes.len()),
-                Err(error) => Sent::failed(&error, 1),
-            };
+            return Sent::of(send_message(&self.socket, &to, bytes, None), bytes);
         }
         let may_merge = offload.may_merge(destination, &clock);
         let (true, Ok(segment)) = (may_merge, u16::try_from(segment_len)) else {
@@ -417,7 +434,25 @@ impl SendSocket {
 }
 
 impl Sent {
-    fn taken(datagrams: u64, bytes: usize) -> Self {
+    /// Counts the datagrams, which hold VXLAN, as delivered or dropped.
+    pub fn count(&self, counters: &WorkerCounters) {
+        counters.delivered.add(self.taken);
+        counters.delivered_bytes.add(self.bytes - self.taken * vxlan::HEADER_LEN as u64);
+        counters.count_drop(Reason::UnderlayFull, self.full);
+        counters.count_drop(Reason::PathMtu, self.too_long);
+        counters.count_drop(Reason::UnderlayError, self.refused);
+    }
+
+    /// One datagram that was sent, or not.
+    fn of(result: io::Result<()>, bytes: &[u8]) -> Self {
+        match result {
+            Ok(()) => Self::taken(1, bytes.len()),
+            Err(error) => Self::failed(&error, 1),
+        }
+    }
+
+    /// So many datagrams, with so many bytes together, that the kernel has taken.
+    pub fn taken(datagrams: u64, bytes: usize) -> Self {
         Self { taken: datagrams, bytes: bytes as u64, ..Self::default() }
     }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kernel::*;
-use overlay::path_mtu::path_mtu;
+use overlay::path::kernel::path_mtu;
 use overlay::send_offload::SendOffload;
 use overlay::tunnel::{Tunnel, TunnelConfig, TunnelError, TunnelStatus};
 use overlay::udp::{self, Capabilities, ReceiveSocket, SOURCE_PORT_MIN, SendSocket, Sent};
@@ -226,7 +226,8 @@ fn what_the_underlay_refuses_is_counted() {
     eventually("the packet is counted", || first.dropped(Reason::PathMtu) == 1);
     assert_eq!(first.dropped(Reason::UnderlayError), before);
     let narrow = SocketAddr::new(second.underlay, vxlan::PORT);
-    assert_eq!((first.status.take_narrow(), first.status.take_narrow()), (Some(narrow), None));
+    let told = &first.status.probes().narrow;
+    assert_eq!((told.pop(), told.pop()), (Some(narrow), None));
     assert_eq!(first.net.run(|| path_mtu(first.underlay, narrow)).unwrap(), 1400);
     first.send_datagram(&second, 1000);
     first.net.netlink().set_mtu(index, UNDERLAY_MTU).unwrap();

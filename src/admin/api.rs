@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use overlay::path::probe::PathState;
 use overlay::subnet::MemberState;
 use serde::{Deserialize, Serialize};
 use vswitch::counters::PortTotals;
@@ -141,6 +142,8 @@ pub enum ProblemTopic {
     Conflict,
     /// The path to a node carries less than the interfaces at both ends.
     Path,
+    /// No data passes to a node that is alive.
+    Data,
 }
 
 /// Use of one leased prefix.
@@ -155,7 +158,7 @@ pub struct PoolStatus {
 }
 
 /// A node of the map.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// Name of the node.
     pub name: String,
@@ -175,6 +178,33 @@ pub struct NodeStatus {
     pub leases: Vec<IpNetwork>,
     /// Version of its record.
     pub version: u64,
+    /// Seconds that it has been in this state, as the node that answers saw it.
+    pub since_s: u64,
+    /// Name and version of its daemon, such as `weft/0.1.0`; empty where no Weft daemon speaks for it.
+    pub software: String,
+    /// The path to it; absent for this node, and for nodes that cannot be sent to.
+    pub path: Option<PathStatus>,
+}
+
+/// The path to another node, as probes through the tunnel find it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// Whether data passes.
+    pub state: PathState,
+    /// Seconds that this has been so.
+    pub since_s: u64,
+    /// Round-trip time in microseconds, smoothed; absent before the first answer.
+    pub rtt_us: Option<u64>,
+    /// Share of the last probes, at most 32, that were lost: 0 to 1.
+    pub loss: Option<f32>,
+    /// Longest IP packet of the underlay that passes towards the node.
+    pub mtu: u16,
+    /// The lesser MTU of the interfaces at both ends.
+    pub mtu_max: u16,
+    /// Longest packet that pods may send to the node.
+    pub pod_mtu: u16,
+    /// Longest packet that pods there may send to this node, as that one told.
+    pub pod_mtu_back: Option<u16>,
 }
 
 /// A port of the switch with a pod (or virtual machine) behind it.
@@ -246,6 +276,20 @@ pub struct CountersReport {
     pub kernel_dropped: KernelDropped,
     /// How often the kernel refused what it otherwise takes, so that a slower way was taken.
     pub fallbacks: Vec<FallbackCount>,
+    /// What became of this node's own probes of the paths to others.
+    pub probes: ProbesReport,
+}
+
+/// Probes of the paths to other nodes, since the daemon was started. Those of other nodes are counted as packets that
+/// were answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbesReport {
+    /// Sent; they are among the packets originated.
+    pub sent: u64,
+    /// Replies.
+    pub replies: u64,
+    /// Replies that came too late, or that nobody had asked for.
+    pub unasked: u64,
 }
 
 /// Packets that the kernel dropped before the switch saw them, since the daemon was started. What the

@@ -16,8 +16,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use vswitch::verdict::Reason;
 
-use super::api::{CountersReport, KernelDropped, NodeStatus, PodStatus, Status};
+use super::api::{
+    CountersReport, KernelDropped, NodeStatus, PathStatus, PodStatus, ProbesReport, Status,
+};
 use super::capability::{CapabilityName, Place};
+use crate::control::is_up;
 
 /// Everything that is told about a node, read at one moment.
 #[derive(Debug, Clone)]
@@ -50,6 +53,7 @@ impl Collector for Report {
         self.packets(&mut out)?;
         self.capabilities(&mut out)?;
         self.pods(&mut out)?;
+        self.paths(&mut out)?;
         self.membership(&mut out)
     }
 }
@@ -178,6 +182,45 @@ impl Report {
             labelled(|p| p.kernel_dropped),
         )?;
         out.gauge("weft_pods", "Attached pods", self.pods.len() as f64)
+    }
+
+    /// A series for each node that can be sent to.
+    fn paths(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let labelled = |value: fn(&PathStatus) -> Option<f64>| {
+            self.nodes.iter().filter_map(move |node| {
+                let value = value(node.path.as_ref()?)?;
+                Some(([("node", node.name.clone()), ("node_id", node.node_id.clone())], value))
+            })
+        };
+        out.gauges(
+            "weft_path_up",
+            "Whether data passes to the node; absent while that is not known",
+            labelled(|path| is_up(path.state).map(|up| f64::from(u8::from(up)))),
+        )?;
+        out.gauges(
+            "weft_path_mtu_bytes",
+            "Longest IP packet of the underlay that passes to the node",
+            labelled(|path| Some(f64::from(path.mtu))),
+        )?;
+        out.gauges(
+            "weft_path_narrow",
+            "Whether the path to the node carries less than the interfaces at both ends",
+            labelled(|path| Some(f64::from(u8::from(path.mtu < path.mtu_max)))),
+        )?;
+        out.gauges(
+            "weft_path_rtt_seconds",
+            "Round-trip time to the node through the tunnel, smoothed",
+            labelled(|path| path.rtt_us.map(|rtt| rtt as f64 / 1e6)),
+        )?;
+        out.gauges(
+            "weft_path_loss_ratio",
+            "Share of the last probes to the node, at most 32, that were lost",
+            labelled(|path| path.loss.map(f64::from)),
+        )?;
+        let ProbesReport { sent, replies, unasked } = self.counters.probes;
+        let counts = [("sent", sent), ("replies", replies), ("unasked", unasked)];
+        let counts = counts.map(|(what, count)| ([("what", what.to_owned())], count));
+        out.counters("weft_path_probes", "Probes of the paths to other nodes", counts)
     }
 
     fn membership(&self, out: &mut Writer<'_>) -> fmt::Result {

@@ -365,6 +365,9 @@ mod tests {
             vtep_mac: Mac([2, 0, 0, 0, 0, 1]),
             leases: lease.map(|lease| lease.parse().unwrap()).into_iter().collect(),
             version: 1,
+            since_s: 0,
+            software: String::new(),
+            path: None,
         }
     }
 

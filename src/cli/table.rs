@@ -25,6 +25,13 @@ impl Table {
         self
     }
 
+    /// A further line of the last row: one cell, below that of this column.
+    pub(super) fn below(&mut self, column: usize, cell: String) {
+        let mut row = vec![String::new(); column];
+        row.push(sanitize(&cell));
+        self.rows.push(row);
+    }
+
     pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().map(|cell| sanitize(&cell)).collect());
     }

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use anyhow::Result;
+use overlay::path::probe::PathState;
 use serde::Serialize;
 use vswitch::verdict::Reason;
 
 use super::args::{Format, PortArgs, PortCommand, TargetArgs, ViewArgs};
 use super::table::Table;
 use crate::admin::api::{
-    CountersReport, FallbackCount, KernelDropped, NodeStatus, PodStatus, PortRequest, ProblemTopic,
-    Status,
+    CountersReport, FallbackCount, KernelDropped, NodeStatus, PathStatus, PodStatus, PortRequest,
+    ProblemTopic, Status,
 };
 use crate::admin::capability::{Capability, Place};
 use crate::lab::{self, Admin, Labs};
@@ -172,24 +173,67 @@ fn topic_name(topic: ProblemTopic) -> &'static str {
         ProblemTopic::Tables => "tables",
         ProblemTopic::Conflict => "conflict",
         ProblemTopic::Path => "path",
+        ProblemTopic::Data => "data",
     }
 }
 
 pub(super) fn nodes_table(nodes: &[NodeStatus]) -> Table {
-    let mut table =
-        Table::new(["NODE", "STATE", "LEASE", "UNDERLAY", "MTU", "VTEP MAC"]).right([4]);
+    let heading =
+        ["NODE", "STATE", "SINCE", "DATA", "RTT", "LOSS", "MTU", "LEASE", "UNDERLAY", "VERSION"];
+    let mut table = Table::new(heading).right(4..7);
     for node in nodes {
         let mark = if node.this_node { "*" } else { "" };
+        let path = node.path.as_ref();
+        let mut leases = node.leases.iter().map(ToString::to_string);
         table.row([
             format!("{}{mark}", node.name),
             node.state.name().to_owned(),
-            join(&node.leases),
+            short_duration(node.since_s),
+            path.map_or("", data_state).to_owned(),
+            path.and_then(|path| path.rtt_us).map_or_else(String::new, rtt),
+            path.and_then(|path| path.loss).map_or_else(String::new, percent),
+            path.map_or_else(|| node.underlay_mtu.to_string(), width),
+            leases.next().unwrap_or_default(),
             node.underlay.to_string(),
-            node.underlay_mtu.to_string(),
-            node.vtep_mac.to_string(),
+            node.software.strip_prefix("weft/").unwrap_or(&node.software).to_owned(),
         ]);
+        // One lease each line: two would not fit beside the rest.
+        for lease in leases {
+            table.below(7, lease);
+        }
     }
     table
+}
+
+/// What people call it: a path that is narrow is up, too.
+fn data_state(path: &PathStatus) -> &'static str {
+    match path.state {
+        PathState::Untested => "untested",
+        PathState::Up if path.mtu < path.mtu_max => "narrow",
+        PathState::Up => "ok",
+        PathState::Down => "dead",
+    }
+}
+
+fn rtt(us: u64) -> String {
+    match us {
+        0..1000 => format!("{us} us"),
+        1000..100_000 => format!("{}.{} ms", us / 1000, us / 100 % 10),
+        _ => format!("{} ms", us / 1000),
+    }
+}
+
+fn percent(share: f32) -> String {
+    format!("{:.0}%", share * 100.0)
+}
+
+/// What the path carries, and what both ends would.
+fn width(path: &PathStatus) -> String {
+    if path.mtu < path.mtu_max {
+        format!("{}/{}", path.mtu, path.mtu_max)
+    } else {
+        path.mtu.to_string()
+    }
 }
 
 fn pods_table(pods: &[PodStatus]) -> Table {
@@ -299,6 +343,17 @@ fn or_dash(value: Option<u16>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
+/// For columns: two units at most, without spaces.
+pub(super) fn short_duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m{:02}s", seconds % 60),
+        (0, hours, minutes) => format!("{hours}h{minutes:02}m"),
+        (days, hours, _) => format!("{days}d{hours:02}h"),
+    }
+}
+
 fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
@@ -311,10 +366,11 @@ fn duration(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use overlay::subnet::MemberState;
     use vswitch::mac::Mac;
 
     use super::*;
-    use crate::admin::api::{LeasePhase, PoolStatus, Problem};
+    use crate::admin::api::{LeasePhase, PoolStatus, ProbesReport, Problem};
     use crate::admin::capability::CapabilityName;
 
     #[test]
@@ -441,7 +497,67 @@ masquerade  `nft` is not there
     }
 
     #[test]
+    fn nodes_fit_a_terminal_and_say_what_passes() {
+        let node = NodeStatus {
+            name: "rack-7-host-12".to_owned(),
+            node_id: "00ff".to_owned(),
+            state: MemberState::Alive,
+            this_node: true,
+            underlay: [192, 168, 110, 111].into(),
+            underlay_mtu: 1500,
+            vtep_mac: Mac([2, 0, 0, 0, 0, 1]),
+            leases: ["10.244.112.0/24", "fd00:10:244:70::/64"].map(|l| l.parse().unwrap()).to_vec(),
+            version: 1,
+            since_s: 90_061,
+            software: "weft/0.1.0".to_owned(),
+            path: None,
+        };
+        let path = |state, mtu| {
+            Some(PathStatus {
+                state,
+                since_s: 7,
+                rtt_us: Some(12_345),
+                loss: Some(0.034),
+                mtu,
+                mtu_max: 1500,
+                pod_mtu: mtu - 50,
+                pod_mtu_back: None,
+            })
+        };
+        let other = |name: &str, path| NodeStatus {
+            name: name.to_owned(),
+            this_node: false,
+            leases: node.leases[..1].to_vec(),
+            path,
+            ..node.clone()
+        };
+        let nodes = [
+            node.clone(),
+            other("b", path(PathState::Up, 1500)),
+            other("c", path(PathState::Up, 1400)),
+            NodeStatus { software: String::new(), ..other("d", path(PathState::Down, 1500)) },
+        ];
+        let text = nodes_table(&nodes).to_string();
+        assert_eq!(
+            text,
+            "\
+NODE             STATE  SINCE  DATA        RTT  LOSS        MTU  LEASE                UNDERLAY         VERSION
+rack-7-host-12*  alive  1d01h  -             -     -       1500  10.244.112.0/24      192.168.110.111  0.1.0
+                                                                 fd00:10:244:70::/64
+b                alive  1d01h  ok      12.3 ms    3%       1500  10.244.112.0/24      192.168.110.111  0.1.0
+c                alive  1d01h  narrow  12.3 ms    3%  1400/1500  10.244.112.0/24      192.168.110.111  0.1.0
+d                alive  1d01h  dead    12.3 ms    3%       1500  10.244.112.0/24      192.168.110.111  -
+"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= 120));
+        assert_eq!((rtt(310), rtt(250_000)), ("310 us".to_owned(), "250 ms".to_owned()));
+    }
+
+    #[test]
     fn durations_have_two_units_at_most() {
+        assert_eq!(short_duration(59), "59s");
+        assert_eq!(short_duration(61), "1m01s");
+        assert_eq!(short_duration(7260), "2h01m");
         assert_eq!(duration(59), "59 s");
         assert_eq!(duration(61), "1 min 1 s");
         assert_eq!(duration(7260), "2 h 1 min");
@@ -462,6 +578,7 @@ masquerade  `nft` is not there
             offenders: Vec::new(),
             gossip_refused: [].into(),
             kernel_dropped: KernelDropped { tunnel: 5, ..KernelDropped::default() },
+            probes: ProbesReport::default(),
             fallbacks: [(Place::Host, 0), (Place::Port, 4)]
                 .map(|(at, count)| FallbackCount { name: CapabilityName::GsoWrite, at, count })
                 .to_vec(),

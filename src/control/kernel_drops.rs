@@ -125,6 +125,7 @@ impl Control {
 
     /// Takes up what is left to be told by the tunnel, which is closed.
     pub(super) fn forget_tunnel(&mut self) {
+        self.paths.set_port(None);
         if let Some(tunnel) = self.tunnel.take() {
             self.past_fallbacks.tunnel += capabilities::fallbacks_of(&tunnel);
         }

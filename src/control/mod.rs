@@ -33,10 +33,15 @@ use conf::NodeConfig;
 use ipam::{Attachment, Ipam};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use overlay::node_id::NodeId;
+use overlay::path::monitor::PathMonitor;
+use overlay::path::probe::Finding;
 use overlay::subnet::{SubnetMap, inner_mtu};
 use overlay::tunnel::{Tunnel, TunnelConfig, TunnelStatus};
 use overlay::underlay::Underlay;
 use overlay::vxlan::Vni;
+use rand::TryRng;
+use rand::rngs::SysRng;
+use tokio::sync::mpsc;
 use vswitch::engine::{Engine, TunnelPort};
 use vswitch::port::PortIx;
 use vswitch::service::ServiceTable;
@@ -46,6 +51,7 @@ pub use self::attach::AttachError;
 use self::attach::Attached;
 use self::capabilities::FallbackCounts;
 use self::kernel_drops::KernelDrops;
+pub(crate) use self::paths::is_up;
 use self::ports::PortNumbers;
 pub use self::shared::SharedControl;
 use crate::admin::api::{LeasePhase, Offender, ProblemTopic};
@@ -103,6 +109,8 @@ pub enum Topic {
     Pod(Attachment),
     /// The path to the node at this underlay address carries less than both ends.
     Path(IpAddr),
+    /// No data passes to the node at this underlay address.
+    Data(IpAddr),
 }
 
 impl Topic {
@@ -113,6 +121,7 @@ impl Topic {
             Self::Sysctl(_) => ProblemTopic::Sysctl,
             Self::Pod(_) => ProblemTopic::Pod,
             Self::Path(_) => ProblemTopic::Path,
+            Self::Data(_) => ProblemTopic::Data,
         }
     }
 }
@@ -136,8 +145,9 @@ pub struct Control {
     underlay: Option<Underlay>,
     tunnel: Option<TunnelStatus>,
     host: Option<Host>,
-    /// What the paths carry that carry less than both ends' interfaces, by the other node's underlay address.
-    narrow: BTreeMap<IpAddr, u16>,
+    paths: PathMonitor,
+    /// What the paths' monitor finds out, until somebody takes it.
+    findings: Option<mpsc::Receiver<(NodeId, Finding)>>,
     /// What the kernel takes of super-frames longer than a packet can say.
     long_frames: Probed,
     kernel_drops: KernelDrops,
@@ -172,6 +182,9 @@ impl Control {
         let engine = Engine::start(&config.switch, Arc::new(empty))?;
         let numbers = PortNumbers::new(config.switch.ports_max);
         let started = Instant::now();
+        let seed = SysRng.try_next_u64().context("the kernel gives no random number")?;
+        let (paths, findings) =
+            PathMonitor::new(identity.id.vtep_mac(), engine.prober_counters(), seed);
         Ok(Self {
             config,
             identity,
@@ -192,7 +205,8 @@ impl Control {
             underlay: None,
             tunnel: None,
             host: None,
-            narrow: BTreeMap::new(),
+            paths,
+            findings: Some(findings),
             long_frames: long_frames::probe(),
             kernel_drops: KernelDrops::default(),
             past_fallbacks: FallbackCounts::default(),
@@ -208,6 +222,11 @@ impl Control {
     /// Who this node is.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Who probes the paths to the other nodes, and what it finds out. For whoever runs it, once.
+    pub fn take_paths(&mut self) -> Option<(PathMonitor, mpsc::Receiver<(NodeId, Finding)>)> {
+        Some((self.paths.clone(), self.findings.take()?))
     }
 
     /// Takes up a new view of the cluster.
@@ -310,6 +329,7 @@ impl Control {
         });
         match opened {
             Ok(status) => {
+                self.paths.set_port(Some(status.probes().clone()));
                 self.tunnel = Some(status);
                 self.clear(&Topic::Node(ProblemTopic::Tunnel));
                 Ok(())
@@ -409,6 +429,11 @@ impl Control {
     fn publish(&mut self) {
         self.generation += 1;
         let own_mtu = self.underlay.as_ref().map_or(0, |underlay| underlay.mtu);
+        let peers = match (&self.underlay, self.lease_phase) {
+            (None, _) | (Some(_), LeasePhase::Returning) => Vec::new(),
+            (Some(_), _) => self.map.peers(self.identity.id, own_mtu),
+        };
+        let peers = self.follow_paths(peers, own_mtu);
         let inputs = compile::Inputs {
             generation: self.generation,
             node: Node {
@@ -422,10 +447,7 @@ impl Control {
             ranges: self.config.lease.ranges.clone(),
             host_mtu: self.host.as_ref().map(|_| self.pod_mtu()),
             pods: self.attached.values().map(Attached::to_table).collect(),
-            peers: match (&self.underlay, self.lease_phase) {
-                (None, _) | (Some(_), LeasePhase::Returning) => Vec::new(),
-                (Some(_), _) => self.narrow(self.map.peers(self.identity.id, own_mtu)),
-            },
+            peers,
             services: Arc::clone(&self.services),
         };
         let (tables, left_out) = compile::compile(inputs);

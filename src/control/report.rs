@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use ipam::{Allocation, PortKind};
 use overlay::decap::Offence;
+use overlay::path::peers::ProbeCounters;
 use overlay::subnet::{Claim, MemberState};
 use vswitch::mac::Mac;
 use vswitch::port::PortIx;
@@ -13,7 +14,7 @@ use vswitch::verdict::Reason;
 use super::{Control, OFFENDERS_MAX, Topic};
 use crate::admin::api::{
     CountersReport, KernelDropped, LeasePhase, NodeStatus, Offender, PodStatus, PoolStatus,
-    Problem, ProblemTopic, Status,
+    ProbesReport, Problem, ProblemTopic, Status,
 };
 use crate::admin::metrics::Report;
 
@@ -72,6 +73,7 @@ impl Control {
 
     /// The map.
     pub fn nodes(&self) -> Vec<NodeStatus> {
+        let (now, paths) = (Instant::now(), self.paths.reports());
         let members = self.map.members.values().map(|member| NodeStatus {
             name: member.name.clone(),
             node_id: member.id.to_string(),
@@ -85,6 +87,9 @@ impl Control {
                 .map(|lease| lease.prefix)
                 .collect(),
             version: member.version,
+            since_s: now.saturating_duration_since(member.since).as_secs(),
+            software: member.software.clone(),
+            path: paths.get(&member.id).map(|report| Self::path_status(member, report, now)),
         });
         let mut nodes: Vec<_> = members.collect();
         nodes.sort_by(|a, b| (&a.name, &a.node_id).cmp(&(&b.name, &b.node_id)));
@@ -118,6 +123,10 @@ impl Control {
                 ports: self.kernel_drops.ports,
             },
             fallbacks: self.fallbacks(),
+            probes: {
+                let ProbeCounters { sent, replies, unasked } = self.paths.counters();
+                ProbesReport { sent, replies, unasked }
+            },
         }
     }
 
@@ -144,7 +153,6 @@ impl Control {
             self.lose(lost.port, &lost.error);
         }
         self.collect_kernel_drops();
-        self.look_at_paths();
         self.ask_again(Instant::now());
     }
 

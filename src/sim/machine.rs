@@ -16,6 +16,7 @@ use overlay::encap::{Encapsulator, Transmit};
 use overlay::gossip::{Gossip, GossipConfig, LeaseState, LocalNode};
 use overlay::subnet::{SubnetMap, inner_mtu};
 use overlay::tunnel::source_of;
+use overlay::udp::Sent;
 use overlay::vxlan::Vni;
 use vswitch::config::Config;
 use vswitch::counters::Totals;
@@ -531,6 +532,13 @@ impl Life {
 
     fn forward_batch(&mut self, local: &LocalNode, now: Instant, underlay: &mut Underlay) {
         self.decapsulator.finish(&self.switch.context(), &mut self.batch);
+        if self.decapsulator.has_probes() {
+            let from = SocketAddr::new(local.underlay, SOURCE_PORT);
+            self.decapsulator.answer_probes(now, &self.switch.context(), |to, datagram| {
+                underlay.send(from, to, datagram);
+                Sent::taken(1, datagram.len())
+            });
+        }
         if self.batch.is_empty() {
             return;
         }

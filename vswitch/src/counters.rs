@@ -116,6 +116,13 @@ impl Counters {
         Self { workers: (0..workers).map(make).collect() }
     }
 
+    /// Adds counters for a further writer, which has nothing to do with ports, and returns them.
+    pub fn add_writer(&mut self) -> Arc<CachePadded<WorkerCounters>> {
+        let counters = Arc::new(CachePadded::new(WorkerCounters::new(0)));
+        self.workers.push(Arc::clone(&counters));
+        counters
+    }
+
     /// The counters of worker `ix`.
     ///
     /// # Panics

@@ -24,9 +24,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
+use crossbeam::utils::CachePadded;
 
 use crate::config::Config;
-use crate::counters::Counters;
+use crate::counters::{Counters, WorkerCounters};
 use crate::home::Home;
 use crate::port::{PortIx, Sink, Source, Uplink};
 use crate::slice;
@@ -191,6 +192,7 @@ pub struct Engine {
     /// Snapshots that a worker may still hold, so that it is never a worker who frees one.
     retired: Mutex<Vec<Arc<Tables>>>,
     counters: Counters,
+    prober: Arc<CachePadded<WorkerCounters>>,
 }
 
 #[derive(Debug)]
@@ -208,12 +210,15 @@ impl Engine {
     /// [`EngineError::StartWorker`] when the kernel refuses a thread or a descriptor.
     pub fn start(config: &Config, tables: Arc<Tables>) -> Result<Self, EngineError> {
         let workers = usize::from(config.workers.max(1));
+        let mut counters = Counters::new(workers, usize::from(config.ports_max));
+        let prober = counters.add_writer();
         let mut engine = Self {
             workers: Vec::with_capacity(workers),
             ports_max: config.ports_max,
             tables: Arc::new(ArcSwap::new(tables)),
             retired: Mutex::new(Vec::new()),
-            counters: Counters::new(workers, usize::from(config.ports_max)),
+            counters,
+            prober,
         };
         let mut homes = Vec::with_capacity(workers);
         for ix in 0..workers {
@@ -322,6 +327,12 @@ impl Engine {
     /// The counters of all workers.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The counters, among those of all workers, for who sends through the tunnel's sockets beside the workers. It
+    /// must be one thread at a time.
+    pub fn prober_counters(&self) -> Arc<CachePadded<WorkerCounters>> {
+        Arc::clone(&self.prober)
     }
 
     /// How every worker is.

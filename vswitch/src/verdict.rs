@@ -100,6 +100,8 @@ reasons! {
     VxlanSource => "vxlan_source",
     /// The inner destination MAC address is not this node's VTEP address.
     VxlanVtep => "vxlan_vtep",
+    /// More path probes from one node, or from all, than are answered.
+    ProbeExcess => "probe_excess",
     /// Came out of the tunnel for an address that is not on this node.
     NotForUs => "not_for_us",
     /// The pod's receive queue is full.

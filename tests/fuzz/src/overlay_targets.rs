@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use overlay::config::LeaseConfig;
 use overlay::gossip::{Gossip, GossipConfig, LocalNode, Memory};
 use overlay::node_id::NodeId;
+use overlay::path::message::{self, Kind, REPLY_LEN};
 use overlay::vxlan::{self, Vni};
 
 /// A VXLAN datagram.
@@ -17,6 +18,15 @@ pub fn vxlan(datagram: &[u8]) {
         let ours = vxlan::encode(Vni::WEFT);
         assert_eq!(datagram[0] & ours[0], ours[0]);
         assert_eq!(datagram[4..7], ours[4..7]);
+        if message::is_probe(inner)
+            && let Ok((destination, source, found)) = message::read(inner)
+        {
+            // A probe is as long as it says, and a reply written anew from what was read is what was read.
+            assert!(found.kind == Kind::Reply || usize::from(found.len) == inner.len());
+            let mut written = [0; REPLY_LEN];
+            message::write(&mut written, destination, source, &found);
+            assert_eq!(written[..32], inner[..32]);
+        }
     }
 }
 
