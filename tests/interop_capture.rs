@@ -140,6 +140,10 @@ fn judge(lab: &TestLab, underlay: Family, case: &str, frames: &[Frame]) -> BTree
             *kinds.entry("other").or_default() += 1;
             continue;
         }
+        if frame.is_probe() {
+            *kinds.entry("probe").or_default() += 1;
+            continue;
+        }
         frame_len_seen = frame_len_seen.max(frame.len());
         ports_of_flow.entry(frame.flow()).or_default().insert(frame.outer_source_port());
         *kinds.entry(frame.kind()).or_default() += 1;

@@ -124,8 +124,9 @@ impl Frame {
             Family::V6 => assert!(self.protocols().starts_with("eth:ethertype:ipv6:udp:")),
         }
         assert!(SOURCE_PORTS.contains(&self.outer_source_port()), "{}", what());
-        // The outer UDP checksum; one per IPv4 header; and the inner one, if this is a whole packet.
-        let is_whole = !self.is_inner_fragment() || self.is_reassembled();
+        // The outer UDP checksum; one per IPv4 header; and the inner one, if this is a whole packet. A probe of the path
+        // is none.
+        let is_whole = !self.is_probe() && (!self.is_inner_fragment() || self.is_reassembled());
         let checksums = 1
             + usize::from(underlay == Family::V4)
             + usize::from(self.is_inner_v4())
@@ -147,6 +148,11 @@ impl Frame {
             assert!(!outer_fragment, "an outer fragment: {:?}", self.0);
         }
         self.protocols().contains(":vxlan:")
+    }
+
+    /// Whether it is a probe of the path, or the reply to one.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.is_tunnelled() && self.inner_protocols() == "eth:ethertype:data"
     }
 
     /// What tshark thinks of each of its checksums.
