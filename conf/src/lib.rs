@@ -18,14 +18,15 @@ mod node;
 pub mod reference;
 mod relations;
 pub mod schema;
+pub mod source;
 mod suggest;
 
 use std::path::Path;
 
 pub use error::{Errors, Problem};
 pub use node::{
-    HostConfig, LogConfig, LogLevel, MetricsConfig, MetricsListen, NodeConfig, NodeName,
-    PathsConfig, Seed, UnderlayConfig,
+    Balancing, HostConfig, LogConfig, LogLevel, MetricsConfig, MetricsListen, NodeConfig, NodeName,
+    ObjectsConfig, PathsConfig, PortRange, Seed, ServicesConfig, UnderlayConfig,
 };
 
 /// Where the daemon looks for its file when it is told nothing else.

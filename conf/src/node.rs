@@ -1,12 +1,15 @@
 //! The node file as types that cannot hold a wrong value.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use ipnetwork::IpNetwork;
 use overlay::underlay::UnderlaySelector;
 use serde::{Deserialize, Serialize};
+
+use crate::cluster::{Authority, ServiceConfig};
 
 /// `weft.toml`. The meaning, default and bounds of each field are in [`crate::schema`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +37,12 @@ pub struct NodeConfig {
     /// The node's own interface.
     #[serde(default)]
     pub host: HostConfig,
+    /// Where the objects of the cluster are.
+    #[serde(default)]
+    pub objects: ObjectsConfig,
+    /// What Services are given.
+    #[serde(default)]
+    pub services: ServicesConfig,
     /// Where files go.
     #[serde(default)]
     pub paths: PathsConfig,
@@ -57,6 +66,8 @@ impl NodeConfig {
             lease: overlay::config::LeaseConfig::default(),
             switch: vswitch::config::Config::default(),
             host: HostConfig::default(),
+            objects: ObjectsConfig::default(),
+            services: ServicesConfig::default(),
             paths: PathsConfig::default(),
             metrics: MetricsConfig::default(),
             log: LogConfig::default(),
@@ -204,6 +215,111 @@ impl Default for HostConfig {
     fn default() -> Self {
         Self { interface: "weft0".into(), masquerade: true }
     }
+}
+
+/// The `[objects]` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObjectsConfig {
+    /// The directory of manifests.
+    pub dir: PathBuf,
+}
+
+impl Default for ObjectsConfig {
+    fn default() -> Self {
+        Self { dir: "/etc/weft/manifests".into() }
+    }
+}
+
+/// The `[services]` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServicesConfig {
+    /// Where cluster-wide addresses are taken from: at most one range of each family.
+    pub ranges: Vec<IpNetwork>,
+    /// Where node ports are taken from.
+    pub node_ports: PortRange,
+    /// Where addresses for Services of type LoadBalancer are taken from.
+    pub load_balancer_pool: Vec<IpNetwork>,
+    /// How an endpoint is chosen.
+    pub balancing: Balancing,
+}
+
+impl ServicesConfig {
+    /// How Services are given their addresses and ports.
+    pub fn allocation(&self) -> ServiceConfig {
+        ServiceConfig {
+            authority: Authority::Weft,
+            ranges: self.ranges.clone(),
+            // Where clusters have their DNS.
+            reserved: self.ranges.iter().filter_map(|range| nth_address(range, 10)).collect(),
+            node_ports: self.node_ports.first..=self.node_ports.last,
+            load_balancer_pool: self.load_balancer_pool.clone(),
+        }
+    }
+}
+
+impl Default for ServicesConfig {
+    fn default() -> Self {
+        let ServiceConfig { ranges, node_ports, load_balancer_pool, .. } = ServiceConfig::default();
+        Self {
+            ranges,
+            node_ports: PortRange { first: *node_ports.start(), last: *node_ports.end() },
+            load_balancer_pool,
+            balancing: Balancing::default(),
+        }
+    }
+}
+
+/// The address so many after a range's first one.
+fn nth_address(range: &IpNetwork, n: u8) -> Option<IpAddr> {
+    let address: IpAddr = match range {
+        IpNetwork::V4(v4) => Ipv4Addr::from_bits(v4.network().to_bits() | u32::from(n)).into(),
+        IpNetwork::V6(v6) => Ipv6Addr::from_bits(v6.network().to_bits() | u128::from(n)).into(),
+    };
+    range.contains(address).then_some(address)
+}
+
+/// Ports from one to another, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PortRange {
+    /// The lowest.
+    pub first: u16,
+    /// The highest.
+    pub last: u16,
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').ok_or("a range of ports is like 30000-32767")?;
+        let (first, last) = (port_of(first)?, port_of(last)?);
+        if first > last {
+            return Err("its first port is larger than its last".into());
+        }
+        Ok(Self { first, last })
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+/// How an endpoint of a Service is chosen for a new connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balancing {
+    /// By a hash that is the same on all nodes, and that moves few connections when endpoints change.
+    #[default]
+    Maglev,
+    /// By chance.
+    Random,
+    /// The one with the fewest connections, of two taken by chance.
+    LeastConnections,
 }
 
 /// The `[paths]` section. All are absolute.
@@ -379,7 +495,7 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(Seed, NodeName, MetricsListen);
+as_text!(Seed, NodeName, MetricsListen, PortRange);
 
 #[cfg(test)]
 mod tests {
@@ -418,6 +534,26 @@ mod tests {
         ] {
             assert!(text.parse::<Seed>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn port_ranges_in_their_one_form() {
+        let range = PortRange { first: 30_000, last: 32_767 };
+        assert_eq!("30000-32767".parse(), Ok(range));
+        assert_eq!(range.to_string(), "30000-32767");
+        for text in ["", "30000", "0-1", "2-1", "1-65536", "a-b", "1-2-3"] {
+            assert!(text.parse::<PortRange>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_address_of_the_dns_is_left_to_it() {
+        let ranges = vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/112".parse().unwrap()];
+        let config = ServicesConfig { ranges, ..ServicesConfig::default() };
+        let reserved: Vec<String> =
+            config.allocation().reserved.iter().map(ToString::to_string).collect();
+        assert_eq!(reserved, ["10.96.0.10", "fd00:96::a"]);
+        assert_eq!(ServicesConfig::default().allocation(), ServiceConfig::default());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::node::NodeConfig;
 pub(crate) fn check(config: &NodeConfig, findings: &mut Findings) {
     ports(config, findings);
     ranges(config, findings);
+    services(config, findings);
     leases(config, findings);
     mtu(config, findings);
     interface(config, findings);
@@ -79,6 +80,56 @@ fn ranges(config: &NodeConfig, findings: &mut Findings) {
                 format!("seeds[{ix}] = {address} lies in the range {range} of the pods"),
                 "nodes are reached over the underlay",
                 "give the seed's underlay address, or choose another range",
+            );
+        }
+    }
+}
+
+/// Addresses of Services are nobody else's.
+fn services(config: &NodeConfig, findings: &mut Findings) {
+    let ranges = &config.services.ranges;
+    if let [first, second] = ranges[..]
+        && first.is_ipv4() == second.is_ipv4()
+    {
+        findings.contradiction(
+            &["services.ranges[1]"],
+            format!("services.ranges[1] = {second} is a second range of the same family"),
+            "a Service has one address of each",
+            "keep one of them",
+        );
+    }
+    let pool = config.services.load_balancer_pool.iter();
+    let pool = pool.enumerate().map(|(ix, range)| (entry("services.load_balancer_pool", ix), range));
+    let own: Vec<_> = (ranges.iter().enumerate())
+        .map(|(ix, range)| (entry("services.ranges", ix), range))
+        .chain(pool)
+        .collect();
+    for (ix, (path, range)) in own.iter().enumerate() {
+        let pods = config.lease.ranges.iter().find(|pods| overlap(**pods, **range));
+        let other = own[..ix].iter().find(|(_, other)| overlap(**other, **range));
+        if let Some(pods) = pods {
+            findings.contradiction(
+                &[path, "lease.ranges"],
+                format!("{path} = {range} overlaps with the range {pods} of the pods"),
+                "an address would belong to a Service and to a pod",
+                "choose another range",
+            );
+        } else if let Some((other_path, other)) = other {
+            findings.contradiction(
+                &[path],
+                format!("{path} = {range} overlaps with {other_path} = {other}"),
+                "an address would be given away twice",
+                "choose another range",
+            );
+        }
+        if let UnderlaySelector::Address(address) = config.underlay.address
+            && range.contains(address)
+        {
+            findings.contradiction(
+                &[path, "underlay.address"],
+                format!("{path} = {range} holds the underlay address {address}"),
+                "a node would be a Service",
+                "choose another range",
             );
         }
     }
@@ -210,6 +261,30 @@ mod tests {
         let text = "underlay.address = \"10.244.0.9\"\n";
         let what = "underlay.address = 10.244.0.9 lies in the range 10.244.0.0/16 of the pods";
         assert_told(text, 4, what);
+    }
+
+    #[test]
+    fn ranges_of_services_that_meet_others() {
+        for (text, what) in [
+            (
+                "services.ranges = [\"10.96.0.0/12\", \"10.0.0.0/12\"]\n",
+                "services.ranges[1] = 10.0.0.0/12 is a second range of the same family",
+            ),
+            (
+                "services.ranges = [\"10.244.128.0/20\"]\n",
+                "services.ranges[0] = 10.244.128.0/20 overlaps with the range 10.244.0.0/16 of the pods",
+            ),
+            (
+                "services.load_balancer_pool = [\"10.96.1.0/24\"]\n",
+                "services.load_balancer_pool[0] = 10.96.1.0/24 overlaps with services.ranges[0] = 10.96.0.0/12",
+            ),
+            (
+                "services.load_balancer_pool = [\"192.0.2.0/28\"]\nunderlay.address = \"192.0.2.1\"\n",
+                "services.load_balancer_pool[0] = 192.0.2.0/28 holds the underlay address 192.0.2.1",
+            ),
+        ] {
+            assert_told(text, 4, what);
+        }
     }
 
     #[test]

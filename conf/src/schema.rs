@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use overlay::underlay::UnderlaySelector;
 
-use crate::node::{self, MetricsListen, NodeName, Seed};
+use crate::node::{self, MetricsListen, NodeName, PortRange, Seed};
 
 /// The smallest file, as the fix for a missing one.
 pub const TWO_LINES: &str =
@@ -90,7 +90,7 @@ pub enum Default {
 
 /// All sections.
 pub static SECTIONS: &[Section] =
-    &[TOP, UNDERLAY, OVERLAY, LEASE, SWITCH, HOST, PATHS, METRICS, LOG];
+    &[TOP, UNDERLAY, OVERLAY, LEASE, SWITCH, HOST, OBJECTS, SERVICES, PATHS, METRICS, LOG];
 
 const TOP: Section = Section {
     name: "",
@@ -343,6 +343,72 @@ const HOST: Section = Section {
     ],
 };
 
+const OBJECTS: Section = Section {
+    name: "objects",
+    doc: "Where the objects of the cluster are declared: Services and what belongs to them. They must be the \
+          same on every node; docs/services.md says which there are.",
+    fields: &[Field {
+        name: "dir",
+        kind: PATH,
+        default: Default::Fixed,
+        doc: "Directory of Kubernetes manifests: all files in it and below that end with `.yaml`, `.yml` or \
+              `.json`. It is watched, and changes are in force within a second. What cannot be honoured is \
+              refused by itself and shown by `weft objects`; the rest of its file is kept. While the \
+              directory does not exist there are no objects.",
+    }],
+};
+
+const SERVICES: Section = Section {
+    name: "services",
+    doc: "What Services are given that do not ask for anything particular. All nodes of a network must have the \
+          same, for they hand it out alike without talking about it.",
+    fields: &[
+        Field {
+            name: "ranges",
+            kind: Kind::List {
+                form: "ranges like 10.96.0.0/12 or fd00:10:96::/112",
+                check: check_service_range,
+                count_min: 1,
+                count_max: 2,
+            },
+            default: Default::Fixed,
+            doc: "The ranges that cluster-wide addresses come from, at most one of each family. The first one's \
+                  family is that of Services which do not say. They must not overlap with anything that \
+                  pods should reach.",
+        },
+        Field {
+            name: "node_ports",
+            kind: Kind::Text { form: "a range of ports like 30000-32767", check: parses::<PortRange> },
+            default: Default::Fixed,
+            doc: "The ports of every node that Services of the types NodePort and LoadBalancer come from. \
+                  Choose them outside of the ports that the kernel gives to clients \
+                  (`net.ipv4.ip_local_port_range`) and of what else runs on the nodes.",
+        },
+        Field {
+            name: "load_balancer_pool",
+            kind: Kind::List {
+                form: "ranges like 192.168.10.240/28",
+                check: check_pool,
+                count_min: 0,
+                count_max: 16,
+            },
+            default: Default::Fixed,
+            doc: "The addresses that Services of type LoadBalancer are given, all of each range. They must be \
+                  free in the network of the nodes. Without any, such Services have no address for the \
+                  world, but those that their status says.",
+        },
+        Field {
+            name: "balancing",
+            kind: Kind::Choice(&["maglev", "random", "least-connections"]),
+            default: Default::Fixed,
+            doc: "How an endpoint is chosen for a new connection. `maglev` hashes it: all nodes choose alike, and \
+                  few connections change their endpoint when others come and go. `random` takes any, \
+                  `least-connections` the one of two random ones that has fewer connections through this \
+                  node.",
+        },
+    ],
+};
+
 const PATHS: Section = Section {
     name: "paths",
     doc: "Where files are. All paths are absolute.",
@@ -429,6 +495,33 @@ fn check_path(text: &str) -> Result<(), String> {
 fn check_reserved(text: &str) -> Result<(), String> {
     let prefix = parse_prefix(text)?;
     if prefix.prefix() < 8 { Err("its prefix has 8 bits or more".into()) } else { Ok(()) }
+}
+
+/// A range of Services' addresses.
+fn check_service_range(text: &str) -> Result<(), String> {
+    check_range(text)?;
+    let (range, len): (IpNetwork, u8) = match text.parse() {
+        Ok(IpNetwork::V4(v4)) => (IpNetwork::V4(v4), 32 - v4.prefix()),
+        Ok(IpNetwork::V6(v6)) => (IpNetwork::V6(v6), 128 - v6.prefix()),
+        Err(error) => return Err(format!("it is not a range: {error}")),
+    };
+    if len < 4 {
+        return Err(format!("{range} is too small: it has less than 16 addresses"));
+    }
+    Ok(())
+}
+
+/// A range of which every address can be given away.
+fn check_pool(text: &str) -> Result<(), String> {
+    let range: IpNetwork = match (text.contains('/'), text.parse()) {
+        (true, Ok(range)) => range,
+        (true, Err(error)) => return Err(format!("it is not a range: {error}")),
+        (false, _) => return Err("a range ends with / and the length of its prefix".into()),
+    };
+    if range.ip() != range.network() {
+        return Err(format!("its first address is {}/{}", range.network(), range.prefix()));
+    }
+    crate::cluster::names::reachable_address(&range.ip().to_string()).map(|_| ())
 }
 
 fn check_range(text: &str) -> Result<(), String> {

@@ -12,6 +12,11 @@ fn node_file() {
     replay("node_file", targets::node_file);
 }
 
+#[test]
+fn manifests() {
+    replay("manifests", targets::manifests);
+}
+
 fn replay(target: &str, run: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus").join(target);
     let mut inputs = 0;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::fact::PodView;
+use super::state::one_of_each;
 use super::object::{
     EndpointSlice, Hints, ObjectName, Protocol, Service, SliceEndpoint, TargetPort,
     TrafficDistribution,
@@ -87,7 +88,8 @@ pub(super) fn gather<'a>(
     }
     let from_slices = gathering.endpoints.len();
     for pod in pods.into_iter().filter(|pod| !pod.is_finished()) {
-        for address in &pod.addresses {
+        // Further ones are those of further interfaces.
+        for address in &one_of_each(&pod.addresses) {
             let ports = service.ports.iter().filter_map(|port| {
                 let number = match &port.target {
                     TargetPort::Number(number) => *number,

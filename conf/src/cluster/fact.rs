@@ -17,6 +17,8 @@ pub struct PodFact {
     pub addresses: Box<[IpAddr]>,
     /// Labels that the runtime told (`args.cni.labels`).
     pub labels: Labels,
+    /// Whether it has no network of its own, but its node's.
+    pub host_network: bool,
     /// When it was attached, in milliseconds since 1970. Of two nodes that claim to have the same pod, the
     /// later is right: it was moved, and the news of its end have not come yet.
     pub since_ms: u64,
@@ -47,6 +49,8 @@ pub struct PodView {
     pub zone: Option<Arc<str>>,
     /// Its addresses, the primary one first. A pod on the host's network has its node's.
     pub addresses: Box<[IpAddr]>,
+    /// Whether it is on its node's network.
+    pub host_network: bool,
     /// Its manifest.
     pub manifest: Option<Arc<Pod>>,
     /// Whether a node has attached it.
@@ -67,11 +71,6 @@ impl PodView {
     /// Whether it has ended, so that nobody answers at its addresses.
     pub fn is_finished(&self) -> bool {
         self.manifest.as_ref().is_some_and(|pod| pod.finished)
-    }
-
-    /// Whether it is on the host's network.
-    pub fn is_host_network(&self) -> bool {
-        self.manifest.as_ref().is_some_and(|pod| pod.host_network)
     }
 
     /// `spec.hostname`.

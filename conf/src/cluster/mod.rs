@@ -17,6 +17,7 @@ mod labels;
 pub mod names;
 mod namespaced;
 mod object;
+pub mod parse;
 mod pool;
 mod service_map;
 mod state;

@@ -359,6 +359,8 @@ impl ClusterState {
             zone: at.and_then(NodeEntry::zone).cloned(),
             node,
             addresses,
+            host_network: latest.is_some_and(|fact| fact.host_network)
+                || manifest.is_some_and(|pod| pod.host_network),
             manifest: entry.manifest.clone(),
             attached: latest.is_some(),
         })
@@ -642,7 +644,7 @@ struct Work {
 }
 
 /// The first address of each family.
-fn one_of_each(addresses: &[IpAddr]) -> Box<[IpAddr]> {
+pub(super) fn one_of_each(addresses: &[IpAddr]) -> Box<[IpAddr]> {
     let mut first: Vec<IpAddr> = Vec::new();
     for address in addresses {
         if !first.iter().any(|known| known.is_ipv4() == address.is_ipv4()) {

@@ -149,6 +149,7 @@ fn arbitrary_change() -> impl Strategy<Value = Change> {
                 IpAddr::from([0xfd00, 0, 0, 0, 0, 0, u16::from(node), u16::from(number)]),
             ]),
             labels: labels(bits),
+            host_network: false,
             since_ms,
         });
     prop_oneof![
