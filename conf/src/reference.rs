@@ -151,7 +151,7 @@ mod tests {
     /// Every bound in the table is accepted by the types, and one further is refused.
     #[test]
     fn the_bounds_are_the_types_bounds() {
-        let ranges = "lease.ranges = [\"10.0.0.0/8\", \"fd00::/8\"]\n";
+        let ranges = "lease.ranges = [\"11.0.0.0/8\", \"fd00::/8\"]\n";
         for section in SECTIONS {
             for field in section.fields {
                 let Kind::Whole { min, max, .. } = field.kind else { continue };

@@ -99,7 +99,8 @@ fn services(config: &NodeConfig, findings: &mut Findings) {
         );
     }
     let pool = config.services.load_balancer_pool.iter();
-    let pool = pool.enumerate().map(|(ix, range)| (entry("services.load_balancer_pool", ix), range));
+    let pool =
+        pool.enumerate().map(|(ix, range)| (entry("services.load_balancer_pool", ix), range));
     let own: Vec<_> = (ranges.iter().enumerate())
         .map(|(ix, range)| (entry("services.ranges", ix), range))
         .chain(pool)

@@ -378,7 +378,10 @@ const SERVICES: Section = Section {
         },
         Field {
             name: "node_ports",
-            kind: Kind::Text { form: "a range of ports like 30000-32767", check: parses::<PortRange> },
+            kind: Kind::Text {
+                form: "a range of ports like 30000-32767",
+                check: parses::<PortRange>,
+            },
             default: Default::Fixed,
             doc: "The ports of every node that Services of the types NodePort and LoadBalancer come from. \
                   Choose them outside of the ports that the kernel gives to clients \

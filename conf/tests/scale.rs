@@ -37,7 +37,7 @@ fn manifest(services: impl Iterator<Item = u32>, session_affinity: &str) -> Stri
 fn fact(service: u32, endpoint: u32, address: u32) -> PodFact {
     PodFact {
         id: ObjectName::new(format!("n{}", service % 100), format!("s{service}-{endpoint}")),
-        node: format!("node{}", address % 1000).into(),
+        node: format!("node{}", service % 1000).into(),
         addresses: Box::new([IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + address))]),
         labels: [("app".to_owned(), format!("s{service}")), ("tier".to_owned(), "web".to_owned())]
             .into_iter()
@@ -81,7 +81,8 @@ fn one_change_costs_what_it_changes() {
     });
     let pods = time(|| {
         let facts = (0..SERVICES).flat_map(|service| {
-            (0..ENDPOINTS).map(move |endpoint| fact(service, endpoint, service * ENDPOINTS + endpoint))
+            (0..ENDPOINTS)
+                .map(move |endpoint| fact(service, endpoint, service * ENDPOINTS + endpoint))
         });
         state.apply(facts.map(Change::SetPod));
     });

@@ -65,7 +65,9 @@ impl Watched {
 }
 
 fn service(name: &str, port: u16) -> String {
-    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n---\n")
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n---\n"
+    )
 }
 
 #[test]
@@ -83,7 +85,8 @@ fn files_are_written_moved_broken_and_removed() {
     fs::rename(root.join(".b.tmp"), root.join("b.yaml")).expect("moved into place");
     watched.expect(&[("a", 1), ("b", 2), ("c", 1)]);
 
-    fs::write(root.join("b.yaml"), service("b", 3) + "kind: [\n---\n" + &service("c", 0)).expect("a file");
+    fs::write(root.join("b.yaml"), service("b", 3) + "kind: [\n---\n" + &service("c", 0))
+        .expect("a file");
     watched.expect(&[("a", 1), ("b", 3)]);
     assert_eq!(
         watched.refused(),
@@ -94,8 +97,12 @@ fn files_are_written_moved_broken_and_removed() {
     );
 
     fs::create_dir(root.join("more")).expect("a directory");
-    fs::write(root.join("more/d.json"), r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "d"},
-        "spec": {"ports": [{"port": 4}]}}"#).expect("a file");
+    fs::write(
+        root.join("more/d.json"),
+        r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "d"},
+        "spec": {"ports": [{"port": 4}]}}"#,
+    )
+    .expect("a file");
     watched.expect(&[("a", 1), ("b", 3), ("d", 4)]);
 
     fs::remove_file(root.join("a.yaml")).expect("removed");
@@ -127,7 +134,9 @@ fn the_directory_itself_comes_goes_and_is_exchanged() {
     let folder = tempfile::tempdir().expect("a directory");
     let root = folder.path().join("manifests");
     let mut watched = Watched::start(&root);
-    assert!(watched.watcher.directory().problem().is_some_and(|text| text.contains("No such file")));
+    assert!(
+        watched.watcher.directory().problem().is_some_and(|text| text.contains("No such file"))
+    );
 
     fs::create_dir(&root).expect("a directory");
     fs::write(root.join("a.yaml"), service("a", 1)).expect("a file");

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::fact::PodView;
-use super::state::one_of_each;
 use super::object::{
     EndpointSlice, Hints, ObjectName, Protocol, Service, SliceEndpoint, TargetPort,
     TrafficDistribution,
 };
+use super::state::one_of_each;
 
 /// All endpoints of a Service, of both families, whatever their condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -63,8 +63,7 @@ impl Directory {
 
     fn replace(&mut self, file: &str, new: Option<File>) -> Vec<Change> {
         let old = self.files.get(file).map(|file| &file.manifests.accepted[..]).unwrap_or_default();
-        let new_objects =
-            new.as_ref().map(|file| &file.manifests.accepted[..]).unwrap_or_default();
+        let new_objects = new.as_ref().map(|file| &file.manifests.accepted[..]).unwrap_or_default();
         let keys: BTreeSet<ObjectKey> =
             old.iter().chain(new_objects).map(|found| found.object.key()).collect();
         let before: Vec<_> = keys.iter().map(|key| self.in_force(key).cloned()).collect();
@@ -153,7 +152,8 @@ impl Directory {
             {
                 let at = self.in_force(&key).map_or(0, |found| found.line);
                 let reason = format!("is defined already, at {other}:{at}: remove one of them");
-                let problem = FieldProblem { line: found.line, field: "metadata.name".into(), reason };
+                let problem =
+                    FieldProblem { line: found.line, field: "metadata.name".into(), reason };
                 listing.refused.push(RefusedObject::new(name, &title, &problem));
                 continue;
             }
@@ -192,9 +192,8 @@ impl Directory {
             counts.ignored += ignored.len();
             counts.accepted += accepted.len();
         }
-        let refused_later =
-            self.definitions.values().map(|places| places.len() - 1).sum::<usize>()
-                + state.services().filter(|view| view.refused.is_some()).count();
+        let refused_later = self.definitions.values().map(|places| places.len() - 1).sum::<usize>()
+            + state.services().filter(|view| view.refused.is_some()).count();
         counts.accepted = counts.accepted.saturating_sub(refused_later);
         counts.refused += refused_later;
         counts
@@ -322,7 +321,9 @@ mod tests {
     use crate::cluster::parse::parse;
 
     fn service(name: &str, spec: &str) -> String {
-        format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 80}}]{spec}}}\n---\n")
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 80}}]{spec}}}\n---\n"
+        )
     }
 
     struct Cluster {
@@ -408,7 +409,11 @@ mod tests {
         cluster.set("x.yaml", &format!("{a}{}", b.replace("80}]", "80}")));
         assert_eq!(cluster.accepted(), ["x.yaml:1 a"]);
         assert_eq!(cluster.refused().len(), 1, "{:?}", cluster.refused());
-        assert!(cluster.refused()[0].starts_with("x.yaml:9: is no YAML: "), "{:?}", cluster.refused());
+        assert!(
+            cluster.refused()[0].starts_with("x.yaml:9: is no YAML: "),
+            "{:?}",
+            cluster.refused()
+        );
 
         // What cannot be read at all has not changed.
         cluster.directory.set_unreadable("x.yaml", "Permission denied".into());
@@ -422,7 +427,8 @@ mod tests {
     fn conflicts_are_told_at_their_line() {
         let mut cluster = Cluster::new();
         let text = "apiVersion: v1\nkind: Service\nmetadata: {name: NAME}\nspec:\n  ports: [{port: 80}]\n  clusterIP: IP\n---\n";
-        let service = |name: &str, ip: &str| text.replace("NAME", name).replace("IP\n", &format!("{ip}\n"));
+        let service =
+            |name: &str, ip: &str| text.replace("NAME", name).replace("IP\n", &format!("{ip}\n"));
         cluster.set(
             "x.yaml",
             &(service("b", "10.96.0.9") + &service("a", "10.96.0.9") + &service("c", "192.0.2.1")),
@@ -445,7 +451,8 @@ mod tests {
         let config = ServiceConfig { node_ports: 30_000..=30_000, ..ServiceConfig::default() };
         let mut cluster = Cluster::new();
         cluster.state = ClusterState::new(config);
-        cluster.set("x.yaml", &(service("a", ", type: NodePort") + &service("b", ", type: NodePort")));
+        cluster
+            .set("x.yaml", &(service("a", ", type: NodePort") + &service("b", ", type: NodePort")));
         let listing = cluster.directory.listing(&cluster.state);
         assert_eq!(listing.accepted[0].notes, Vec::<String>::new());
         assert_eq!(

@@ -132,7 +132,8 @@ impl Scanner {
     fn look_at(&mut self, file: &str, path: &Path, found: &mut Vec<Found>) {
         let outcome = fs::metadata(path).and_then(|metadata| {
             let stamp = Stamp::of(&metadata);
-            let same = self.known.get(file).is_some_and(|known| known.stamp == stamp && !known.unsure);
+            let same =
+                self.known.get(file).is_some_and(|known| known.stamp == stamp && !known.unsure);
             if same { Ok(None) } else { read(path).map(|text| Some((stamp, text))) }
         });
         match outcome {
@@ -186,7 +187,8 @@ fn list(
         if entry.file_type()?.is_dir() {
             if depth == DEPTH_MAX {
                 problems.push((full, format!("directories are nested deeper than {DEPTH_MAX}")));
-            } else if let Err(error) = list(&path, &format!("{full}/"), depth + 1, files, problems) {
+            } else if let Err(error) = list(&path, &format!("{full}/"), depth + 1, files, problems)
+            {
                 problems.push((full, error.to_string()));
             }
         } else if ["yaml", "yml", "json"].iter().any(|end| has_extension(own, end)) {
@@ -260,7 +262,10 @@ mod tests {
         ] {
             fs::write(root.join(file), text).unwrap();
         }
-        assert_eq!(names(&scanner.scan().unwrap()), ["a.yaml=a", "b.yml=b", "c.JSON=c", "sub/d.yaml=d"]);
+        assert_eq!(
+            names(&scanner.scan().unwrap()),
+            ["a.yaml=a", "b.yml=b", "c.JSON=c", "sub/d.yaml=d"]
+        );
         settle(&mut scanner);
         assert_eq!(names(&scanner.scan().unwrap()), Vec::<String>::new());
         // An editor's way: a new file, moved into place.
@@ -280,7 +285,12 @@ mod tests {
         // The same length, and the clock stands still.
         let stamp = fs::metadata(&path).unwrap();
         fs::write(&path, "two").unwrap();
-        File::options().write(true).open(&path).unwrap().set_modified(stamp.modified().unwrap()).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(stamp.modified().unwrap())
+            .unwrap();
         let known = scanner.known.get_mut("a.yaml").unwrap();
         known.stamp = Stamp::of(&fs::metadata(&path).unwrap());
         assert_eq!(names(&scanner.scan().unwrap()), ["a.yaml=two"]);

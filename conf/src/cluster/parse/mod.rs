@@ -164,9 +164,9 @@ const LISTS_MAX: usize = 4;
 impl Manifests {
     fn take(&mut self, node: &Node, list_of: Option<ListOf<'_>>, depth: usize) {
         let text = |name| node.field(name).and_then(Node::as_text);
-        let kind = text("kind").or(list_of.map(|list| list.kind)).unwrap_or_default();
+        let kind = text("kind").or_else(|| list_of.map(|list| list.kind)).unwrap_or_default();
         let api_version =
-            text("apiVersion").or(list_of.map(|list| list.api_version)).unwrap_or_default();
+            text("apiVersion").or_else(|| list_of.map(|list| list.api_version)).unwrap_or_default();
         let title = title_of(node, kind);
         if !matches!(node.value, Value::Map(_)) {
             let reason = format!("is {}, not an object", node.value.article());
@@ -185,19 +185,7 @@ impl Manifests {
         if let (Some(of), Some(items)) = (kind.strip_suffix("List"), node.field("items")) {
             let of = ListOf { api_version, kind: of };
             let of = (!of.kind.is_empty()).then_some(of);
-            return match &items.value {
-                Value::List(items) if depth < LISTS_MAX => {
-                    items.iter().for_each(|item| self.take(item, of, depth + 1));
-                }
-                Value::List(_) => {
-                    self.refuse(title, items.line, "items", "lists are nested too deep".to_owned());
-                }
-                Value::Null => {}
-                other => {
-                    let reason = format!("is {}, not a list", other.article());
-                    self.refuse(title, items.line, "items", reason);
-                }
-            };
+            return self.open(items, of, title, depth);
         }
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let known = ObjectKind::ALL.into_iter().find(|known| {
@@ -218,10 +206,30 @@ impl Manifests {
             None => match stance(group, kind) {
                 Stance::Refuse(reason) => self.refuse(title, node.line, "kind", reason.to_owned()),
                 Stance::Ignore(reason) => {
-                    self.ignored.push(Ignored { title, line: node.line, reason: reason.to_owned() });
+                    self.ignored.push(Ignored {
+                        title,
+                        line: node.line,
+                        reason: reason.to_owned(),
+                    });
                 }
             },
         }
+    }
+
+    /// Takes the items of a list.
+    fn open(&mut self, items: &Node, of: Option<ListOf<'_>>, title: Title, depth: usize) {
+        if items.value == Value::Null {
+            return;
+        }
+        let Value::List(list) = &items.value else {
+            let reason = format!("is {}, not a list", items.value.article());
+            return self.refuse(title, items.line, "items", reason);
+        };
+        if depth >= LISTS_MAX {
+            let reason = "lists are nested too deep".to_owned();
+            return self.refuse(title, items.line, "items", reason);
+        }
+        list.iter().for_each(|item| self.take(item, of, depth + 1));
     }
 
     fn read(&mut self, kind: ObjectKind, node: &Node, title: Title) {
@@ -271,7 +279,8 @@ fn read_kind(kind: ObjectKind, root: &Item<'_>) -> Option<Object> {
 
 /// What an object says of itself, whether it is right or not.
 fn title_of(node: &Node, kind: &str) -> Title {
-    let meta = |name| node.field("metadata").and_then(|meta| meta.field(name)).and_then(Node::as_text);
+    let meta =
+        |name| node.field("metadata").and_then(|meta| meta.field(name)).and_then(Node::as_text);
     let known = ObjectKind::ALL.into_iter().find(|known| known.as_str() == kind);
     let namespace = match (meta("namespace"), known) {
         (Some(_), Some(known)) if !known.is_namespaced() => "",

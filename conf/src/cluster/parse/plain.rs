@@ -28,8 +28,12 @@ pub(super) fn namespace(object: &mut Fields<'_>) -> Option<Arc<Namespace>> {
     object.pass(&["spec", "status"]);
     let meta = meta(object, names::dns1123_label, false)?;
     let name = (Arc::from(NAMESPACE_NAME), Arc::clone(&meta.name));
-    let labels: Labels =
-        meta.labels.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))).chain([name]).collect();
+    let labels: Labels = meta
+        .labels
+        .iter()
+        .map(|(key, value)| (Arc::clone(key), Arc::clone(value)))
+        .chain([name])
+        .collect();
     Some(Arc::new(Namespace { name: meta.name, labels }))
 }
 
@@ -109,7 +113,12 @@ pub(super) fn secret(object: &mut Fields<'_>) -> Option<Arc<Secret>> {
 /// A key of a Secret (`IsConfigMapKey`).
 fn key(text: &str) -> Result<(), String> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if text.is_empty() || text.len() > 253 || !text.bytes().all(good) || text == "." || text.starts_with("..") {
+    if text.is_empty()
+        || text.len() > 253
+        || !text.bytes().all(good)
+        || text == "."
+        || text.starts_with("..")
+    {
         return Err("the key is none: 1 to 253 letters, digits, - _ and .".into());
     }
     Ok(())

@@ -60,10 +60,9 @@ fn container_ports(container: &mut Fields<'_>, ports: &mut Vec<ContainerPort>) {
     for item in container.list("ports", PORTS_MAX) {
         let Some(mut fields) = item.fields() else { continue };
         let name = fields.get("name").filter(|item| item.text() != Some(""));
-        let name = name.map_or(Some("".into()), |item| item.name(names::service_name));
-        let protocol = fields.get("protocol").map_or(Some(Protocol::Tcp), |item| {
-            item.one_of(&PROTOCOLS)
-        });
+        let name = name.map_or_else(|| Some("".into()), |item| item.name(names::service_name));
+        let protocol =
+            fields.get("protocol").map_or(Some(Protocol::Tcp), |item| item.one_of(&PROTOCOLS));
         let port = fields.need("containerPort").and_then(|item| item.port());
         let host_port = fields
             .get("hostPort")
@@ -101,7 +100,8 @@ fn status_of(status: &mut Fields<'_>) -> Status {
     for item in status.list("conditions", CONTAINERS_MAX) {
         let Some(mut condition) = item.fields() else { continue };
         if condition.get("type").is_some_and(|item| item.text() == Some("Ready")) {
-            found.ready = Some(condition.get("status").is_some_and(|item| item.text() == Some("True")));
+            found.ready =
+                Some(condition.get("status").is_some_and(|item| item.text() == Some("True")));
         }
     }
     match status.get("phase").and_then(|item| item.text()) {

@@ -93,7 +93,10 @@ impl<'n> Item<'n> {
         match &self.node.value {
             Value::Text(text) => Some(text),
             Value::Whole(_) | Value::Float(_) | Value::Bool(_) => {
-                self.refuse(format!("is {}, not text: put it in quotes", self.node.value.article()));
+                self.refuse(format!(
+                    "is {}, not text: put it in quotes",
+                    self.node.value.article()
+                ));
                 None
             }
             Value::Null | Value::List(_) | Value::Map(_) => {
@@ -122,17 +125,16 @@ impl<'n> Item<'n> {
 
     /// A whole number within bounds. `what` completes "… is no".
     pub(crate) fn whole(&self, min: i64, max: i64, what: &str) -> Option<i64> {
-        match &self.node.value {
-            Value::Whole(number) if (min..=max).contains(number) => Some(*number),
-            Value::Whole(number) => {
-                self.refuse(format!("{number} is no {what}: {min} to {max}"));
-                None
-            }
-            other => {
-                self.refuse(format!("is {}, not a whole number from {min} to {max}", other.article()));
-                None
-            }
+        let Value::Whole(number) = self.node.value else {
+            let article = self.node.value.article();
+            self.refuse(format!("is {article}, not a whole number from {min} to {max}"));
+            return None;
+        };
+        if !(min..=max).contains(&number) {
+            self.refuse(format!("{number} is no {what}: {min} to {max}"));
+            return None;
         }
+        Some(number)
     }
 
     pub(crate) fn port(&self) -> Option<u16> {
@@ -148,13 +150,11 @@ impl<'n> Item<'n> {
     }
 
     pub(crate) fn yes(&self) -> Option<bool> {
-        match &self.node.value {
-            Value::Bool(yes) => Some(*yes),
-            other => {
-                self.refuse(format!("is {}, not true or false", other.article()));
-                None
-            }
-        }
+        let Value::Bool(yes) = self.node.value else {
+            self.refuse(format!("is {}, not true or false", self.node.value.article()));
+            return None;
+        };
+        Some(yes)
     }
 
     /// One of these words.
@@ -170,40 +170,34 @@ impl<'n> Item<'n> {
 
     /// The items of a list with at most `max` of them.
     pub(crate) fn list(&self, max: usize) -> Vec<Self> {
-        match &self.node.value {
-            Value::List(items) if items.len() <= max => {
-                let item = |(ix, node): (usize, &'n Node)| Item {
-                    node,
-                    path: format!("{}[{ix}]", self.path),
-                    report: self.report,
-                };
-                items.iter().enumerate().map(item).collect()
-            }
-            Value::List(items) => {
-                self.refuse(format!("has {} entries: at most {max} are possible", items.len()));
-                Vec::new()
-            }
-            other => {
-                self.refuse(format!("is {}, not a list", other.article()));
-                Vec::new()
-            }
+        let Value::List(items) = &self.node.value else {
+            self.refuse(format!("is {}, not a list", self.node.value.article()));
+            return Vec::new();
+        };
+        if items.len() > max {
+            self.refuse(format!("has {} entries: at most {max} are possible", items.len()));
+            return Vec::new();
         }
+        let item = |(ix, node): (usize, &'n Node)| Self {
+            node,
+            path: format!("{}[{ix}]", self.path),
+            report: self.report,
+        };
+        items.iter().enumerate().map(item).collect()
     }
 
     pub(crate) fn fields(&self) -> Option<Fields<'n>> {
-        match &self.node.value {
-            Value::Map(entries) => Some(Fields {
-                entries,
-                line: self.node.line,
-                path: self.path.clone(),
-                report: self.report,
-                asked: Vec::new(),
-            }),
-            other => {
-                self.refuse(format!("is {}, not a map", other.article()));
-                None
-            }
-        }
+        let Value::Map(entries) = &self.node.value else {
+            self.refuse(format!("is {}, not a map", self.node.value.article()));
+            return None;
+        };
+        Some(Fields {
+            entries,
+            line: self.node.line,
+            path: self.path.clone(),
+            report: self.report,
+            asked: Vec::new(),
+        })
     }
 
     /// Keys and values of a map of anything.
@@ -248,7 +242,7 @@ impl<'n> Fields<'n> {
     }
 
     /// A field that is a map. Nothing when there is none.
-    pub(crate) fn map(&mut self, name: &'static str) -> Option<Fields<'n>> {
+    pub(crate) fn map(&mut self, name: &'static str) -> Option<Self> {
         self.get(name)?.fields()
     }
 

@@ -89,8 +89,7 @@ pub(super) fn service(object: &mut Fields<'_>, root: &Item<'_>) -> Option<Arc<Se
         ])
     });
     let load_balancer = load_balancer(&mut spec, kind, status);
-    let health_check_node_port =
-        health_check_node_port(&mut spec, kind, external_policy, &ports);
+    let health_check_node_port = health_check_node_port(&mut spec, kind, external_policy, &ports);
     spec.finish();
 
     let meta = meta?;
@@ -134,7 +133,7 @@ fn cluster_ip(spec: &mut Fields<'_>, kind: ServiceType) -> ClusterIp {
     let single = spec.get("clusterIP").filter(is_set);
     let list = spec.get("clusterIPs").map(|item| item.list(2)).unwrap_or_default();
     let list: Vec<_> = list.into_iter().filter(is_set).collect();
-    if let Some(first) = single.as_ref().or(list.first()) {
+    if let Some(first) = single.as_ref().or_else(|| list.first()) {
         first.place();
         if kind == ServiceType::ExternalName {
             first.refuse("a Service of type ExternalName has no address");
@@ -213,7 +212,7 @@ fn families(
     }
     // As the API server does: who gives two means two; nobody looks after a headless Service without
     // selector, so it may have both.
-    let policy = policy.unwrap_or({
+    let policy = policy.unwrap_or_else(|| {
         let is_free = *cluster_ip == ClusterIp::Headless && spec.get("selector").is_none();
         if count > 1 || is_free {
             FamilyPolicy::RequireDualStack
@@ -252,9 +251,8 @@ fn ports(spec: &mut Fields<'_>, kind: ServiceType, is_headless: bool) -> Vec<Ser
                 Some("".into())
             }
         };
-        let protocol = fields.get("protocol").map_or(Some(Protocol::Tcp), |item| {
-            item.one_of(&PROTOCOLS)
-        });
+        let protocol =
+            fields.get("protocol").map_or(Some(Protocol::Tcp), |item| item.one_of(&PROTOCOLS));
         let port = fields.need("port").and_then(|item| {
             let port = item.port()?;
             if kind == ServiceType::LoadBalancer && port == KUBELET_PORT {
@@ -268,9 +266,7 @@ fn ports(spec: &mut Fields<'_>, kind: ServiceType, is_headless: bool) -> Vec<Ser
             Some(port)
         });
         let target = match fields.get("targetPort") {
-            Some(item) if item.is_text() => {
-                item.name(names::service_name).map(TargetPort::Name)
-            }
+            Some(item) if item.is_text() => item.name(names::service_name).map(TargetPort::Name),
             Some(item) => item.port().map(TargetPort::Number),
             None => port.map(TargetPort::Number),
         };
@@ -333,9 +329,9 @@ fn external_name(spec: &mut Fields<'_>, kind: ServiceType) -> Option<Arc<str>> {
 }
 
 fn affinity(spec: &mut Fields<'_>) -> Option<u32> {
-    let wanted = spec.get("sessionAffinity").and_then(|item| {
-        item.one_of(&[("None", false), ("ClientIP", true)])
-    });
+    let wanted = spec
+        .get("sessionAffinity")
+        .and_then(|item| item.one_of(&[("None", false), ("ClientIP", true)]));
     let mut timeout = None;
     if let Some(item) = spec.get("sessionAffinityConfig") {
         if wanted != Some(true) {
@@ -366,7 +362,9 @@ fn load_balancer(spec: &mut Fields<'_>, kind: ServiceType, ingress: Vec<IpAddr>)
         only(&item);
         let class = item.name(names::qualified_name)?;
         if class.as_ref() != LOAD_BALANCER_CLASS {
-            item.note(format!("another implementation serves this class; Weft's is {LOAD_BALANCER_CLASS}"));
+            item.note(format!(
+                "another implementation serves this class; Weft's is {LOAD_BALANCER_CLASS}"
+            ));
         }
         Some(class)
     });

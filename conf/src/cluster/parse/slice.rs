@@ -162,9 +162,8 @@ fn ports(object: &mut Fields<'_>) -> Vec<SlicePort> {
             Some(item) => item.name(names::dns1123_label),
             None => Some("".into()),
         };
-        let protocol = fields.get("protocol").map_or(Some(Protocol::Tcp), |item| {
-            item.one_of(&PROTOCOLS)
-        });
+        let protocol =
+            fields.get("protocol").map_or(Some(Protocol::Tcp), |item| item.one_of(&PROTOCOLS));
         let port = fields.get("port").map(|item| item.port());
         let app_protocol =
             fields.get("appProtocol").and_then(|item| item.name(names::qualified_name));

@@ -26,10 +26,8 @@ fn spec(lines: &str) -> String {
 }
 
 fn service(lines: &str) -> Service {
-    match accepted(&spec(lines)) {
-        Object::Service(service) => (*service).clone(),
-        other => panic!("{other:?}"),
-    }
+    let Object::Service(service) = accepted(&spec(lines)) else { panic!("{lines}") };
+    (*service).clone()
 }
 
 #[test]
@@ -57,16 +55,14 @@ fn a_service_gets_the_defaults_of_the_api_server() {
     let with = |lines: &str| service(&format!("{ports}{lines}\n"));
     assert_eq!(with("sessionAffinity: ClientIP").affinity_s, Some(10_800));
     assert_eq!(
-        with("sessionAffinity: ClientIP\nsessionAffinityConfig: {clientIP: {timeoutSeconds: 5}}").affinity_s,
+        with("sessionAffinity: ClientIP\nsessionAffinityConfig: {clientIP: {timeoutSeconds: 5}}")
+            .affinity_s,
         Some(5)
     );
     assert!(with("type: LoadBalancer").wants_node_ports());
     assert!(!with("type: LoadBalancer\nallocateLoadBalancerNodePorts: false").wants_node_ports());
     assert!(with("type: NodePort").wants_node_ports());
-    assert_eq!(
-        with("ipFamilies: [IPv6, IPv4]").family_policy,
-        FamilyPolicy::RequireDualStack
-    );
+    assert_eq!(with("ipFamilies: [IPv6, IPv4]").family_policy, FamilyPolicy::RequireDualStack);
     assert_eq!(
         with("clusterIPs: [10.96.0.5, 'fd00::5']").cluster_ip,
         ClusterIp::Given(Box::new(["10.96.0.5".parse().unwrap(), "fd00::5".parse().unwrap()]))
@@ -132,7 +128,10 @@ status:
     assert_eq!(service.external_ips.len(), 1);
     assert_eq!(service.external_policy, TrafficPolicy::Local);
     assert_eq!(service.health_check_node_port, Some(30_090));
-    assert_eq!(*service.load_balancer.ingress, ["192.0.2.201".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(
+        *service.load_balancer.ingress,
+        ["192.0.2.201".parse::<std::net::IpAddr>().unwrap()]
+    );
     assert!(!service.proxied && !service.wants_load_balancer() && service.publish_not_ready);
     let manifests = parse(text);
     let notes: Vec<String> =
@@ -154,7 +153,10 @@ status:
 fn services_that_cannot_be_honoured() {
     let web = "Service default/web";
     let table: &[(&str, &[&str])] = &[
-        ("selector: {app: web}", &["6: {web}: spec.ports: a Service has at least one port, unless it is headless"]),
+        (
+            "selector: {app: web}",
+            &["6: {web}: spec.ports: a Service has at least one port, unless it is headless"],
+        ),
         ("ports: [{port: 0}]", &["6: {web}: spec.ports[0].port: 0 is no port: 1 to 65535"]),
         ("ports: [{port: 65536}]", &["6: {web}: spec.ports[0].port: 65536 is no port: 1 to 65535"]),
         (
@@ -179,8 +181,10 @@ fn services_that_cannot_be_honoured() {
         ),
         (
             "ports: [{name: Web, port: 80}]",
-            &["6: {web}: spec.ports[0].name: \"Web\" is no DNS label: 1 to 63 of a-z, 0-9 and -, with a letter or \
-               digit at both ends"],
+            &[
+                "6: {web}: spec.ports[0].name: \"Web\" is no DNS label: 1 to 63 of a-z, 0-9 and -, with a letter or \
+               digit at both ends",
+            ],
         ),
         (
             "ports: [{port: 80, protocol: tcp}]",
@@ -192,17 +196,23 @@ fn services_that_cannot_be_honoured() {
         ),
         (
             "ports: [{port: 80, targetPort: http_port}]",
-            &["6: {web}: spec.ports[0].targetPort: \"http_port\" is no port's name: 1 to 15 of a-z, 0-9 and -, with at \
-               least one letter, no -- and no - at the ends"],
+            &[
+                "6: {web}: spec.ports[0].targetPort: \"http_port\" is no port's name: 1 to 15 of a-z, 0-9 and -, with at \
+               least one letter, no -- and no - at the ends",
+            ],
         ),
         (
             "ports: [{port: 80, nodePort: 30000}]",
-            &["6: {web}: spec.ports[0].nodePort: a Service of type ClusterIP has no node ports: set spec.type to \
-               NodePort"],
+            &[
+                "6: {web}: spec.ports[0].nodePort: a Service of type ClusterIP has no node ports: set spec.type to \
+               NodePort",
+            ],
         ),
         (
             "ports: [{port: 80, tagetPort: 8080}]",
-            &["6: {web}: spec.ports[0].tagetPort: there is no such field: did you mean targetPort?"],
+            &[
+                "6: {web}: spec.ports[0].tagetPort: there is no such field: did you mean targetPort?",
+            ],
         ),
         (
             "ports: [{port: 80}]\nselectors: {a: b}",
@@ -218,22 +228,36 @@ fn services_that_cannot_be_honoured() {
         ),
         (
             "ports: [{port: 80}]\nselector: {-a: b}",
-            &["7: {web}: spec.selector[-a]: \"-a\" is no qualified name: 1 to 63 letters, digits, - _ and ., with a \
-               letter or digit at both ends, and a DNS name and / before that if so wanted"],
+            &[
+                "7: {web}: spec.selector[-a]: \"-a\" is no qualified name: 1 to 63 letters, digits, - _ and ., with a \
+               letter or digit at both ends, and a DNS name and / before that if so wanted",
+            ],
         ),
         (
             "ports: [{port: 80}]\ntype: Loadbalancer",
-            &["7: {web}: spec.type: \"Loadbalancer\" is none of ClusterIP, NodePort, LoadBalancer, ExternalName"],
+            &[
+                "7: {web}: spec.type: \"Loadbalancer\" is none of ClusterIP, NodePort, LoadBalancer, ExternalName",
+            ],
         ),
-        ("ports: [{port: 80}]\nclusterIP: none", &["7: {web}: spec.clusterIP: \"none\" is no IP address"]),
-        ("ports: [{port: 80}]\nclusterIP: 10.96.0.010", &["7: {web}: spec.clusterIP: \"10.96.0.010\" is no IP address"]),
+        (
+            "ports: [{port: 80}]\nclusterIP: none",
+            &["7: {web}: spec.clusterIP: \"none\" is no IP address"],
+        ),
+        (
+            "ports: [{port: 80}]\nclusterIP: 10.96.0.010",
+            &["7: {web}: spec.clusterIP: \"10.96.0.010\" is no IP address"],
+        ),
         (
             "ports: [{port: 80}]\nclusterIP: ::ffff:10.96.0.1",
-            &["7: {web}: spec.clusterIP: \"::ffff:10.96.0.1\" is an IPv4 address written as IPv6: write it as IPv4"],
+            &[
+                "7: {web}: spec.clusterIP: \"::ffff:10.96.0.1\" is an IPv4 address written as IPv6: write it as IPv4",
+            ],
         ),
         (
             "ports: [{port: 80}]\nclusterIP: 10.96.0.1\nclusterIPs: [10.96.0.2]",
-            &["8: {web}: spec.clusterIPs[0]: the first of clusterIPs must be the same as clusterIP"],
+            &[
+                "8: {web}: spec.clusterIPs[0]: the first of clusterIPs must be the same as clusterIP",
+            ],
         ),
         (
             "ports: [{port: 80}]\nclusterIPs: [10.96.0.1, 10.96.0.2]",
@@ -251,7 +275,10 @@ fn services_that_cannot_be_honoured() {
             "ports: [{port: 80}]\nipFamilies: [IPv4, IPv4]",
             &["7: {web}: spec.ipFamilies[1]: is there twice"],
         ),
-        ("ports: [{port: 80}]\nipFamilies: [ipv4]", &["7: {web}: spec.ipFamilies[0]: \"ipv4\" is none of IPv4, IPv6"]),
+        (
+            "ports: [{port: 80}]\nipFamilies: [ipv4]",
+            &["7: {web}: spec.ipFamilies[0]: \"ipv4\" is none of IPv4, IPv6"],
+        ),
         (
             "ports: [{port: 80}]\nipFamilies: [IPv6]\nclusterIP: 10.96.0.1",
             &["7: {web}: spec.ipFamilies[0]: IPv6 is not the family of 10.96.0.1"],
@@ -270,7 +297,9 @@ fn services_that_cannot_be_honoured() {
         ),
         (
             "ports: [{port: 80}]\nexternalTrafficPolicy: Local",
-            &["7: {web}: spec.externalTrafficPolicy: only Services that are reached from outside have one"],
+            &[
+                "7: {web}: spec.externalTrafficPolicy: only Services that are reached from outside have one",
+            ],
         ),
         (
             "ports: [{port: 80}]\ninternalTrafficPolicy: local",
@@ -278,11 +307,15 @@ fn services_that_cannot_be_honoured() {
         ),
         (
             "ports: [{port: 80}]\nsessionAffinity: ClientIP\nsessionAffinityConfig: {clientIP: {timeoutSeconds: 0}}",
-            &["8: {web}: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is no timeout in seconds: 1 to 86400"],
+            &[
+                "8: {web}: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is no timeout in seconds: 1 to 86400",
+            ],
         ),
         (
             "ports: [{port: 80}]\nsessionAffinity: ClientIP\nsessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}",
-            &["8: {web}: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 86401 is no timeout in seconds: 1 to 86400"],
+            &[
+                "8: {web}: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 86401 is no timeout in seconds: 1 to 86400",
+            ],
         ),
         (
             "ports: [{port: 80}]\nsessionAffinityConfig: {clientIP: {timeoutSeconds: 5}}",
@@ -301,7 +334,9 @@ fn services_that_cannot_be_honoured() {
         ),
         (
             "ports: [{port: 80}]\nallocateLoadBalancerNodePorts: false",
-            &["7: {web}: spec.allocateLoadBalancerNodePorts: is only for Services of type LoadBalancer"],
+            &[
+                "7: {web}: spec.allocateLoadBalancerNodePorts: is only for Services of type LoadBalancer",
+            ],
         ),
         (
             "ports: [{port: 10250}]\ntype: LoadBalancer",
@@ -309,13 +344,17 @@ fn services_that_cannot_be_honoured() {
         ),
         (
             "ports: [{port: 80}]\ntype: LoadBalancer\nhealthCheckNodePort: 30000",
-            &["8: {web}: spec.healthCheckNodePort: is only for type LoadBalancer with externalTrafficPolicy Local"],
+            &[
+                "8: {web}: spec.healthCheckNodePort: is only for type LoadBalancer with externalTrafficPolicy Local",
+            ],
         ),
         ("type: ExternalName", &["6: {web}: spec.externalName: is missing"]),
         (
             "type: ExternalName\nexternalName: 10.0.0._1",
-            &["7: {web}: spec.externalName: is no DNS name: 1 to 253 of a-z, 0-9, - and ., with a letter or digit at \
-               both ends of each part"],
+            &[
+                "7: {web}: spec.externalName: is no DNS name: 1 to 253 of a-z, 0-9, - and ., with a letter or digit at \
+               both ends of each part",
+            ],
         ),
         (
             "type: ExternalName\nexternalName: a.example\nclusterIP: 10.96.0.1",
@@ -323,7 +362,9 @@ fn services_that_cannot_be_honoured() {
         ),
         (
             "ports: [{port: 80}]\ntrafficDistribution: Close",
-            &["7: {web}: spec.trafficDistribution: \"Close\" is none of PreferClose, PreferSameZone, PreferSameNode"],
+            &[
+                "7: {web}: spec.trafficDistribution: \"Close\" is none of PreferClose, PreferSameZone, PreferSameNode",
+            ],
         ),
         ("ports: {port: 80}", &["6: {web}: spec.ports: is a map, not a list"]),
         ("ports: [80]", &["6: {web}: spec.ports[0]: is a number, not a map"]),
@@ -331,8 +372,10 @@ fn services_that_cannot_be_honoured() {
     for (lines, expected) in table {
         let found = refused(&spec(lines));
         // The quoted value stands in some messages only for exactness of the rest.
-        let expected: Vec<String> = expected.iter().map(|line| line.replace("{web}", web)).collect();
-        let relevant: Vec<String> = found.iter().map(|line| line.replace("\"10.0.0._1\" ", "")).collect();
+        let expected: Vec<String> =
+            expected.iter().map(|line| line.replace("{web}", web)).collect();
+        let relevant: Vec<String> =
+            found.iter().map(|line| line.replace("\"10.0.0._1\" ", "")).collect();
         assert!(expected.iter().all(|line| relevant.contains(line)), "{lines}\n{found:#?}");
         assert!(parse(&spec(lines)).accepted.is_empty(), "{lines}");
         if !lines.contains("10250") {
@@ -349,7 +392,10 @@ fn documents_that_are_no_objects() {
         ("- a\n", &["1: document: is a list, not an object"]),
         ("hello\n", &["1: document: is text, not an object"]),
         ("a: [\n", &["1: document: is no YAML: unclosed bracket '['"]),
-        ("apiVersion: v1\nkind: Service\nspec: {ports: [{port: 80}]}\n", &["1: Service: metadata: is missing"]),
+        (
+            "apiVersion: v1\nkind: Service\nspec: {ports: [{port: 80}]}\n",
+            &["1: Service: metadata: is missing"],
+        ),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {generateName: a-}\nspec: {ports: [{port: 80}]}\n",
             &["3: Service: metadata.generateName: nobody makes names here: give it a name"],
@@ -364,8 +410,10 @@ fn documents_that_are_no_objects() {
         ),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: A_b}\nspec: {ports: [{port: 80}]}\n",
-            &["3: Service A_b/a: metadata.namespace: \"A_b\" is no DNS label: 1 to 63 of a-z, 0-9 and -, with a letter \
-               or digit at both ends"],
+            &[
+                "3: Service A_b/a: metadata.namespace: \"A_b\" is no DNS label: 1 to 63 of a-z, 0-9 and -, with a letter \
+               or digit at both ends",
+            ],
         ),
         (
             "apiVersion: v2\nkind: Service\nmetadata: {name: a}\n",
@@ -373,8 +421,10 @@ fn documents_that_are_no_objects() {
         ),
         (
             "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\nmetadata: {name: a}\n",
-            &["1: EndpointSlice default/a: apiVersion: version \"v1beta1\" of EndpointSlice is not known: write \
-               discovery.k8s.io/v1"],
+            &[
+                "1: EndpointSlice default/a: apiVersion: version \"v1beta1\" of EndpointSlice is not known: write \
+               discovery.k8s.io/v1",
+            ],
         ),
         (
             "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, namespace: b}\n",
@@ -382,12 +432,16 @@ fn documents_that_are_no_objects() {
         ),
         (
             "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a, namespace: b}\nspec: {}\n",
-            &["1: NetworkPolicy b/a: kind: this version of Weft enforces no network policies: everything that it \
-               should forbid is allowed"],
+            &[
+                "1: NetworkPolicy b/a: kind: this version of Weft enforces no network policies: everything that it \
+               should forbid is allowed",
+            ],
         ),
         (
             "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a}\n",
-            &["1: Endpoints a: kind: Endpoints is not read, Kubernetes has deprecated it: write an EndpointSlice"],
+            &[
+                "1: Endpoints a: kind: Endpoints is not read, Kubernetes has deprecated it: write an EndpointSlice",
+            ],
         ),
         ("apiVersion: v1\nkind: List\nitems: 1\n", &["3: List: items: is a number, not a list"]),
     ];
@@ -413,8 +467,11 @@ metadata: {name: web}
 ";
     let manifests = parse(text);
     assert_eq!((manifests.accepted.len(), manifests.refused.len()), (0, 0));
-    let said: Vec<String> =
-        manifests.ignored.iter().map(|i| format!("{}: {}: {}", i.line, i.title, i.reason)).collect();
+    let said: Vec<String> = manifests
+        .ignored
+        .iter()
+        .map(|i| format!("{}: {}: {}", i.line, i.title, i.reason))
+        .collect();
     assert_eq!(
         said,
         [
@@ -446,14 +503,28 @@ items:
     assert_eq!(names, ["Namespace a", "Namespace b"]);
     assert_eq!(manifests.accepted.iter().map(|found| found.line).collect::<Vec<_>>(), [4, 10]);
     assert_eq!(refused(text).len(), 1);
-    assert!(refused(text)[0].starts_with("11: Namespace C: metadata.name: "), "{:?}", refused(text));
+    assert!(
+        refused(text)[0].starts_with("11: Namespace C: metadata.name: "),
+        "{:?}",
+        refused(text)
+    );
 
     let mut nested = "apiVersion: v1\nkind: List\nitems: []\n".to_owned();
     for _ in 0..6 {
-        nested = format!("{{apiVersion: v1, kind: List, items: [{}]}}", nested.trim().replace('\n', ", "));
-        nested = nested.replace("[apiVersion: v1, kind: List, items: []]", "[{apiVersion: v1, kind: List, items: []}]");
+        nested = format!(
+            "{{apiVersion: v1, kind: List, items: [{}]}}",
+            nested.trim().replace('\n', ", ")
+        );
+        nested = nested.replace(
+            "[apiVersion: v1, kind: List, items: []]",
+            "[{apiVersion: v1, kind: List, items: []}]",
+        );
     }
-    assert!(refused(&nested)[0].ends_with("items: lists are nested too deep"), "{:?}", refused(&nested));
+    assert!(
+        refused(&nested)[0].ends_with("items: lists are nested too deep"),
+        "{:?}",
+        refused(&nested)
+    );
 }
 
 #[test]
@@ -478,8 +549,11 @@ fn one_wrong_object_leaves_its_neighbours() {
         spec("ports: [{port: -80}]")
     );
     let manifests = parse(&text);
-    let kept: Vec<String> =
-        manifests.accepted.iter().map(|found| format!("{}: {}", found.line, found.object.key())).collect();
+    let kept: Vec<String> = manifests
+        .accepted
+        .iter()
+        .map(|found| format!("{}: {}", found.line, found.object.key()))
+        .collect();
     assert_eq!(kept, ["1: Service default/web", "17: Namespace last"]);
     assert_eq!(
         refused(&text),
@@ -538,21 +612,50 @@ ports:
 #[test]
 fn slices_that_cannot_be_honoured() {
     let slice = |lines: &str| {
-        format!("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s}}\n{lines}\n")
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s}}\n{lines}\n"
+        )
     };
     let table = [
         ("endpoints: []", "1: {s}: addressType: is missing"),
-        ("addressType: FQDN", "4: {s}: addressType: names as endpoints are not served, as by kube-proxy: give addresses"),
+        (
+            "addressType: FQDN",
+            "4: {s}: addressType: names as endpoints are not served, as by kube-proxy: give addresses",
+        ),
         ("addressType: IPv5", "4: {s}: addressType: \"IPv5\" is none of IPv4, IPv6"),
-        ("addressType: IPv4\nendpoints: [{addresses: []}]", "5: {s}: endpoints[0].addresses: is empty: an endpoint has an address"),
+        (
+            "addressType: IPv4\nendpoints: [{addresses: []}]",
+            "5: {s}: endpoints[0].addresses: is empty: an endpoint has an address",
+        ),
         ("addressType: IPv4\nendpoints: [{}]", "5: {s}: endpoints[0].addresses: is missing"),
-        ("addressType: IPv4\nendpoints: [{addresses: ['fd00::1']}]", "5: {s}: endpoints[0].addresses[0]: fd00::1 is no IPv4 address"),
-        ("addressType: IPv6\nendpoints: [{addresses: ['fe80::1']}]", "5: {s}: endpoints[0].addresses[0]: \"fe80::1\" is a link-local address"),
-        ("addressType: IPv4\nendpoints: [{addresses: [10.0.0.1], conditions: {ready: maybe}}]", "5: {s}: endpoints[0].conditions.ready: is text, not true or false"),
-        ("addressType: IPv4\nendpoints: [{addresses: [10.0.0.1], node: n1}]", "5: {s}: endpoints[0].node: there is no such field"),
-        ("addressType: IPv4\nports: [{port: 0}]", "5: {s}: ports[0].port: 0 is no port: 1 to 65535"),
-        ("addressType: IPv4\nports: [{port: 1}, {port: 2}]", "5: {s}: ports[1].name: \"\" is the name of another port"),
-        ("addressType: IPv4\nports: [{port: 1, protocol: ICMP}]", "5: {s}: ports[0].protocol: \"ICMP\" is none of TCP, UDP, SCTP"),
+        (
+            "addressType: IPv4\nendpoints: [{addresses: ['fd00::1']}]",
+            "5: {s}: endpoints[0].addresses[0]: fd00::1 is no IPv4 address",
+        ),
+        (
+            "addressType: IPv6\nendpoints: [{addresses: ['fe80::1']}]",
+            "5: {s}: endpoints[0].addresses[0]: \"fe80::1\" is a link-local address",
+        ),
+        (
+            "addressType: IPv4\nendpoints: [{addresses: [10.0.0.1], conditions: {ready: maybe}}]",
+            "5: {s}: endpoints[0].conditions.ready: is text, not true or false",
+        ),
+        (
+            "addressType: IPv4\nendpoints: [{addresses: [10.0.0.1], node: n1}]",
+            "5: {s}: endpoints[0].node: there is no such field",
+        ),
+        (
+            "addressType: IPv4\nports: [{port: 0}]",
+            "5: {s}: ports[0].port: 0 is no port: 1 to 65535",
+        ),
+        (
+            "addressType: IPv4\nports: [{port: 1}, {port: 2}]",
+            "5: {s}: ports[1].name: \"\" is the name of another port",
+        ),
+        (
+            "addressType: IPv4\nports: [{port: 1, protocol: ICMP}]",
+            "5: {s}: ports[0].protocol: \"ICMP\" is none of TCP, UDP, SCTP",
+        ),
     ];
     for (lines, expected) in table {
         let found = refused(&slice(lines));
@@ -560,7 +663,10 @@ fn slices_that_cannot_be_honoured() {
     }
     let many = vec!["{addresses: [10.0.0.1]}"; 1001].join(", ");
     let found = refused(&slice(&format!("addressType: IPv4\nendpoints: [{many}]")));
-    assert_eq!(found, ["5: EndpointSlice default/s: endpoints: has 1001 entries: at most 1000 are possible"]);
+    assert_eq!(
+        found,
+        ["5: EndpointSlice default/s: endpoints: has 1001 entries: at most 1000 are possible"]
+    );
 }
 
 #[test]
@@ -605,7 +711,8 @@ status:
     assert!(pod.host_network);
 
     let status = |status: &str| {
-        let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {{}}\n{status}\n");
+        let text =
+            format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {{}}\n{status}\n");
         let Object::Pod(pod) = accepted(&text) else { panic!() };
         (pod.ready, pod.finished, pod.addresses.len())
     };
@@ -613,7 +720,10 @@ status:
     assert_eq!(status("status: {podIP: 10.0.0.1}"), (None, false, 1));
     assert_eq!(status("status: {phase: Pending}"), (Some(false), false, 0));
     assert_eq!(status("status: {phase: Failed}"), (None, true, 0));
-    assert_eq!(status("status: {conditions: [{type: Ready, status: 'True'}]}"), (Some(true), false, 0));
+    assert_eq!(
+        status("status: {conditions: [{type: Ready, status: 'True'}]}"),
+        (Some(true), false, 0)
+    );
 
     let wrong = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  hostname: A\n  containers:\n  - ports: [{containerPort: 0}]\n";
     assert_eq!(

@@ -288,7 +288,10 @@ mod tests {
         assert!(values.iter().all(|value| value.line == 4));
         let values: Vec<_> = values.iter().map(|value| value.value.clone()).collect();
         let text = Value::Text("x".into());
-        assert_eq!(values, [Value::Whole(1), Value::Float(2.5), Value::Bool(true), Value::Null, text]);
+        assert_eq!(
+            values,
+            [Value::Whole(1), Value::Float(2.5), Value::Bool(true), Value::Null, text]
+        );
     }
 
     #[test]
