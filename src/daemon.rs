@@ -16,7 +16,7 @@ use clap::Parser;
 use conf::{MetricsListen, NodeConfig};
 use ipam::Ipam;
 use overlay::agent::{Agent, AgentConfig, AgentHandle};
-use overlay::gossip::{Event, GossipConfig, LeaseState, LocalNode, Memory};
+use overlay::gossip::{Event, GossipConfig, Holdings, LeaseState, LocalNode, Memory};
 use overlay::node_id::NodeId;
 use overlay::subnet::SubnetMap;
 use overlay::underlay::{self, Underlay, UnderlaySelector};
@@ -220,7 +220,7 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = tick.tick() => on_tick(&control, gossip.as_ref()).await?,
+            _ = tick.tick() => on_tick(&control, gossip.as_mut()).await?,
             _ = look.tick() => match &underlay {
                 None if choosing.is_none() => {
                     let choice = choose_underlay(Arc::clone(&config), control.clone());
@@ -238,7 +238,7 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
                 }
             },
             chosen = wait_for(&mut choosing) => underlay = chosen?,
-            news = next_news(&mut gossip) => take_up(&control, news).await?,
+            news = next_news(&mut gossip) => take_up(&control, gossip.as_mut(), news).await?,
             ended = &mut prober => {
                 ended.context("who looks after the paths panicked")?;
                 bail!("nobody looks after the paths to other nodes any more");
@@ -435,6 +435,8 @@ struct Gossip {
     lease: watch::Receiver<LeaseState>,
     storage: watch::Receiver<Option<String>>,
     events: mpsc::Receiver<Event>,
+    /// What was told last of pods and their addresses.
+    told: Holdings,
 }
 
 /// Something new from the gossip.
@@ -480,11 +482,23 @@ impl Gossip {
         lease.mark_changed();
         let storage = agent.storage();
         let events = agent.take_events().context("the events of a new agent are there")?;
-        Ok(Self { agent, map, lease, storage, events })
+        let mut gossip = Self { agent, map, lease, storage, events, told: Holdings::default() };
+        gossip.tell_holdings(control).await?;
+        Ok(gossip)
     }
 }
 
 impl Gossip {
+    /// Tells which addresses the pods here have, and which ones are left to others, if that has changed.
+    async fn tell_holdings(&mut self, control: &SharedControl) -> Result<()> {
+        let holdings = with(control, Control::holdings).await?;
+        if holdings != self.told {
+            self.agent.set_holdings(holdings.clone()).await;
+            self.told = holdings;
+        }
+        Ok(())
+    }
+
     /// Says goodbye, within bounds: a stop must not hang on the network.
     async fn leave(self) {
         if timeout(LEAVE_MAX, self.agent.leave()).await.is_err() {
@@ -515,10 +529,16 @@ async fn next_news(gossip: &mut Option<Gossip>) -> News {
     }
 }
 
-async fn take_up(control: &SharedControl, news: News) -> Result<()> {
+async fn take_up(control: &SharedControl, gossip: Option<&mut Gossip>, news: News) -> Result<()> {
     match news {
-        News::Map(map) => with(control, |control| control.set_map(map)).await,
-        News::Lease(lease) => with(control, move |control| set_lease(control, &lease)).await,
+        News::Map(map) => {
+            with(control, |control| control.set_map(map)).await?;
+            tell_holdings(control, gossip).await
+        }
+        News::Lease(lease) => {
+            with(control, move |control| set_lease(control, &lease)).await?;
+            tell_holdings(control, gossip).await
+        }
         News::Storage(problem) => {
             let topic = Topic::Node(ProblemTopic::Storage);
             with(control, move |control| match problem {
@@ -532,6 +552,13 @@ async fn take_up(control: &SharedControl, news: News) -> Result<()> {
             Ok(())
         }
         News::Ended => bail!("the gossip ended by itself; the log above says why"),
+    }
+}
+
+async fn tell_holdings(control: &SharedControl, gossip: Option<&mut Gossip>) -> Result<()> {
+    match gossip {
+        Some(gossip) => gossip.tell_holdings(control).await,
+        None => Ok(()),
     }
 }
 
@@ -570,7 +597,8 @@ fn set_lease(control: &mut Control, state: &LeaseState) {
 }
 
 /// Once a second: reports of the workers, totals of the gossip, repairs, health, watchdog.
-async fn on_tick(control: &SharedControl, gossip: Option<&Gossip>) -> Result<()> {
+async fn on_tick(control: &SharedControl, mut gossip: Option<&mut Gossip>) -> Result<()> {
+    tell_holdings(control, gossip.as_deref_mut()).await?;
     let refused = gossip.map(|gossip| {
         let counters = gossip.agent.counters();
         counters.refused.iter().map(|(reason, n)| (reason.name().to_owned(), *n)).collect()

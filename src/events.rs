@@ -15,7 +15,11 @@ pub(crate) fn log(event: &Event) {
         Event::LeaseClaimed { prefix } => tracing::info!(code, %prefix, "lease claimed"),
         Event::LeaseHeld { prefix } => tracing::info!(code, %prefix, "lease held"),
         Event::LeaseLost { prefix, winner, held: true } => {
-            tracing::error!(code, %prefix, %winner, "lease lost to a better claim: pods with addresses in it are cut off");
+            tracing::error!(
+                code, %prefix, %winner,
+                "lease lost to a better claim: its pods keep their addresses as far as the winner has not given them \
+                 to pods of its own; new pods get addresses of another lease"
+            );
         }
         Event::LeaseLost { prefix, winner, held: false } => {
             tracing::info!(code, %prefix, %winner, "another node has a better claim; claiming another subnet");
@@ -34,6 +38,11 @@ pub(crate) fn log(event: &Event) {
             let family = if *v6 { "IPv6" } else { "IPv4" };
             tracing::error!(code, "no {family} subnet is free in the cluster range");
         }
+        Event::ExceptionsLeftOut { left_out } => tracing::error!(
+            code,
+            left_out,
+            "more pods have addresses of a lost lease than can be told to others: restart them"
+        ),
         Event::Conflict(conflict) => tracing::error!(code, "conflict: {conflict}"),
         Event::ConflictResolved(conflict) => tracing::info!(code, "resolved: {conflict}"),
         Event::SeedUnreachable { address, unanswered } => {

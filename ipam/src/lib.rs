@@ -99,7 +99,7 @@ pub struct Usage {
     pub prefix: IpNetwork,
     /// Addresses that can be handed out.
     pub capacity: u128,
-    /// Addresses held.
+    /// Addresses held, or left to pods of other nodes.
     pub used: usize,
 }
 
@@ -117,6 +117,8 @@ struct State {
     lease: Lease,
     cursor: Cursor,
     allocations: BTreeMap<Attachment, Allocation>,
+    /// Addresses of the lease that pods of other nodes have, and the nodes. None is an allocation's.
+    lent: BTreeMap<IpAddr, String>,
     /// Derived from `allocations`.
     taken: BTreeSet<IpAddr>,
 }
@@ -170,7 +172,35 @@ impl Ipam {
                 .addresses()
                 .any(|address| !pools.iter().flatten().any(|pool| pool.contains(address)));
         }
+        next.lent.retain(|address, _| pools.iter().flatten().any(|pool| pool.contains(*address)));
         self.commit(next)
+    }
+
+    /// Leaves addresses of the lease to other nodes, whose pods had them before this node held it: they are not
+    /// handed out until another call leaves them out. `wanted` says to which node each address goes.
+    ///
+    /// An address that an attachment here holds, or that is not in the lease, is not lent. Returns what is.
+    ///
+    /// # Errors
+    /// When the file cannot be written; then nothing has changed.
+    pub fn lend(
+        &mut self,
+        wanted: &BTreeMap<IpAddr, String>,
+    ) -> Result<&BTreeMap<IpAddr, String>, Error> {
+        let pools = self.state.lease.pools()?;
+        let mut next = self.state.clone();
+        next.lent = wanted.clone();
+        next.lent.retain(|address, _| {
+            let in_lease = pools.iter().flatten().any(|pool| pool.contains(*address));
+            in_lease && !self.state.taken.contains(address)
+        });
+        self.commit(next)?;
+        Ok(&self.state.lent)
+    }
+
+    /// The addresses that are left to other nodes, and to which.
+    pub fn lent(&self) -> &BTreeMap<IpAddr, String> {
+        &self.state.lent
     }
 
     /// The prefixes that addresses come from.
@@ -315,14 +345,16 @@ impl State {
 
     fn pick(&self, pool: Option<Pool>, cursor: Option<IpAddr>) -> Result<Option<IpAddr>, Error> {
         let Some(pool) = pool else { return Ok(None) };
-        match pool.next_free(cursor, |address| self.taken.contains(&address)) {
+        let is_taken = |address| self.taken.contains(&address) || self.lent.contains_key(&address);
+        match pool.next_free(cursor, is_taken) {
             Some(address) => Ok(Some(address)),
             None => Err(Error::Exhausted { prefix: pool.prefix(), used: self.used(&pool) }),
         }
     }
 
     fn used(&self, pool: &Pool) -> usize {
-        self.taken.iter().filter(|address| pool.contains(**address)).count()
+        let unfree = self.taken.iter().chain(self.lent.keys());
+        unfree.filter(|address| pool.contains(**address)).count()
     }
 }
 
@@ -346,6 +378,8 @@ struct Document {
     cursor: Cursor,
     #[serde(default)]
     allocations: Vec<Allocation>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    lent: BTreeMap<IpAddr, String>,
 }
 
 impl From<&State> for Document {
@@ -355,6 +389,7 @@ impl From<&State> for Document {
             lease: state.lease,
             cursor: state.cursor,
             allocations: state.allocations.values().cloned().collect(),
+            lent: state.lent.clone(),
         }
     }
 }
@@ -378,6 +413,10 @@ impl Document {
                 return Err(damaged(format!("{attachment} appears twice")));
             }
         }
+        if let Some(address) = self.lent.keys().find(|address| state.taken.contains(*address)) {
+            return Err(damaged(format!("{address} is held here and left to another node")));
+        }
+        state.lent = self.lent;
         Ok(state)
     }
 }
@@ -495,6 +534,35 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_is_lent_is_not_handed_out_also_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ipam = dual_stack(&directory);
+        let held = ipam.allocate(&attachment(1), record("b")).unwrap();
+        let address = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let wanted: BTreeMap<_, _> =
+            ["10.244.1.2", "10.244.1.3", "10.244.1.4", "10.244.9.2", "fd00:10:244:1::3"]
+                .map(|text| (address(text), "n2".to_owned()))
+                .into();
+        let lent: Vec<_> = ipam.lend(&wanted).unwrap().keys().copied().collect();
+        assert_eq!(held.v4.map(IpAddr::from), Some(address("10.244.1.2")), "used here");
+        assert_eq!(lent, ["10.244.1.3", "10.244.1.4", "fd00:10:244:1::3"].map(address));
+        assert_eq!(ipam.usage()[0].used, 3);
+        drop(ipam);
+        let mut ipam = Ipam::open(&directory.path().join("allocations.json")).unwrap();
+        let next = ipam.allocate(&attachment(2), record("b")).unwrap();
+        assert_eq!(next.v4, Some("10.244.1.5".parse().unwrap()));
+        assert_eq!(next.v6, Some("fd00:10:244:1::4".parse().unwrap()));
+        ipam.lend(&BTreeMap::new()).unwrap();
+        for id in 3..6 {
+            ipam.allocate(&attachment(id), record("b")).unwrap();
+        }
+        assert!(ipam.holder(address("10.244.1.3")).is_some(), "free again");
+        ipam.lend(&wanted).unwrap();
+        ipam.set_lease(Some("10.244.7.0/24".parse().unwrap()), None).unwrap();
+        assert!(ipam.lent().is_empty());
+    }
+
+    #[test]
     fn reconcile_releases_the_dead_and_those_of_an_earlier_boot() {
         let directory = tempfile::tempdir().unwrap();
         let mut ipam = dual_stack(&directory);
@@ -553,6 +621,7 @@ mod tests {
             lease: Lease::default(),
             cursor: Cursor::default(),
             allocations,
+            lent: BTreeMap::new(),
         };
         Store::open(&path).unwrap().write(&document(FORMAT, vec![held, twin])).unwrap();
         let error = Ipam::open(&path).unwrap_err().to_string();

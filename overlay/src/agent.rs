@@ -18,9 +18,10 @@ use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::config::LeaseConfig;
 use crate::error::Error;
 use crate::gossip::{
-    Counters, DATAGRAM_MAX, Event, Gossip, GossipConfig, LeaseState, LocalNode, Memory,
+    Counters, DATAGRAM_MAX, Event, Gossip, GossipConfig, Holdings, LeaseState, LocalNode, Memory,
     RememberedLease, check_pods,
 };
 use crate::node_id::NodeId;
@@ -53,7 +54,15 @@ pub struct AgentHandle {
     storage: watch::Receiver<Option<String>>,
     events: Option<mpsc::Receiver<Event>>,
     leave: mpsc::Sender<oneshot::Sender<()>>,
+    orders: mpsc::Sender<Order>,
     task: JoinHandle<()>,
+}
+
+/// What an agent is told while it runs.
+#[derive(Debug)]
+enum Order {
+    Holdings(Holdings),
+    Configure(LeaseConfig),
 }
 
 /// Starts agents.
@@ -90,6 +99,9 @@ struct Resolved {
 
 /// Events that may wait to be read; further ones are dropped with a log line.
 const EVENTS_MAX: usize = 1024;
+
+/// Orders that may wait.
+const ORDERS_MAX: usize = 16;
 
 /// Datagrams that are read before the clock is looked at.
 const READS_MAX: usize = 256;
@@ -137,6 +149,7 @@ impl Agent {
         let (storage_in, storage) = watch::channel(None);
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
         let (leave, leave_out) = mpsc::channel(1);
+        let (orders, orders_out) = mpsc::channel(ORDERS_MAX);
         let mut agent = Self {
             gossip,
             socket,
@@ -160,12 +173,27 @@ impl Agent {
             save(&agent.state_file, id, &memory)?;
             agent.gossip.handle_saved(Instant::now());
         }
-        let task = tokio::spawn(agent.run(leave_out));
+        let task = tokio::spawn(agent.run(leave_out, orders_out));
         let events = Some(events);
-        Ok(AgentHandle { map, pods, own_pods, lease, counters, storage, events, leave, task })
+        Ok(AgentHandle {
+            map,
+            pods,
+            own_pods,
+            lease,
+            counters,
+            storage,
+            events,
+            leave,
+            orders,
+            task,
+        })
     }
 
-    async fn run(mut self, mut leave: mpsc::Receiver<oneshot::Sender<()>>) {
+    async fn run(
+        mut self,
+        mut leave: mpsc::Receiver<oneshot::Sender<()>>,
+        mut orders: mpsc::Receiver<Order>,
+    ) {
         let mut buffer = vec![0; DATAGRAM_MAX + 1];
         let mut left = None;
         let mut give_up = None;
@@ -190,6 +218,7 @@ impl Agent {
                     self.gossip.leave(Instant::now());
                     continue;
                 }
+                Some(order) = orders.recv() => self.obey(order),
                 saved = finished(&mut self.saving) => self.conclude_saving(saved),
                 changed = self.seeds.changed(), if self.resolving => {
                     self.resolving = changed.is_ok();
@@ -214,6 +243,14 @@ impl Agent {
         if let Some(Some(done)) = left {
             // Whoever asked may have stopped waiting.
             let _gone = done.send(());
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        let now = Instant::now();
+        match order {
+            Order::Holdings(holdings) => self.gossip.set_holdings(holdings, now),
+            Order::Configure(lease) => self.gossip.configure(lease, now),
         }
     }
 
@@ -377,6 +414,21 @@ impl AgentHandle {
         self.events.take()
     }
 
+    /// Tells which addresses this node's pods have, and which of its leases' it leaves to others.
+    pub async fn set_holdings(&self, holdings: Holdings) {
+        self.order(Order::Holdings(holdings)).await;
+    }
+
+    /// Takes up another lease configuration, without a restart.
+    pub async fn configure(&self, lease: LeaseConfig) {
+        self.order(Order::Configure(lease)).await;
+    }
+
+    async fn order(&self, order: Order) {
+        // An agent that has ended is noticed by whoever reads its map.
+        let _ended = self.orders.send(order).await;
+    }
+
     /// Says goodbye to the cluster and ends the agent: within about a second, and within two whatever
     /// happens.
     pub async fn leave(self) {
@@ -495,6 +547,8 @@ struct State {
     clock: u64,
     leases: Vec<LeaseLine>,
     #[serde(default)]
+    retained: Vec<IpNetwork>,
+    #[serde(default)]
     peers: Vec<SocketAddr>,
 }
 
@@ -514,6 +568,7 @@ fn save(path: &Path, node_id: NodeId, memory: &Memory) -> Result<(), Error> {
         leases: leases
             .map(|lease| LeaseLine { prefix: lease.prefix, epoch: lease.epoch })
             .collect(),
+        retained: memory.retained.clone(),
         peers: memory.peers.clone(),
     };
     let mut text = serde_json::to_vec_pretty(&state).map_err(|error| Error::WriteState {
@@ -544,6 +599,7 @@ fn load(path: &Path, node_id: NodeId) -> Result<Memory, Error> {
         leases: leases
             .map(|lease| RememberedLease { prefix: lease.prefix, epoch: lease.epoch })
             .collect(),
+        retained: state.retained,
         peers: state.peers,
     })
 }
@@ -553,7 +609,6 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::config::LeaseConfig;
 
     fn agent(dir: &Path, last: u8, seeds: &[&str]) -> AgentConfig {
         let lease =
@@ -733,6 +788,7 @@ mod tests {
             counter: 5,
             clock: 6,
             leases: vec![RememberedLease { prefix: "10.244.7.0/24".parse().unwrap(), epoch: 3 }],
+            retained: vec!["10.244.3.0/24".parse().unwrap()],
             peers: vec!["192.0.2.1:7946".parse().unwrap()],
         };
         save(&path, id, &memory).unwrap();

@@ -4,7 +4,7 @@
 //! derived from it (routes, peers, tables) is derived anew from the whole map, never patched.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use vswitch::mac::Mac;
 use vswitch::tables::Peer;
 
 use crate::node_id::NodeId;
-use crate::span::Span;
+use crate::span::{self, Span};
 
 /// Everything that one node knows of all nodes, itself included.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct SubnetMap {
     pub members: BTreeMap<NodeId, Member>,
     /// What contradicts itself at present, in a fixed order.
     pub conflicts: Vec<Conflict>,
+    /// Exceptions that do not stand: the address, who has it, who asks for it. Perhaps only not yet.
+    pub(crate) refused: Vec<(IpAddr, NodeId, NodeId)>,
 }
 
 /// A node, as its own record and the failure detector describe it.
@@ -47,6 +49,12 @@ pub struct Member {
     pub software: String,
     /// The subnets that it holds or claims.
     pub leases: Vec<Lease>,
+    /// Addresses of its pods out of subnets that it does not hold any more, as it says, in order.
+    pub asked: Vec<IpAddr>,
+    /// Those of them that lead to it; see [`SubnetMap::requests`].
+    pub exceptions: Vec<IpAddr>,
+    /// Addresses out of its own leases that it leaves to pods of other nodes.
+    pub grants: BTreeMap<IpAddr, NodeId>,
     /// Whether it is alive.
     pub state: MemberState,
     /// Version of its record.
@@ -192,6 +200,17 @@ pub enum Conflict {
         /// Their names, in the same order.
         names: [String; 2],
     },
+    /// A pod has an address out of a subnet that its node has lost, and the subnet's holder does not leave it
+    /// the address: it gave it to a pod of its own while the two did not hear of each other. The holder's pod
+    /// keeps it, the other one is cut off.
+    Exception {
+        /// The address.
+        address: IpAddr,
+        /// Who holds the subnet.
+        holder: NodeId,
+        /// Whose pod has it, too.
+        claimant: NodeId,
+    },
     /// Two nodes hold one subnet, or overlapping ones. The traffic goes to the winner, and the other one
     /// gives its subnet up as soon as it knows.
     Lease {
@@ -216,6 +235,12 @@ impl std::fmt::Display for Conflict {
                 f,
                 "underlay address {address} is used by {low_name} ({low}) and by {high_name} ({high}): \
                  choose another address for one of them; until then traffic goes to {low_name} only"
+            ),
+            Self::Exception { address, holder, claimant } => write!(
+                f,
+                "address {address} is used by a pod on {holder}, which holds its subnet, and by one on {claimant} \
+                 from before it lost it: the pod on {holder} keeps it; delete the one on {claimant}, so that it \
+                 comes back with another"
             ),
             Self::Lease { prefix, winner, loser } => write!(
                 f,
@@ -242,18 +267,69 @@ impl Member {
         held.filter(move |_| active).map(|lease| lease.prefix)
     }
 
+    /// The prefixes and the single addresses that lead to this node.
+    pub fn prefixes(&self) -> impl Iterator<Item = IpNetwork> {
+        self.routes().chain(self.exceptions.iter().map(|address| IpNetwork::from(*address)))
+    }
+
     /// Whether a pod of this node can have `address`: out of what is routed to the node, or, for a pod in
     /// the node's own network, the node's own.
     pub fn owns(&self, address: IpAddr, host_network: bool) -> bool {
         (host_network && address == self.underlay)
-            || self.routes().any(|prefix| prefix.contains(address))
+            || self.prefixes().any(|prefix| prefix.contains(address))
     }
 }
 
 impl SubnetMap {
-    /// Finds whose `address` is, as far as leases tell.
+    /// Finds whose `address` is, as far as leases and exceptions tell.
     pub fn holder(&self, address: IpAddr) -> Option<&Member> {
-        self.members.values().find(|member| member.routes().any(|prefix| prefix.contains(address)))
+        let mut members = self.members.values();
+        let exception = members.find(|member| member.exceptions.contains(&address));
+        exception.or_else(|| {
+            let mut members = self.members.values();
+            members.find(|member| member.routes().any(|prefix| prefix.contains(address)))
+        })
+    }
+
+    /// The addresses out of the leases of `own` that pods of other nodes had before it held them, and on which
+    /// nodes. Those that no pod of its own has are to be left to them for as long as they are asked for.
+    ///
+    /// Of several nodes with one address, the one that it was granted to, or else the lowest id, is told.
+    pub fn requests(&self, own: NodeId) -> BTreeMap<IpAddr, NodeId> {
+        let mut requests = BTreeMap::new();
+        let Some(member) = self.members.get(&own) else { return requests };
+        let held = member.leases.iter().filter(|l| l.claim == Claim::Held && !l.contested);
+        let held: Vec<_> = held.map(|lease| lease.prefix).collect();
+        if held.is_empty() {
+            return requests;
+        }
+        for other in self.members.values().filter(|other| other.id != own) {
+            for address in &other.asked {
+                if held.iter().any(|prefix| prefix.contains(*address)) {
+                    let granted = member.grants.get(address) == Some(&other.id);
+                    let first = requests.entry(*address).or_insert(other.id);
+                    *first = if granted { other.id } else { *first };
+                }
+            }
+        }
+        requests
+    }
+
+    /// Addresses that pods on `own` have and must not use any more; see [`Conflict::Exception`].
+    pub fn cut_off(&self, own: NodeId) -> BTreeSet<IpAddr> {
+        let conflicts = self.conflicts.iter().filter_map(|conflict| match conflict {
+            Conflict::Exception { address, claimant, .. } if *claimant == own => Some(*address),
+            Conflict::Exception { .. }
+            | Conflict::Identity { .. }
+            | Conflict::Address { .. }
+            | Conflict::Lease { .. } => None,
+        });
+        conflicts.collect()
+    }
+
+    /// Whether the node `id` still asks for `address`; `None` if nobody knows the node any more.
+    pub fn asks(&self, id: NodeId, address: IpAddr) -> Option<bool> {
+        self.members.get(&id).map(|member| member.asked.contains(&address))
     }
 
     /// All other nodes that can be sent to, in the order of their ids.
@@ -273,7 +349,7 @@ impl SubnetMap {
                 underlay: SocketAddr::new(member.underlay, member.vxlan_port),
                 vtep_mac: member.vtep_mac,
                 mtu: inner_mtu(own_mtu.min(member.underlay_mtu), member.underlay),
-                leases: member.routes().collect(),
+                leases: member.prefixes().collect(),
             })
             .collect()
     }
@@ -305,6 +381,61 @@ impl SubnetMap {
             let owner = *first.entry(member.underlay).or_insert(member.id);
             member.shadowed = owner != member.id;
         }
+        self.settle_exceptions();
+    }
+
+    /// Decides which exceptions stand, so that no address leads to two nodes.
+    ///
+    /// Where the subnet has a holder, those that the holder grants: it alone knows whether a pod of its own has
+    /// the address, and keeps it free afterwards. Where nobody alive holds it, the first that asks.
+    fn settle_exceptions(&mut self) {
+        let mut holders: BTreeMap<(bool, u128), (Span, NodeId)> = BTreeMap::new();
+        for member in self.members.values() {
+            for prefix in member.routes() {
+                let span = Span::of(prefix);
+                holders.insert((prefix.is_ipv6(), span.first), (span, member.id));
+            }
+        }
+        let holder_of = |address: IpAddr| {
+            let (v6, number) = (address.is_ipv6(), span::number(address));
+            let ((family, _), (span, id)) = holders.range(..=(v6, number)).next_back()?;
+            (*family == v6 && span.last >= number).then_some(*id)
+        };
+        let mut stand: BTreeMap<IpAddr, NodeId> = BTreeMap::new();
+        let mut refused = Vec::new();
+        let reachable = |member: &&Member| member.state.is_active() && !member.shadowed;
+        for member in self.members.values().filter(reachable) {
+            for address in &member.asked {
+                let granted = match holder_of(*address) {
+                    Some(holder) if holder == member.id => continue,
+                    Some(holder) => {
+                        let grants = self.members.get(&holder).map(|holder| &holder.grants);
+                        let granted =
+                            grants.is_some_and(|grants| grants.get(address) == Some(&member.id));
+                        if !granted {
+                            refused.push((*address, holder, member.id));
+                        }
+                        granted
+                    }
+                    None => match stand.get(address) {
+                        Some(first) => {
+                            refused.push((*address, *first, member.id));
+                            false
+                        }
+                        None => true,
+                    },
+                };
+                if granted {
+                    stand.insert(*address, member.id);
+                }
+            }
+        }
+        for (address, id) in stand {
+            if let Some(member) = self.members.get_mut(&id) {
+                member.exceptions.push(address);
+            }
+        }
+        self.refused = refused;
     }
 
     /// (loser, its prefix, winner) of every claim of an active node that loses.
@@ -353,6 +484,9 @@ mod tests {
             underlay_mtu: 1500,
             software: String::new(),
             leases: leases.collect(),
+            asked: Vec::new(),
+            exceptions: Vec::new(),
+            grants: BTreeMap::new(),
             state,
             version: 1,
             since: Instant::now(),
@@ -362,7 +496,7 @@ mod tests {
 
     fn map(members: Vec<Member>) -> SubnetMap {
         let members = members.into_iter().map(|member| (member.id, member)).collect();
-        let mut map = SubnetMap { generation: 1, members, conflicts: Vec::new() };
+        let mut map = SubnetMap { generation: 1, members, ..SubnetMap::default() };
         map.settle();
         map
     }
@@ -479,6 +613,41 @@ mod tests {
                 loser: NodeId([1; 16]),
             }]
         );
+    }
+
+    #[test]
+    fn an_exception_stands_only_with_the_consent_of_the_subnets_holder() {
+        let address = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let (kept, used) = (address("10.244.1.5"), address("10.244.1.6"));
+        let mut winner = member(1, MemberState::Alive, &[("10.244.1.0/24", Claim::Held, 2)]);
+        let mut loser = member(2, MemberState::Alive, &[("10.244.2.0/24", Claim::Held, 3)]);
+        let mut thief = member(3, MemberState::Alive, &[]);
+        loser.asked = vec![kept, used, address("10.244.2.7"), address("10.244.9.9")];
+        thief.asked = vec![kept, address("10.244.9.9")];
+        let asked = map(vec![winner.clone(), loser.clone(), thief.clone()]);
+        assert_eq!(asked.members[&loser.id].exceptions, [address("10.244.9.9")], "nobody else's");
+        assert_eq!(asked.holder(kept).unwrap().id, winner.id);
+        let requests = asked.requests(winner.id);
+        assert_eq!(requests, BTreeMap::from([(kept, loser.id), (used, loser.id)]));
+
+        winner.grants = BTreeMap::from([(kept, loser.id)]);
+        let granted = map(vec![winner.clone(), loser.clone(), thief.clone()]);
+        let stand = &granted.members[&loser.id].exceptions;
+        assert_eq!(stand, &[kept, address("10.244.9.9")]);
+        assert!(granted.members[&thief.id].exceptions.is_empty());
+        assert_eq!(granted.holder(kept).unwrap().id, loser.id);
+        assert_eq!(granted.holder(used).unwrap().id, winner.id);
+        let refused: Vec<_> =
+            granted.refused.iter().map(|(a, by, id)| (*a, by.0[0], id.0[0])).collect();
+        assert_eq!(refused, [(used, 1, 2), (kept, 1, 3), (address("10.244.9.9"), 2, 3)]);
+        let peers = granted.peers(winner.id, 1500);
+        assert_eq!(peers[0].leases.len(), 3, "the lease and two addresses");
+
+        // A grant of somebody who does not hold the subnet is worth nothing.
+        winner.leases.clear();
+        thief.leases = member(3, MemberState::Alive, &[("10.244.1.0/24", Claim::Held, 9)]).leases;
+        let moved = map(vec![winner, loser.clone(), thief]);
+        assert_eq!(moved.holder(kept).unwrap().id, NodeId([3; 16]));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Ports for pods: address, device, port in the switch, in this order; and back in the reverse order.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -78,8 +79,10 @@ pub(super) struct Attached {
 }
 
 impl Attached {
-    pub(super) fn to_table(&self) -> compile::Pod {
-        let addresses = self.addresses.clone();
+    /// As it stands in the tables, without the addresses that other nodes' pods have.
+    pub(super) fn to_table(&self, cut_off: &BTreeSet<IpAddr>) -> compile::Pod {
+        let addresses = self.addresses.iter().copied();
+        let addresses = addresses.filter(|address| !cut_off.contains(address)).collect();
         compile::Pod { port: self.port, mac: self.mac, mtu: self.mtu, addresses }
     }
 }

@@ -17,13 +17,14 @@ mod capabilities;
 mod cni_verbs;
 pub mod compile;
 pub mod device;
+mod exceptions;
 pub(crate) mod kernel_drops;
 mod paths;
 mod ports;
 mod report;
 mod shared;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -107,6 +108,10 @@ pub enum Topic {
     Sysctl(&'static str),
     /// A pod has no network, or an old configuration.
     Pod(Attachment),
+    /// Addresses cannot be left to other nodes' pods.
+    Lending,
+    /// The address of a pod is another node's pod's, too, and that one keeps it.
+    CutOff(IpAddr),
     /// The path to the node at this underlay address carries less than both ends.
     Path(IpAddr),
     /// No data passes to the node at this underlay address.
@@ -119,7 +124,8 @@ impl Topic {
         match self {
             Self::Node(topic) => *topic,
             Self::Sysctl(_) => ProblemTopic::Sysctl,
-            Self::Pod(_) => ProblemTopic::Pod,
+            Self::Lending => ProblemTopic::Storage,
+            Self::Pod(_) | Self::CutOff(_) => ProblemTopic::Pod,
             Self::Path(_) => ProblemTopic::Path,
             Self::Data(_) => ProblemTopic::Data,
         }
@@ -142,6 +148,10 @@ pub struct Control {
     lease_waiting: Option<HeldLease>,
     map: Arc<SubnetMap>,
     services: Arc<ServiceTable>,
+    /// Addresses of pods here that other nodes' pods have, and keep.
+    cut_off: BTreeSet<IpAddr>,
+    /// Since when nobody knows the nodes any more that addresses were left to.
+    absent: BTreeMap<NodeId, Instant>,
     underlay: Option<Underlay>,
     tunnel: Option<TunnelStatus>,
     host: Option<Host>,
@@ -202,6 +212,8 @@ impl Control {
             lease_waiting: None,
             map: Arc::default(),
             services: Arc::new(ServiceTable::empty()),
+            cut_off: BTreeSet::new(),
+            absent: BTreeMap::new(),
             underlay: None,
             tunnel: None,
             host: None,
@@ -232,6 +244,7 @@ impl Control {
     /// Takes up a new view of the cluster.
     pub fn set_map(&mut self, map: Arc<SubnetMap>) {
         self.map = map;
+        self.follow_exceptions();
         self.publish();
     }
 
@@ -446,7 +459,7 @@ impl Control {
             },
             ranges: self.config.lease.ranges.clone(),
             host_mtu: self.host.as_ref().map(|_| self.pod_mtu()),
-            pods: self.attached.values().map(Attached::to_table).collect(),
+            pods: self.attached.values().map(|pod| pod.to_table(&self.cut_off)).collect(),
             peers,
             services: Arc::clone(&self.services),
         };

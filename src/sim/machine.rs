@@ -3,7 +3,7 @@
 //! A [`Life`] is what a daemon process holds in memory. Between two lives a [`Machine`] keeps what is on
 //! disk (gossip's memory, addresses) and in the kernel (pods with their interfaces).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,8 @@ use ipam::Pool;
 use ipnetwork::IpNetwork;
 use overlay::decap::{Decapsulator, OFFENCES_MAX, Offence};
 use overlay::encap::{Encapsulator, Transmit};
-use overlay::gossip::{Gossip, GossipConfig, LeaseState, LocalNode};
+use overlay::gossip::{Gossip, GossipConfig, Holdings, LeaseState, LocalNode};
+use overlay::node_id::NodeId;
 use overlay::subnet::{SubnetMap, inner_mtu};
 use overlay::tunnel::source_of;
 use overlay::udp::Sent;
@@ -76,6 +77,9 @@ pub(super) struct Machine {
     lease: HeldLease,
     pods: BTreeMap<PortIx, compile::Pod>,
     cursors: [Option<IpAddr>; 2],
+    /// Addresses of the lease that are left to pods of other nodes.
+    lent: BTreeMap<IpAddr, NodeId>,
+    holdings: Holdings,
     /// The hosts, while no daemon runs.
     hosts: BTreeMap<PortIx, Host>,
     has_host_port: bool,
@@ -95,6 +99,7 @@ struct Life {
     decapsulator: Decapsulator,
     offences: Arc<ArrayQueue<Offence>>,
     generation: u64,
+    was_proven: bool,
     published: Option<Arc<SubnetMap>>,
     inbox: VecDeque<Datagram>,
     batch: Batch,
@@ -125,6 +130,8 @@ impl Machine {
             lease: HeldLease::default(),
             pods: BTreeMap::new(),
             cursors: [None; 2],
+            lent: BTreeMap::new(),
+            holdings: Holdings::default(),
             hosts: BTreeMap::new(),
             has_host_port: false,
             life: None,
@@ -151,6 +158,7 @@ impl Machine {
             switch.attach(port, host);
         }
         self.lives += 1;
+        self.holdings = Holdings::default();
         self.life = Some(Life {
             gossip,
             switch,
@@ -158,6 +166,7 @@ impl Machine {
             decapsulator: Decapsulator::new(Vni::WEFT, self.pod_mtu(), Arc::clone(&offences)),
             offences,
             generation: 0,
+            was_proven: false,
             published: None,
             inbox: VecDeque::new(),
             batch: Batch::with_capacity(BATCH_MAX),
@@ -264,7 +273,10 @@ impl Machine {
         }
         let mut addresses = Vec::new();
         for pool in &pools {
-            let is_taken = |address| self.pods.values().any(|pod| pod.addresses.contains(&address));
+            let is_taken = |address| {
+                let held = self.pods.values().any(|pod| pod.addresses.contains(&address));
+                held || self.lent.contains_key(&address)
+            };
             let cursor = self.cursors[usize::from(pool.prefix().is_ipv6())];
             let free = pool
                 .next_free(cursor, is_taken)
@@ -365,6 +377,7 @@ impl Machine {
     /// Saves, sends and takes up what gossip has, as its agent does.
     fn follow_gossip(&mut self, underlay: &mut Underlay) {
         let now = underlay.clock.now();
+        self.tell_holdings(now);
         let Some(life) = &mut self.life else { return };
         while let Some(memory) = life.gossip.poll_memory() {
             self.local.memory = memory;
@@ -378,6 +391,9 @@ impl Machine {
             underlay.trace.note(underlay.clock.elapsed(), TraceEvent::Gossip(self.node, event));
         }
         let is_new = life.published.as_ref().is_none_or(|map| !Arc::ptr_eq(map, life.gossip.map()));
+        let is_proven = !matches!(life.gossip.lease_state(), LeaseState::Returning { .. });
+        let is_new = is_new || is_proven != life.was_proven;
+        life.was_proven = is_proven;
         let held = match life.gossip.lease_state() {
             LeaseState::Held { prefixes } => Some(prefixes),
             LeaseState::Waiting
@@ -400,6 +416,27 @@ impl Machine {
         if is_over {
             underlay.trace.note(underlay.clock.elapsed(), TraceEvent::Left(self.node));
             self.kill();
+        }
+    }
+
+    /// Leaves addresses to other nodes, and tells gossip of that and of the pods, as the daemon does.
+    fn tell_holdings(&mut self, now: Instant) {
+        let Some(life) = &mut self.life else { return };
+        let (own, map) = (self.local.id, life.gossip.map());
+        let pods: BTreeSet<_> =
+            self.pods.values().flat_map(|pod| pod.addresses.iter().copied()).collect();
+        if matches!(life.gossip.lease_state(), LeaseState::Held { .. }) {
+            self.lent.retain(|address, to| map.asks(*to, *address).unwrap_or(true));
+            for (address, to) in map.requests(own) {
+                if !pods.contains(&address) {
+                    self.lent.entry(address).or_insert(to);
+                }
+            }
+        }
+        let holdings = Holdings { pods, grants: self.lent.clone() };
+        if holdings != self.holdings {
+            self.holdings = holdings.clone();
+            life.gossip.set_holdings(holdings, now);
         }
     }
 
@@ -449,18 +486,27 @@ impl Machine {
 
     /// Makes the tables anew and puts them in force.
     fn publish(&mut self) {
-        let pods = self.pods.values().cloned().collect();
+        let mut pods: Vec<_> = self.pods.values().cloned().collect();
         let (node, mtu) = (self.own_node(), self.pod_mtu());
         let Some(life) = &mut self.life else { return };
         life.generation += 1;
         let map = Arc::clone(life.gossip.map());
+        let cut_off = map.cut_off(self.local.id);
+        for pod in &mut pods {
+            pod.addresses.retain(|address| !cut_off.contains(address));
+        }
+        let is_proven = !matches!(life.gossip.lease_state(), LeaseState::Returning { .. });
         let inputs = Inputs {
             generation: life.generation,
             node,
             ranges: self.gossip.lease.ranges.clone(),
             host_mtu: self.has_host_port.then_some(mtu),
             pods,
-            peers: map.peers(self.local.id, self.local.underlay_mtu),
+            peers: if is_proven {
+                map.peers(self.local.id, self.local.underlay_mtu)
+            } else {
+                Vec::new()
+            },
             services: Arc::new(ServiceTable::empty()),
         };
         let (tables, left_out) = compile::compile(inputs);

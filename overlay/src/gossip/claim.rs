@@ -292,9 +292,11 @@ impl Claims {
         let mut changes = Vec::new();
         self.contest(store, &mut changes);
         if is_informed {
-            for family in &mut self.families {
-                if let Step::Returning { prefix, epoch } = family.step {
-                    family.step = Step::Held { prefix, epoch };
+            for ix in 0..self.families.len() {
+                if let Step::Returning { prefix, epoch } = self.families[ix].step
+                    && !self.is_sought(prefix, epoch, store)
+                {
+                    self.families[ix].step = Step::Held { prefix, epoch };
                     changes.push(Change::Held(prefix));
                 }
             }
@@ -450,6 +452,19 @@ impl Claims {
         judged.flatten().or(dead.map(|dead| dead.id))
     }
 
+    /// Whether somebody who knows more is about to take a subnet: perhaps it has it already, and gives up at
+    /// once otherwise.
+    fn is_sought(&self, prefix: IpNetwork, epoch: u64, store: &Store) -> bool {
+        let live = store.iter().filter(|stored| stored.dead_since.is_none());
+        let mut others = live.filter(|stored| stored.record.id != self.own);
+        others.any(|stored| {
+            stored.record.leases.iter().any(|lease| {
+                let overlaps = lease.prefix().is_some_and(|other| overlaps(other, prefix));
+                overlaps && !lease.held && lease.epoch > epoch
+            })
+        })
+    }
+
     fn claim(&mut self, store: &Store, now: Instant, changes: &mut Vec<Change>) {
         if !self.is_seeking() {
             return;
@@ -602,7 +617,7 @@ mod tests {
         let cases = [
             (("10.244.1.0/24", true, 6, None), true),
             (("10.244.1.0/24", true, 4, None), false),
-            (("10.244.1.0/24", false, 9, None), false),
+            (("10.244.1.0/24", false, 4, None), false),
             (("10.244.1.0/24", true, 6, Some(now)), true),
             (("10.244.1.0/24", true, 5, Some(now)), false),
             (("10.244.2.0/24", true, 6, None), false),
@@ -649,6 +664,9 @@ mod tests {
         assert_eq!(claims.tick(&store(&[]), false, false, now), []);
         assert!(claims.summary().held.is_empty());
         assert!(claims.records()[0].held, "others see that it is still claimed");
+        // Somebody who knows more is about to take it: either he has it soon, or he gives up.
+        let sought = store(&[(4, "10.244.1.0/25", false, 6, None)]);
+        assert_eq!(claims.tick(&sought, true, false, now), []);
         assert_eq!(claims.tick(&store(&[]), true, false, now), [Change::Held(prefix)]);
 
         assert_eq!(claims.doubt(), [Change::Unproven(prefix)]);

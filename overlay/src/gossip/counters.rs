@@ -47,6 +47,10 @@ pub enum Refused {
     BadPod,
     /// More pods than are remembered, of one node or of all.
     TooManyPods,
+    /// An address that cannot be an exception, or is not its node's to grant, or too many of them.
+    BadException,
+    /// A record that does not fit a datagram.
+    LongRecord,
     /// Well-formed, but not in the failure detector's order of things.
     Protocol,
 }
@@ -75,6 +79,8 @@ impl Refused {
             Self::BadRange => "bad_range",
             Self::BadPod => "bad_pod",
             Self::TooManyPods => "too_many_pods",
+            Self::BadException => "bad_exception",
+            Self::LongRecord => "long_record",
             Self::Protocol => "protocol",
         }
     }

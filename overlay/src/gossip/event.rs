@@ -1,5 +1,6 @@
 //! What gossip has to tell.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -84,6 +85,11 @@ pub enum Event {
         /// Whether it is the IPv6 range.
         v6: bool,
     },
+    /// More addresses are used outside of the lease, or left to others, than one record holds.
+    ExceptionsLeftOut {
+        /// How many are not told: pods with them are cut off.
+        left_out: usize,
+    },
     /// Something that should be unique is not.
     Conflict(Conflict),
     /// It is unique again.
@@ -137,6 +143,14 @@ pub const CODES: &[(&str, &str)] = &[
     ("conflict-identity", "Two nodes have one id: a disk was cloned."),
     ("conflict-address", "Two nodes have one underlay address."),
     ("conflict-lease", "Two nodes hold one subnet, or overlapping ones."),
+    (
+        "conflict-exception",
+        "A pod's address is used by another node that holds the subnet: the pod is cut off.",
+    ),
+    (
+        "exceptions-left-out",
+        "More addresses must be told around than one record holds: some pods are cut off.",
+    ),
     ("conflict-resolved", "Something is unique again that was not."),
     ("seed-unreachable", "A seed does not answer; it is dialled for ever."),
     ("address-translated", "A node's gossip comes from another address than it says."),
@@ -162,8 +176,10 @@ impl Event {
             Self::Conflict(conflict) => match conflict {
                 Conflict::Identity { .. } => "conflict-identity",
                 Conflict::Address { .. } => "conflict-address",
+                Conflict::Exception { .. } => "conflict-exception",
                 Conflict::Lease { .. } => "conflict-lease",
             },
+            Self::ExceptionsLeftOut { .. } => "exceptions-left-out",
             Self::ConflictResolved(_) => "conflict-resolved",
             Self::SeedUnreachable { .. } => "seed-unreachable",
             Self::AddressTranslated { .. } => "address-translated",
@@ -235,6 +251,15 @@ impl LeaseState {
     }
 }
 
+/// What this node's pods have to do with leases: the daemon tells it, and the record announces it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// All addresses of this node's pods. Those that are in none of its leases are announced as exceptions.
+    pub pods: BTreeSet<IpAddr>,
+    /// Addresses out of its own leases that it does not hand out, because pods of these nodes have them.
+    pub grants: BTreeMap<IpAddr, NodeId>,
+}
+
 /// What has to survive a restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -244,6 +269,8 @@ pub struct Memory {
     pub clock: u64,
     /// The leases.
     pub leases: Vec<RememberedLease>,
+    /// Subnets that this node had, and out of which pods of it still have addresses.
+    pub retained: Vec<IpNetwork>,
     /// Gossip addresses of some members: further seeds after a restart.
     pub peers: Vec<SocketAddr>,
 }

@@ -15,6 +15,7 @@
 //!
 //! The same seed, calls and times give the same datagrams, byte for byte.
 
+mod addresses;
 mod claim;
 mod codec;
 mod counters;
@@ -42,6 +43,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use rand::{RngExt, SeedableRng};
@@ -52,7 +54,7 @@ pub use self::codec::DATAGRAM_MAX;
 pub(crate) use self::codec::pod_len;
 use self::codec::{Envelope, Message, View};
 pub use self::counters::{Ages, Counters, Refused};
-pub use self::event::{CODES, Event, LeaseState, Memory};
+pub use self::event::{CODES, Event, Holdings, LeaseState, Memory};
 use self::identity::Identity;
 use self::pod_store::PodStore;
 use self::pod_sync::PodSync;
@@ -142,6 +144,12 @@ pub struct Gossip {
     pods: PodStore,
     pod_sync: PodSync,
     claims: Claims,
+    holdings: Holdings,
+    /// Subnets that were this node's: its record announces them as ranges for as long as it has exceptions
+    /// in them.
+    retained: Vec<IpNetwork>,
+    /// How many addresses found no place in the own record.
+    left_out: usize,
     seeds: Seeds,
     counters: Counters,
 
@@ -213,6 +221,9 @@ const OUTBOX_MAX: usize = 8192;
 /// Most events that wait to be taken.
 const EVENTS_MAX: usize = 1024;
 
+/// Most former subnets that are kept in mind.
+const RETAINED_MAX: usize = 4;
+
 /// A gap in the clock that is worth mentioning.
 const SLEEP_MIN: Duration = Duration::from_secs(5);
 
@@ -259,6 +270,9 @@ impl Gossip {
             now,
             swim,
             claims,
+            holdings: Holdings::default(),
+            retained: local.memory.retained.clone(),
+            left_out: 0,
             seeds: Seeds::default(),
             counters: Counters::default(),
             version,
@@ -356,6 +370,30 @@ impl Gossip {
         let changes = self.claims.doubt();
         self.apply_changes(changes);
         self.next_sync = self.now;
+    }
+
+    /// Takes up which addresses the pods of this node have, and which ones of its leases it leaves to the pods
+    /// of others; see [`SubnetMap::requests`].
+    pub fn set_holdings(&mut self, holdings: Holdings, now: Instant) {
+        self.advance(now);
+        let is_in =
+            |prefix: &IpNetwork| holdings.pods.iter().any(|address| prefix.contains(*address));
+        let former = self.retained.len();
+        self.retained.retain(is_in);
+        self.unsaved |= self.retained.len() != former;
+        self.holdings = holdings;
+        self.settle();
+    }
+
+    /// Keeps a subnet in mind that was this node's, for the pods that have addresses out of it.
+    fn retain(&mut self, prefix: IpNetwork) {
+        if !self.retained.contains(&prefix) {
+            self.retained.push(prefix);
+            if self.retained.len() > RETAINED_MAX {
+                self.retained.remove(0);
+            }
+            self.unsaved = true;
+        }
     }
 
     /// Says goodbye. Go on driving until [`Gossip::has_left`].
@@ -620,12 +658,16 @@ impl Gossip {
                 Change::Claimed(prefix) => Event::LeaseClaimed { prefix },
                 Change::Held(prefix) => Event::LeaseHeld { prefix },
                 Change::Lost { prefix, winner, held } => {
+                    if held {
+                        self.retain(prefix);
+                    }
                     self.unsaved = true;
                     Event::LeaseLost { prefix, winner, held }
                 }
                 Change::Exhausted { v6 } => Event::LeaseExhausted { v6 },
                 Change::Unproven(prefix) => Event::LeaseUnproven { prefix },
                 Change::Released { prefix, why } => {
+                    self.retain(prefix);
                     self.unsaved = true;
                     Event::LeaseReleased { prefix, why }
                 }

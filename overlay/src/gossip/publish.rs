@@ -1,15 +1,20 @@
 //! The own record, and who else believes to be its owner.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::codec::{Message, RecordItem};
+use ipnetwork::IpNetwork;
+
+use super::addresses::{ADDRESSES_MAX, Addresses};
+use super::codec::{self, Message, RecordItem};
 use super::event::{Event, Memory};
 use super::identity::COUNTER_MAX;
-use super::record::{Prefix, Record};
+use super::record::{GRANTS_MAX, Grant, LeaseRecord, Prefix, RECORD_LEN_MAX, Record};
 use super::timing::FANOUT;
 use super::{GOODBYE_FANOUT, GOODBYE_PAUSE, Gossip};
+use crate::config::{RANGES_MAX, covers};
+use crate::node_id::NodeId;
 
 /// Most members that are remembered for the next start.
 const PEERS_MAX: usize = 8;
@@ -47,7 +52,16 @@ impl Gossip {
             leases: self.claims.records(),
             ranges: self.announced_ranges(),
             reserved: self.config.lease.reserved.iter().map(|net| Prefix::new(*net)).collect(),
+            exceptions: Addresses::default(),
+            grants: Vec::new(),
         };
+        let left_out = self.announce_addresses(&mut record);
+        if left_out != self.left_out {
+            self.left_out = left_out;
+            if left_out > 0 {
+                self.event(Event::ExceptionsLeftOut { left_out });
+            }
+        }
         match self.store.get(id) {
             Some(stored) if stored.record == record => return,
             Some(_) => record.version += 1,
@@ -64,8 +78,54 @@ impl Gossip {
         self.spread(id);
     }
 
+    /// The configured ranges, and what pods still have addresses of, though it is in none of them.
     fn announced_ranges(&self) -> Vec<Prefix> {
-        self.config.lease.ranges.iter().map(|range| Prefix::new(*range)).collect()
+        let ranges = &self.config.lease.ranges;
+        let is_outside = |net: &&IpNetwork| !ranges.iter().any(|range| covers(*range, **net));
+        let former = self.retained.iter().filter(is_outside);
+        let all = ranges.iter().chain(former).take(RANGES_MAX);
+        all.map(|range| Prefix::new(*range)).collect()
+    }
+
+    /// Puts exceptions and grants into the own record, as many as fit, and returns how many do not.
+    fn announce_addresses(&self, record: &mut Record) -> usize {
+        let leases: Vec<_> = record.leases.iter().filter_map(LeaseRecord::prefix).collect();
+        let ranges: Vec<_> = record.ranges.iter().filter_map(|range| range.network()).collect();
+        let is_in = |prefixes: &[IpNetwork], address: &IpAddr| {
+            prefixes.iter().any(|prefix| prefix.contains(*address))
+        };
+        let held = record.leases.iter().filter(|lease| lease.held);
+        let held: Vec<_> = held.filter_map(LeaseRecord::prefix).collect();
+        let exceptions = self.holdings.pods.iter();
+        let mut exceptions: BTreeSet<IpAddr> =
+            exceptions.filter(|a| is_in(&ranges, a) && !is_in(&leases, a)).copied().collect();
+        let mut grants: BTreeMap<NodeId, BTreeSet<IpAddr>> = BTreeMap::new();
+        for (address, to) in self.holdings.grants.iter().filter(|(a, _)| is_in(&held, a)) {
+            grants.entry(*to).or_default().insert(*address);
+        }
+        let mut left_out = 0;
+        loop {
+            record.exceptions = Addresses::new(&exceptions);
+            let granted = grants.iter().map(|(to, set)| (*to, Addresses::new(set)));
+            record.grants = granted.map(|(to, addresses)| Grant { to, addresses }).collect();
+            let count = grants.values().map(BTreeSet::len).sum::<usize>();
+            let fits = codec::encoded_len(record) <= RECORD_LEN_MAX
+                && exceptions.len() <= ADDRESSES_MAX
+                && count <= ADDRESSES_MAX
+                && grants.len() <= GRANTS_MAX;
+            // Own pods come last: they can be restarted, while a grant that is taken back hurts others.
+            if fits {
+                return left_out;
+            } else if exceptions.pop_last().is_none() {
+                let last = grants.keys().next_back().copied();
+                let Some(set) = last.and_then(|last| grants.get_mut(&last)) else {
+                    return left_out;
+                };
+                set.pop_last();
+                grants.retain(|_, set| !set.is_empty());
+            }
+            left_out += 1;
+        }
     }
 
     /// Makes sure that no version and no incarnation is ever used again after a restart.
@@ -90,6 +150,7 @@ impl Gossip {
             counter: self.reserved,
             clock: self.claims.clock(),
             leases: self.claims.to_save(),
+            retained: self.retained.clone(),
             peers: self.peers.clone(),
         }
     }
@@ -180,7 +241,7 @@ impl Gossip {
     }
 
     /// Passes a record on to some members soon.
-    pub(super) fn spread(&mut self, id: crate::node_id::NodeId) {
+    pub(super) fn spread(&mut self, id: NodeId) {
         self.rumors.insert(id);
         let at = self.now + self.config.timing.rumor;
         self.rumor_at.get_or_insert(at);

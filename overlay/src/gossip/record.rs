@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use vswitch::mac::Mac;
 
+use super::addresses::{ADDRESSES_MAX, Addresses};
 use super::codec;
 use super::counters::Refused;
 use super::identity::{COUNTER_MAX, is_reachable};
@@ -19,6 +20,12 @@ pub const NAME_LEN_MAX: usize = 63;
 
 /// Longest name and version of the software in a record.
 pub const SOFTWARE_LEN_MAX: usize = 32;
+
+/// Longest record, in bytes as encoded: one fits a datagram with everything around it.
+pub(super) const RECORD_LEN_MAX: usize = 960;
+
+/// Most nodes that one node leaves addresses to.
+pub(super) const GRANTS_MAX: usize = 32;
 
 /// Most leases in one record: one per family, and room for what a node is giving up or taking over.
 pub const LEASES_MAX: usize = 8;
@@ -45,6 +52,17 @@ pub(super) struct Record {
     pub(super) ranges: Vec<Prefix>,
     /// Subnets that nobody may choose, as the owner's configuration says.
     pub(super) reserved: Vec<Prefix>,
+    /// Addresses of the owner's pods out of subnets that it does not hold any more.
+    pub(super) exceptions: Addresses,
+    /// Addresses out of the owner's own leases that it leaves to pods of other nodes.
+    pub(super) grants: Vec<Grant>,
+}
+
+/// Addresses that the holder of a subnet leaves to pods of another node, because they had them before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Grant {
+    pub(super) to: NodeId,
+    pub(super) addresses: Addresses,
 }
 
 /// A prefix, as short as it can be.
@@ -127,7 +145,33 @@ impl Record {
             ensure(lease.epoch < COUNTER_MAX, Refused::BadCounter)?;
             prefixes.push(prefix);
         }
-        Ok(())
+        self.validate_addresses(&prefixes, &ranges, config)?;
+        ensure(codec::encoded_len(self) <= RECORD_LEN_MAX, Refused::LongRecord)
+    }
+
+    /// Exceptions are out of some range, and what is granted is the owner's own.
+    fn validate_addresses(
+        &self,
+        leases: &[IpNetwork],
+        ranges: &[IpNetwork],
+        config: &LeaseConfig,
+    ) -> Result<(), Refused> {
+        let is_in = |prefixes: &[IpNetwork], address: &IpAddr| {
+            prefixes.iter().any(|prefix| prefix.contains(*address))
+        };
+        let exceptions = self.exceptions.list().ok_or(Refused::BadException)?;
+        let outside = |address: &IpAddr| !is_in(ranges, address) && !is_in(&config.ranges, address);
+        let mut granted = 0;
+        for grant in &self.grants {
+            let addresses = grant.addresses.list().ok_or(Refused::BadException)?;
+            granted += addresses.len();
+            if addresses.iter().any(|address| !is_in(leases, address)) {
+                return Err(Refused::BadException);
+            }
+        }
+        let few = self.grants.len() <= GRANTS_MAX && granted <= ADDRESSES_MAX;
+        let right = few && !exceptions.iter().any(outside);
+        if right { Ok(()) } else { Err(Refused::BadException) }
     }
 
     fn validate_ranges(&self) -> Result<Vec<IpNetwork>, Refused> {
@@ -194,7 +238,13 @@ pub(super) mod tests {
             leases: vec![lease(&format!("10.244.{}.0/24", id.0[0]), true, 1)],
             ranges: vec![Prefix::new("10.244.0.0/16".parse().unwrap())],
             reserved: Vec::new(),
+            exceptions: Addresses::default(),
+            grants: Vec::new(),
         }
+    }
+
+    pub(in crate::gossip) fn addresses(list: &[&str]) -> Addresses {
+        Addresses::new(&list.iter().map(|address| address.parse().unwrap()).collect())
     }
 
     pub(in crate::gossip) fn lease(prefix: &str, held: bool, epoch: u64) -> LeaseRecord {
@@ -208,7 +258,7 @@ pub(super) mod tests {
         type Spoil = fn(&mut Record);
         let config = LeaseConfig::default();
         assert_eq!(record(1, 1).validate(&config), Ok(()));
-        let cases: [(Refused, Spoil); 23] = [
+        let cases: [(Refused, Spoil); 27] = [
             (Refused::BadCounter, |record| record.version = u64::MAX),
             (Refused::BadCounter, |record| record.incarnation = COUNTER_MAX),
             (Refused::BadCounter, |record| record.leases[0].epoch = COUNTER_MAX),
@@ -233,6 +283,23 @@ pub(super) mod tests {
             (Refused::BadRange, |record| record.ranges[0].address = IpAddr::from([127, 0, 0, 0])),
             (Refused::BadRange, |record| {
                 record.reserved = vec![record.ranges[0]; RESERVED_MAX + 1];
+            }),
+            (Refused::BadException, |record| record.exceptions = addresses(&["10.9.0.2"])),
+            (Refused::BadException, |record| {
+                let addresses = addresses(&["10.244.2.2"]);
+                record.grants = vec![Grant { to: NodeId::MIN, addresses }];
+            }),
+            (Refused::BadException, |record| {
+                let grant = Grant { to: NodeId::MIN, addresses: addresses(&["10.244.1.2"]) };
+                record.grants = vec![grant; GRANTS_MAX + 1];
+            }),
+            (Refused::LongRecord, |record| {
+                let single: Vec<_> = (0..490)
+                    .map(|n| n * 133)
+                    .map(|n| format!("10.244.{}.{}", n / 256, n % 256))
+                    .collect();
+                let single: Vec<_> = single.iter().map(String::as_str).collect();
+                record.exceptions = addresses(&single);
             }),
         ];
         for (reason, spoil) in cases {

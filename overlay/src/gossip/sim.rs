@@ -25,7 +25,7 @@ use ipnetwork::IpNetwork;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
-use super::{Event, Gossip, GossipConfig, LocalNode, Memory, check_pods};
+use super::{Event, Gossip, GossipConfig, Holdings, LocalNode, Memory, check_pods};
 use crate::config::LeaseConfig;
 use crate::node_id::NodeId;
 use crate::pods::{LocalPod, PodMap};
@@ -242,6 +242,23 @@ impl Network {
     pub fn leave(&mut self, ix: usize) {
         if let Some(gossip) = &mut self.nodes[ix].gossip {
             gossip.leave(self.now);
+        }
+        self.drain(ix);
+    }
+
+    /// Gives a node another lease configuration while it runs.
+    pub fn configure(&mut self, ix: usize, lease: LeaseConfig) {
+        self.nodes[ix].config.lease = lease.clone();
+        if let Some(gossip) = &mut self.nodes[ix].gossip {
+            gossip.configure(lease, self.now);
+        }
+        self.drain(ix);
+    }
+
+    /// Tells a node which addresses its pods have, and which it leaves to others, as its daemon would.
+    pub fn set_holdings(&mut self, ix: usize, holdings: Holdings) {
+        if let Some(gossip) = &mut self.nodes[ix].gossip {
+            gossip.set_holdings(holdings, self.now);
         }
         self.drain(ix);
     }

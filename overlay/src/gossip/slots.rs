@@ -45,6 +45,10 @@ impl Taken {
                     }
                 }
             }
+            // The pods of another node live there: chosen only when nothing else is left.
+            let pods = record.exceptions.list().unwrap_or_default().into_iter();
+            let pods = pods.filter(|address| address.is_ipv6() == v6);
+            away.extend(pods.map(|address| (now, Span::of(address.into()))));
             let reserved = record.reserved.iter().filter_map(|prefix| prefix.network());
             live.extend(reserved.filter(|prefix| prefix.is_ipv6() == v6).map(Span::of));
         }

@@ -1,12 +1,13 @@
 //! Making the map, and telling what has changed in it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Gossip;
 use super::event::Event;
+use super::record::Record;
 use super::store::Stored;
 use crate::node_id::NodeId;
 use crate::subnet::{Conflict, Lease, Member, MemberState, SubnetMap};
@@ -20,6 +21,9 @@ pub(super) struct Candidate {
     first: Instant,
     last: Instant,
 }
+
+/// Most contradictions that are followed at a time.
+const CANDIDATES_MAX: usize = 4096;
 
 /// For how long a contradiction that comes and goes counts as one.
 const CONFLICT_MEMORY: Duration = Duration::from_secs(60);
@@ -114,6 +118,9 @@ impl Gossip {
                 underlay_mtu: record.underlay_mtu,
                 software: record.software.clone(),
                 leases: leases.collect(),
+                asked: record.exceptions.list().unwrap_or_default(),
+                exceptions: Vec::new(),
+                grants: grants(record),
                 state,
                 version: record.version,
                 since: former
@@ -130,7 +137,11 @@ impl Gossip {
         let (now, wait) = (self.now, self.config.timing.conflict);
         let mut seen = shared_addresses(map);
         seen.extend(self.shared_ids());
+        seen.extend(refused_exceptions(map));
         for conflict in seen {
+            if self.candidates.len() >= CANDIDATES_MAX && !self.candidates.contains_key(&conflict) {
+                continue;
+            }
             let candidate =
                 self.candidates.entry(conflict).or_insert(Candidate { first: now, last: now });
             candidate.last = now;
@@ -211,6 +222,22 @@ impl Gossip {
             self.swim.forget(member, now);
         }
     }
+}
+
+fn grants(record: &Record) -> BTreeMap<IpAddr, NodeId> {
+    let grants = record.grants.iter().flat_map(|grant| {
+        let addresses = grant.addresses.list().unwrap_or_default();
+        addresses.into_iter().map(|address| (address, grant.to))
+    });
+    grants.collect()
+}
+
+fn refused_exceptions(map: &SubnetMap) -> impl Iterator<Item = Conflict> {
+    map.refused.iter().map(|(address, holder, claimant)| Conflict::Exception {
+        address: *address,
+        holder: *holder,
+        claimant: *claimant,
+    })
 }
 
 fn shared_addresses(map: &SubnetMap) -> BTreeSet<Conflict> {
