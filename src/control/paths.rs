@@ -76,7 +76,11 @@ impl Control {
                 Topic::Path(to) | Topic::Data(to) => {
                     !peers.iter().any(|peer| peer.underlay.ip() == *to)
                 }
-                Topic::Node(_) | Topic::Sysctl(_) | Topic::Pod(_) => false,
+                Topic::Node(_)
+                | Topic::Sysctl(_)
+                | Topic::Lending
+                | Topic::CutOff(_)
+                | Topic::Pod(_) => false,
             })
             .cloned()
             .collect();
