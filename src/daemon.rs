@@ -609,6 +609,7 @@ async fn on_tick(control: &SharedControl, mut gossip: Option<&mut Gossip>) -> Re
         }
         control.collect_reports();
         control.repair();
+        control.tidy_flows();
         control.health()
     })
     .await?;

@@ -314,6 +314,14 @@ const SWITCH: Section = Section {
             doc: "Most ICMP and ICMPv6 errors per second and worker (RFC 1812 §4.3.2.8, RFC 4443 §2.4 f). \
                   Above it errors are not sent; the drops are still counted.",
         },
+        Field {
+            name: "flows_max",
+            kind: Kind::Whole { min: 1024, max: 4_194_304, unit: "flows" },
+            default: Default::Fixed,
+            doc: "Most flows to Services at a time. Each takes up to 330 bytes, of which the kernel gives \
+                  those that are used. At the bound the oldest unanswered flow gives way, or else the new \
+                  one is dropped and counted as `flows_full`.",
+        },
     ],
 };
 

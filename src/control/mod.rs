@@ -248,6 +248,11 @@ impl Control {
         self.publish();
     }
 
+    /// Gives back what flows that are over take. To be called about once a second.
+    pub fn tidy_flows(&self) {
+        self.engine.flows().tidy(Instant::now());
+    }
+
     /// Takes up all Services. The table's generation must differ from that of every other one before it.
     pub fn set_services(&mut self, services: Arc<ServiceTable>) {
         self.services = services;

@@ -21,10 +21,21 @@ pub struct Config {
     /// Most ICMP and ICMPv6 errors per second and worker (RFC 1812 §4.3.2.8, RFC 4443 §2.4 f).
     /// Default 1000, bounds 1 to 1 000 000. Above it errors are not sent; the drops are still counted.
     pub icmp_errors_per_s: u32,
+
+    /// Most flows to Services at a time. Default 131072, bounds 1024 to 4 194 304. Each takes up to 330 bytes, of
+    /// which the kernel gives those that are used. At the bound the oldest unanswered flow gives way, or else
+    /// the new one is dropped and counted as `flows_full`.
+    pub flows_max: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { workers: 2, ports_max: 1024, buffers: 256, icmp_errors_per_s: 1000 }
+        Self {
+            workers: 2,
+            ports_max: 1024,
+            buffers: 256,
+            icmp_errors_per_s: 1000,
+            flows_max: 131_072,
+        }
     }
 }

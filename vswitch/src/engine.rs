@@ -28,6 +28,7 @@ use crossbeam::utils::CachePadded;
 
 use crate::config::Config;
 use crate::counters::{Counters, WorkerCounters};
+use crate::flows::FlowTable;
 use crate::home::Home;
 use crate::port::{PortIx, Sink, Source, Uplink};
 use crate::slice;
@@ -193,6 +194,7 @@ pub struct Engine {
     retired: Mutex<Vec<Arc<Tables>>>,
     counters: Counters,
     prober: Arc<CachePadded<WorkerCounters>>,
+    flows: Arc<FlowTable>,
 }
 
 #[derive(Debug)]
@@ -219,6 +221,7 @@ impl Engine {
             retired: Mutex::new(Vec::new()),
             counters,
             prober,
+            flows: Arc::new(FlowTable::new(config.flows_max, random_seed(), Instant::now())),
         };
         let mut homes = Vec::with_capacity(workers);
         for ix in 0..workers {
@@ -335,6 +338,11 @@ impl Engine {
         Arc::clone(&self.prober)
     }
 
+    /// The flows to Services, which all workers share.
+    pub fn flows(&self) -> &Arc<FlowTable> {
+        &self.flows
+    }
+
     /// How every worker is.
     pub fn health(&self) -> Vec<WorkerHealth> {
         let now = Instant::now();
@@ -393,6 +401,7 @@ impl Engine {
             config: config.clone(),
             tables: Arc::clone(&self.tables),
             counters: self.counters.worker(ix),
+            flows: Arc::clone(&self.flows),
             orders: inbox,
             ix,
             homes: homes.to_vec(),
@@ -485,6 +494,12 @@ impl Drop for Engine {
 struct Answer {
     worker: usize,
     sent: Result<Receiver<io::Result<()>>, EngineError>,
+}
+
+/// What nobody outside can know: the standard library draws it from the kernel.
+fn random_seed() -> u64 {
+    use std::hash::BuildHasher;
+    std::hash::RandomState::new().hash_one(0_u8)
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

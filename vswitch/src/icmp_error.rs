@@ -141,6 +141,17 @@ pub enum Ends {
     },
 }
 
+impl Ends {
+    /// From `source` to `target`, if they are of one family.
+    pub fn new(source: IpAddr, target: IpAddr) -> Option<Self> {
+        match (source, target) {
+            (IpAddr::V4(source), IpAddr::V4(target)) => Some(Self::V4 { source, target }),
+            (IpAddr::V6(source), IpAddr::V6(target)) => Some(Self::V6 { source, target }),
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => None,
+        }
+    }
+}
+
 /// Writes an error about `packet`, an IP packet of the same family, into the empty `frame`. The MAC
 /// addresses are left zero.
 pub fn write(frame: &mut Frame, error: Error, ends: Ends, packet: &[u8]) {

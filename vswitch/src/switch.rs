@@ -1,32 +1,39 @@
 //! The pipeline: what becomes of a frame, stage by stage in reading order.
 //!
 //! ```text
-//!  batch ─► parse ─► link ─► neighbor ─► admit ─► guard ─► route ─► TTL ─► MTU ─► rewrite ─► out
-//!             │       │         │          │        │        │       │      │
-//!             ▼       ▼         ▼          ▼        ▼        ▼       ▼      ▼
-//!          Malformed  …      Answered   Spoofed  TunnelPort  …  TtlExpired TooBig   + an ICMP error
+//!  batch ─► parse ─► link ─► neighbor ─► admit ─► guard ─► serve ─► route ─► TTL ─► MTU ─► rewrite ─► out
+//!             │       │         │          │        │        │        │       │      │
+//!             ▼       ▼         ▼          ▼        ▼        ▼        ▼       ▼      ▼
+//!          Malformed  …      Answered   Spoofed  TunnelPort NoEndpoint …  TtlExpired TooBig  + an ICMP error
 //! ```
 //!
 //! [`Switch::forward`] drains a batch and does the accounting; `decide` is the pipeline. There is no other
 //! control flow of a frame. Nothing here allocates, locks, logs or reads the clock.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::Config;
+use crate::flows::{FlowTable, Ticks};
 use crate::frame::{BATCH_MAX, Batch, Frame, GsoKind, Ingress, Meta};
 use crate::icmp_error::{self, Ends, Error, RateLimit};
 use crate::mac::Mac;
 use crate::port::{Context, NodeIx, PortIx};
+use crate::serve::{Served, Stage, Translated};
 use crate::tables::{PortEntry, PortKind, ROUTER_V4, ROUTER_V6, Route, Tables};
 use crate::verdict::{Egress, Reason, Verdict};
 use crate::wire::{self, ETHERNET_LEN, Fragment, Headers, Ip, Network, Transport, checksum, udp};
-use crate::{fragment, neighbor};
+use crate::{fragment, neighbor, reset};
 
 /// The switch of one worker.
 #[derive(Debug)]
 pub struct Switch {
     errors: RateLimit,
+    /// Shared with the other workers' switches.
+    flows: Arc<FlowTable>,
+    /// Counts packets that something may be left to chance for.
+    chances: u64,
     /// The fragments of the frame at hand behind its first.
     later_fragments: Vec<Frame>,
     /// Nodes that sent, in the last batch, what is not theirs to send.
@@ -34,10 +41,18 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// Makes a switch. It keeps nothing but a rate limit; all that it knows comes with each batch.
+    /// Makes a switch with a flow table of its own.
     pub fn new(config: &Config, now: Instant) -> Self {
+        Self::with_flows(config, now, Arc::new(FlowTable::new(config.flows_max, 0, now)))
+    }
+
+    /// Makes a switch. It keeps nothing but a rate limit and the flows; all else that it knows comes with each
+    /// batch.
+    pub fn with_flows(config: &Config, now: Instant, flows: Arc<FlowTable>) -> Self {
         Self {
             errors: RateLimit::new(config.icmp_errors_per_s, now),
+            flows,
+            chances: 0,
             later_fragments: Vec::with_capacity(BATCH_MAX),
             foreign: Vec::with_capacity(BATCH_MAX),
         }
@@ -55,7 +70,8 @@ impl Switch {
         out: &mut Vec<(Egress, Frame)>,
     ) {
         self.foreign.clear();
-        let mut round = Round { context, now, out };
+        let ticks = self.flows.ticks(now);
+        let mut round = Round { context, now, ticks, out };
         for mut frame in batch.drain(..) {
             let (ingress, packets) = (frame.meta.ingress, frame.packets());
             let verdict = self.decide(&mut round, &mut frame);
@@ -67,6 +83,11 @@ impl Switch {
     /// the reason for which each was dropped. Of very many in one batch some are left out.
     pub fn take_foreign(&mut self) -> impl Iterator<Item = (NodeIx, Reason)> {
         self.foreign.drain(..)
+    }
+
+    /// The flows that are translated.
+    pub fn flows(&self) -> &Arc<FlowTable> {
+        &self.flows
     }
 
     /// The pipeline. On [`Verdict::Answered`] the reply is in `frame`, for the port that asked. ICMP
@@ -120,13 +141,37 @@ impl Switch {
             return Verdict::Drop(Reason::TunnelPort);
         }
 
+        // Serve: to whom it really goes, and from whom it really comes. The frame keeps what its sender wrote
+        // until nothing can be refused any more.
+        let translated = match self.serve(round, sender, frame, ip) {
+            Served::Plain => None,
+            Served::Translated(translated) => Some(translated),
+            Served::Refused { reason, is_told: false } => return Verdict::Drop(reason),
+            Served::Refused { reason, is_told: true } => {
+                return self.turn_away(round, frame, headers, ip, reason);
+            }
+        };
+        let written = ip;
+        let routed = translated.as_ref().map(|translated| translated.routed(written));
+        let ip = routed.as_ref().unwrap_or(written);
+        if routed.is_some() && sender.is_pod() && is_for_tunnel(tables, ip) {
+            return Verdict::Drop(Reason::TunnelPort);
+        }
+
         // Route: where it leaves, if anywhere.
-        let egress = match route(tables, sender, ip) {
+        let way = match &translated {
+            None => route(tables, sender, ip),
+            Some(_) => route_translated(tables, ip),
+        };
+        let egress = match way {
             Way::Out(egress) => egress,
             Way::Router => return self.answer(round, frame, headers, ip),
             Way::Nowhere(reason) => return Verdict::Drop(reason),
             Way::Unreachable(error) => {
-                return self.refuse(round, frame, headers, Reason::NoSuchAddress, error);
+                let Some(translated) = &translated else {
+                    return self.refuse(round, frame, headers, Reason::NoSuchAddress, error);
+                };
+                return self.lose(round, frame, headers, written, translated);
             }
         };
         let next = match Next::find(tables, egress) {
@@ -137,7 +182,14 @@ impl Switch {
         // TTL: the switch and its host are one router.
         let decrements = !sender.is_host() && egress != Egress::Port(PortIx::HOST);
         if decrements && ip.ttl <= 1 {
-            return self.refuse(round, frame, headers, Reason::TtlExpired, Error::TimeExceeded);
+            return self.refuse_as(
+                round,
+                frame,
+                headers,
+                Reason::TtlExpired,
+                Error::TimeExceeded,
+                speaker(&translated, written),
+            );
         }
 
         // MTU: what is too long is fragmented below, or refused now, as its sender sent it.
@@ -147,10 +199,16 @@ impl Switch {
         };
         if too_long && (ip.dont_fragment || frame.meta.gso.is_some()) {
             let error = Error::TooBig { mtu: next.mtu };
-            return self.refuse(round, frame, headers, Reason::TooBig, error);
+            let speaker = speaker(&translated, written);
+            return self.refuse_as(round, frame, headers, Reason::TooBig, error, speaker);
         }
 
-        // Rewrite: TTL and MAC addresses first, so that every fragment has them.
+        // Rewrite: everything that every fragment has is written before it is cut.
+        if let Some(translated) = &translated
+            && let Err(reason) = translated.apply(frame, written)
+        {
+            return Verdict::Drop(reason);
+        }
         let data = frame.data_mut();
         if decrements {
             wire::decrement_ttl(data);
@@ -163,6 +221,84 @@ impl Switch {
             }
         }
         Verdict::Forward(egress)
+    }
+
+    #[inline]
+    fn serve(
+        &mut self,
+        round: &Round<'_, '_>,
+        sender: Sender<'_>,
+        frame: &Frame,
+        ip: &Ip,
+    ) -> Served {
+        let tables = round.context.tables;
+        self.chances = self.chances.wrapping_add(1);
+        let stage = Stage {
+            tables,
+            flows: &self.flows,
+            now: round.ticks,
+            client: match sender {
+                Sender::Port(entry) => Some(entry.kind),
+                Sender::Node(_) => None,
+            },
+            chance: self.chances,
+        };
+        stage.serve(frame, ip)
+    }
+
+    /// Tells the sender of the packet in `frame` that nobody serves it, as the one that it was sent to would.
+    fn turn_away(
+        &mut self,
+        round: &mut Round<'_, '_>,
+        frame: &Frame,
+        headers: &Headers,
+        ip: &Ip,
+        reason: Reason,
+    ) -> Verdict {
+        if matches!(ip.transport, Transport::Tcp { .. }) {
+            self.reset(round, frame, ip);
+            return Verdict::Drop(reason);
+        }
+        let speaker = Some(ip.destination);
+        self.refuse_as(round, frame, headers, reason, Error::PortUnreachable, speaker)
+    }
+
+    /// Ends a flow whose other end nobody has any more.
+    fn lose(
+        &mut self,
+        round: &mut Round<'_, '_>,
+        frame: &Frame,
+        headers: &Headers,
+        written: &Ip,
+        translated: &Translated,
+    ) -> Verdict {
+        if translated.is_original() && matches!(written.transport, Transport::Tcp { .. }) {
+            if let Some(hit) = translated.hit() {
+                self.flows.remove(hit);
+            }
+            self.reset(round, frame, written);
+            return Verdict::Drop(Reason::EndpointGone);
+        }
+        let speaker = speaker(&Some(*translated), written);
+        let error = Error::HostUnreachable;
+        self.refuse_as(round, frame, headers, Reason::NoSuchAddress, error, speaker)
+    }
+
+    /// Sends a reset to the sender of the segment in `frame`, from where that was sent to.
+    fn reset(&mut self, round: &mut Round<'_, '_>, frame: &Frame, ip: &Ip) {
+        let egress = way_back(round.context.tables, ip.source);
+        let Ok(next) = Next::find(round.context.tables, egress) else { return };
+        if !icmp_error::may_answer(ip) || !self.errors.take(round.now) {
+            return;
+        }
+        let Some(mut reply) = round.context.pool.take() else { return };
+        if reset::write(&mut reply, frame, ip) {
+            next.address(reply.data_mut());
+            round.context.counters.originated.add(1);
+            round.out.push((egress, reply));
+        } else {
+            round.context.pool.put(reply);
+        }
     }
 
     /// Answers a packet to the switch's own address: an echo request with its reply, a segment or a
@@ -198,7 +334,20 @@ impl Switch {
         reason: Reason,
         error: Error,
     ) -> Verdict {
-        if let Some((egress, reply)) = self.make_error(round, frame, headers, error) {
+        self.refuse_as(round, frame, headers, reason, error, None)
+    }
+
+    /// The same, as if `speaker` said so.
+    fn refuse_as(
+        &mut self,
+        round: &mut Round<'_, '_>,
+        frame: &Frame,
+        headers: &Headers,
+        reason: Reason,
+        error: Error,
+        speaker: Option<IpAddr>,
+    ) -> Verdict {
+        if let Some((egress, reply)) = self.make_error(round, frame, headers, error, speaker) {
             round.context.counters.originated.add(1);
             round.out.push((egress, reply));
         }
@@ -211,6 +360,7 @@ impl Switch {
         frame: &Frame,
         headers: &Headers,
         error: Error,
+        speaker: Option<IpAddr>,
     ) -> Option<(Egress, Frame)> {
         let (tables, pool) = (round.context.tables, &mut *round.context.pool);
         let Network::Ip(ip) = &headers.network else { return None };
@@ -219,7 +369,10 @@ impl Switch {
         }
         let egress = way_back(tables, ip.source);
         let next = Next::find(tables, egress).ok()?;
-        let ends = error_ends(tables, egress, ip.source)?;
+        let ends = match speaker {
+            Some(speaker) => Ends::new(speaker, ip.source)?,
+            None => error_ends(tables, egress, ip.source)?,
+        };
         if !self.errors.take(round.now) {
             return None;
         }
@@ -289,10 +442,41 @@ impl Switch {
     }
 }
 
+/// How the stages behind Services would end a packet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Foreseen {
+    /// It goes on, and whither.
+    Forwarded(&'static str),
+    /// It ends here, and its sender is told.
+    Refused(Reason),
+    /// It ends here.
+    Dropped(Reason),
+}
+
+/// Asks the stages behind Services about a packet that comes in by a port of this kind.
+pub(crate) fn foresee(tables: &Tables, kind: PortKind, ip: &Ip, is_translated: bool) -> Foreseen {
+    let entry = PortEntry { kind, mac: Mac::HOST, mtu: u16::MAX, addresses: Vec::new() };
+    let sender = Sender::Port(&entry);
+    if sender.is_pod() && is_for_tunnel(tables, ip) {
+        return Foreseen::Dropped(Reason::TunnelPort);
+    }
+    let way = if is_translated { route_translated(tables, ip) } else { route(tables, sender, ip) };
+    match way {
+        Way::Out(Egress::Port(PortIx::HOST)) => Foreseen::Forwarded("to the node, or by way of it"),
+        Way::Out(Egress::Port(_)) => Foreseen::Forwarded("to a pod on this node"),
+        Way::Out(Egress::Node(_)) => Foreseen::Forwarded("to another node, or a pod on it"),
+        Way::Router => Foreseen::Refused(Reason::NoService),
+        Way::Nowhere(reason) => Foreseen::Dropped(reason),
+        Way::Unreachable(_) => Foreseen::Refused(Reason::NoSuchAddress),
+    }
+}
+
 /// What is the same for all frames of a batch.
 struct Round<'r, 'c> {
     context: &'r mut Context<'c>,
     now: Instant,
+    /// The same, as flows are told.
+    ticks: Ticks,
     out: &'r mut Vec<(Egress, Frame)>,
 }
 
@@ -459,6 +643,24 @@ fn route(tables: &Tables, sender: Sender<'_>, ip: &Ip) -> Way {
             PortKind::Pod | PortKind::Host => Way::Unreachable(Error::NetUnreachable),
         },
     }
+}
+
+/// Where a packet of a flow goes: the switch itself has chosen its destination.
+fn route_translated(tables: &Tables, ip: &Ip) -> Way {
+    const HOST: Egress = Egress::Port(PortIx::HOST);
+    match tables.route(ip.destination) {
+        Route::Port(port) => Way::Out(Egress::Port(port)),
+        Route::Node(node) => Way::Out(Egress::Node(node)),
+        Route::Host => Way::Out(HOST),
+        Route::Outside if tables.port(PortIx::HOST).is_some() => Way::Out(HOST),
+        Route::Outside | Route::Nobody => Way::Unreachable(Error::HostUnreachable),
+        Route::Router => Way::Nowhere(Reason::NoService),
+    }
+}
+
+/// Who tells a client what became of its packet: the Service, which is all that it knows.
+fn speaker(translated: &Option<Translated>, written: &Ip) -> Option<IpAddr> {
+    translated.as_ref().filter(|translated| translated.is_original()).map(|_| written.destination)
 }
 
 /// Where an error to `sender` leaves.

@@ -132,6 +132,14 @@ reasons! {
     NoSuchPort => "no_such_port",
     /// The address is in a range of cluster IPs, and no Service has it.
     NoSuchService => "no_such_service",
+    /// The endpoint of a TCP connection is gone; its client was told.
+    EndpointGone => "endpoint_gone",
+    /// There is no room for one more flow to a Service.
+    FlowsFull => "flows_full",
+    /// The switch has no address or port left to take the client's place with.
+    NatPorts => "nat_ports",
+    /// A part of a fragmented packet to a Service, whose first part has not been here or is too short.
+    FragmentUnknown => "fragment_unknown",
 }
 
 impl fmt::Display for Reason {

@@ -27,6 +27,7 @@ use rustix::io::Errno;
 use crate::config::Config;
 use crate::counters::WorkerCounters;
 use crate::engine::Status;
+use crate::flows::FlowTable;
 use crate::frame::{Batch, Frame, Pool};
 use crate::home::{Home, Place};
 use crate::load::{self, Load};
@@ -75,6 +76,7 @@ pub(crate) struct WorkerParts {
     pub(crate) config: Config,
     pub(crate) tables: Arc<ArcSwap<Tables>>,
     pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
+    pub(crate) flows: Arc<FlowTable>,
     pub(crate) orders: Receiver<Order>,
     pub(crate) ix: usize,
     pub(crate) homes: Vec<Arc<Home>>,
@@ -137,7 +139,7 @@ impl Worker {
             load: Load::new(now),
             wants_rest: false,
             coalescer: Coalescer::new(Options { merge_udp: true, mtu: u16::MAX }),
-            switch: Switch::new(&parts.config, now),
+            switch: Switch::with_flows(&parts.config, now, parts.flows),
             pool: Pool::new(frames_max),
             // A message out of the tunnel can be many frames, and a frame many fragments; but there are
             // never more than the pool has.

@@ -9,6 +9,7 @@ use crossbeam::utils::CachePadded;
 use super::Host;
 use crate::config::Config;
 use crate::counters::{Counters, PortTotals, Totals, WorkerCounters};
+use crate::flows::FlowTable;
 use crate::frame::{BATCH_MAX, Batch, Frame, Ingress, Pool};
 use crate::offload::Cut;
 use crate::port::{Context, NodeIx, PortIx};
@@ -36,12 +37,17 @@ pub struct SwitchSim {
     wire: VecDeque<(NodeIx, Frame)>,
 }
 
+/// Most flows of a simulated node: there may be hundreds in one process.
+const FLOWS_MAX: u32 = 4096;
+
 impl SwitchSim {
     /// Makes a node without hosts.
     pub fn new(config: &Config, tables: Tables, now: Instant) -> Self {
         let counters = Counters::new(1, usize::from(config.ports_max));
+        let flows_max = config.flows_max.min(FLOWS_MAX);
+        let flows = Arc::new(FlowTable::new(flows_max, 0, now));
         Self {
-            switch: Switch::new(config, now),
+            switch: Switch::with_flows(config, now, flows),
             tables,
             pool: Pool::new(usize::from(config.buffers)),
             worker: counters.worker(0),
@@ -214,6 +220,11 @@ impl SwitchSim {
     /// What a source, a sink or an uplink works with.
     pub fn context(&mut self) -> Context<'_> {
         Context { tables: &self.tables, pool: &mut self.pool, counters: &self.worker }
+    }
+
+    /// The flows to Services.
+    pub fn flows(&self) -> &Arc<FlowTable> {
+        self.switch.flows()
     }
 
     /// The node's counters.

@@ -109,6 +109,43 @@ pub fn update_u32(checksum: u16, before: u32, after: u32) -> u16 {
     !Sum::default().add_u16(!checksum).add_u32(!before).add_u32(after).fold()
 }
 
+/// Bytes that changed under a checksum: what they summed up to before, and after.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Change {
+    before: Sum,
+    after: Sum,
+}
+
+impl Change {
+    /// Notes that `before` became `after`. Both begin at an even place of what is summed.
+    #[must_use]
+    pub fn of(self, before: &[u8], after: &[u8]) -> Self {
+        Self { before: self.before.add_bytes(before), after: self.after.add_bytes(after) }
+    }
+
+    /// Adds what summed up to `before` and sums up to `after` now.
+    #[must_use]
+    pub fn between(self, before: Sum, after: Sum) -> Self {
+        Self { before: Self::join(self.before, before), after: Self::join(self.after, after) }
+    }
+
+    fn join(a: Sum, b: Sum) -> Sum {
+        Sum(a.0 + b.0)
+    }
+
+    /// The checksum after the change (RFC 1624 §3, equation 3).
+    #[must_use]
+    pub fn update(self, checksum: u16) -> u16 {
+        !self.update_sum(!checksum)
+    }
+
+    /// The folded sum after the change: what stands in place of a checksum that is yet to be filled in.
+    #[must_use]
+    pub fn update_sum(self, sum: u16) -> u16 {
+        Sum::default().add_u16(sum).add_u16(!self.before.fold()).add_u16(self.after.fold()).fold()
+    }
+}
+
 /// Fills in the checksum of an IPv4 header (RFC 791 §3.1). `header` is the header with its options and
 /// nothing else.
 ///

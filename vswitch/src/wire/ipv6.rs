@@ -134,6 +134,47 @@ fn walk(next_header: u8, payload: &[u8]) -> Result<Chain, Reason> {
     }
 }
 
+/// The identification in the fragment header of the packet at the start of `packet`; `None` if it has none.
+pub fn fragment_id(packet: &[u8]) -> Option<u32> {
+    let (header, payload) = Header::ref_from_prefix(packet).ok()?;
+    let (mut at, mut rest) = (header.next_header, payload);
+    for _ in 0..EXTENSIONS_MAX {
+        let len = match at {
+            HOP_BY_HOP | DESTINATION | ROUTING => (usize::from(*rest.get(1)?) + 1) * 8,
+            AUTHENTICATION => (usize::from(*rest.get(1)?) + 2) * 4,
+            FRAGMENT => {
+                let [a, b, c, d] = *rest.get(4..8)?.first_chunk()?;
+                return Some(u32::from_be_bytes([a, b, c, d]));
+            }
+            _ => return None,
+        };
+        at = *rest.first()?;
+        rest = rest.get(len..)?;
+    }
+    None
+}
+
+/// Where layer 4 begins, and its protocol, in the packet at the start of `packet`, which may be cut short: one
+/// that an error quotes. `None` if that is not there, or it is a later fragment.
+pub(crate) fn quoted_transport(packet: &[u8]) -> Option<(usize, u8)> {
+    let (header, payload) = Header::ref_from_prefix(packet).ok()?;
+    let mut at = header.next_header;
+    let mut offset = 0;
+    for _ in 0..EXTENSIONS_MAX {
+        let rest = payload.get(offset..)?;
+        let len = match at {
+            HOP_BY_HOP | DESTINATION | ROUTING => (usize::from(*rest.get(1)?) + 1) * 8,
+            AUTHENTICATION => (usize::from(*rest.get(1)?) + 2) * 4,
+            FRAGMENT if u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]) & 0xfff8 == 0 => 8,
+            FRAGMENT => return None,
+            _ => return Some((HEADER_LEN + offset, at)),
+        };
+        at = *rest.first()?;
+        offset += len;
+    }
+    None
+}
+
 /// RFC 8200 §4.5: offset in units of eight bytes, two reserved bits, More Fragments.
 fn read_fragment(field: [u8; 2], payload_len: usize) -> Result<Fragment, Reason> {
     let field = u16::from_be_bytes(field);

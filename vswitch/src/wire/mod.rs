@@ -99,6 +99,19 @@ pub fn decrement_ttl(frame: &mut [u8]) {
     }
 }
 
+/// The identification that all fragments of a packet have, if the IP packet in `frame` is one.
+///
+/// # Panics
+/// If [`parse`] did not find an IP packet in `frame`.
+pub fn fragment_id(frame: &[u8], ip: &Ip) -> Option<u32> {
+    let packet = &frame[ETHERNET_LEN..];
+    match ip.fragment {
+        Fragment::Whole => None,
+        _ if ip.source.is_ipv4() => Some(u16::from_be_bytes([packet[4], packet[5]]).into()),
+        Fragment::First | Fragment::Later => ipv6::fragment_id(packet),
+    }
+}
+
 /// What a frame says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Headers {
