@@ -105,6 +105,7 @@ fn workloads() -> Vec<Workload> {
         support::checksum::workloads(),
         support::tables::workloads(),
         tunnel::workloads(),
+        support::service::workloads(),
         support::scale::workloads(),
     ];
     groups.into_iter().flatten().collect()

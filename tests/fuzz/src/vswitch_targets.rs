@@ -116,7 +116,7 @@ pub fn switch(input: &[u8]) {
     let worker = counters.worker(0);
     let mut pool = Pool::new(PACKETS_MAX);
     let now = Instant::now();
-    let mut switch = Switch::new(&Config::default(), now);
+    let mut switch = Switch::new(&Config { flows_max: 64, ..Config::default() }, now);
     let (mut batch, mut out) = (Batch::new(), Vec::new());
     while let Some((&from, behind)) = rest.split_first()
         && let Some((packet, behind)) = next_packet(behind)

@@ -7,6 +7,7 @@
 //! | [`offload`] | cutting and coalescing |
 //! | [`checksum`] | summing |
 //! | [`tables`] | finding a route |
+//! | [`service`] | `Switch::forward` with Services |
 //! | [`scale`] | `Switch::forward` as nodes, pods and flows grow |
 
 #![allow(dead_code, unreachable_pub, reason = "each benchmark uses a part")]
@@ -18,6 +19,7 @@ pub mod offload;
 pub mod packet;
 pub mod pipeline;
 pub mod scale;
+pub mod service;
 pub mod tables;
 
 /// Work that can be done again and again.

@@ -44,6 +44,11 @@ impl Family {
 
 /// A node with `pods` pods, which holds lease 0, among `nodes` others with the leases behind it.
 pub fn tables(nodes: u16, pods: u16) -> Tables {
+    tables_with(nodes, pods, |_| {})
+}
+
+/// The same, with something added.
+pub fn tables_with(nodes: u16, pods: u16, add: impl FnOnce(&mut TablesBuilder)) -> Tables {
     let ranges = ["10.0.0.0/14".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()];
     let node = Node {
         vtep_mac: VTEP,
@@ -77,6 +82,7 @@ pub fn tables(nodes: u16, pods: u16) -> Tables {
         });
         assert_eq!(added, Some(NodeIx(node)));
     }
+    add(&mut builder);
     builder.build()
 }
 

@@ -18,7 +18,7 @@ use super::node::{self, Family};
 use super::{Round, Workload};
 
 /// Payload of a small frame.
-const PAYLOAD: usize = 64;
+pub const PAYLOAD: usize = 64;
 
 /// Pods and other nodes of an ordinary node.
 const PODS: u16 = 30;
@@ -96,9 +96,9 @@ impl Direction {
 
 /// A frame as it comes in, and where it must go.
 pub struct Template {
-    bytes: Vec<u8>,
-    ingress: Ingress,
-    egress: Egress,
+    pub bytes: Vec<u8>,
+    pub ingress: Ingress,
+    pub egress: Egress,
 }
 
 struct Parse {
@@ -135,11 +135,20 @@ pub struct Forward {
 
 impl Forward {
     pub fn new(tables: Tables, templates: Vec<Template>, source_ports: u16) -> Self {
+        Self::with_config(&Config::default(), tables, templates, source_ports)
+    }
+
+    pub fn with_config(
+        config: &Config,
+        tables: Tables,
+        templates: Vec<Template>,
+        source_ports: u16,
+    ) -> Self {
         let now = Instant::now();
         Self {
             counters: Counters::new(1, tables.ports().count()).worker(0),
             tables,
-            switch: Switch::new(&Config::default(), now),
+            switch: Switch::new(config, now),
             pool: Pool::new(BATCH_MAX),
             now,
             batch: Batch::with_capacity(BATCH_MAX),
@@ -151,16 +160,48 @@ impl Forward {
         }
     }
 
+    /// Takes back what came out, and checks it.
+    fn take_back(&mut self) {
+        assert!(
+            self.out.iter().map(|(egress, _)| egress).eq(&self.expected),
+            "a frame went astray"
+        );
+        self.expected.clear();
+        for (_, frame) in self.out.drain(..) {
+            self.pool.put(frame);
+        }
+    }
+
+    /// Sends every frame once.
+    pub fn run_all(&mut self) {
+        let all = self.templates.len() * usize::from(self.source_ports);
+        for _ in 0..all.div_ceil(BATCH_MAX) {
+            self.prepare();
+            self.run();
+        }
+        self.take_back();
+    }
+
+    /// Sends other frames from now on, each with the source port that it has.
+    pub fn replace(&mut self, templates: Vec<Template>) {
+        self.templates = templates;
+        self.made = 0;
+        self.source_ports = 0;
+    }
+
     /// The next frame: all templates in turn, then all again with the next source port.
     fn make_frame(&mut self) {
         let template = &self.templates[self.made % self.templates.len()];
-        let turn = self.made / self.templates.len() % usize::from(self.source_ports);
+        let ports = usize::from(self.source_ports).max(1);
+        let turn = self.made / self.templates.len() % ports;
         let mut frame = self.pool.take().unwrap();
         assert!(frame.append(&template.bytes));
         // UDP ends the frame: its header stands right before the payload.
         let at = frame.len() - PAYLOAD - wire::udp::HEADER_LEN;
-        let source_port = 10_000 + u16::try_from(turn).unwrap();
-        frame.data_mut()[at..at + 2].copy_from_slice(&source_port.to_be_bytes());
+        if self.source_ports != 0 {
+            let source_port = 5000 + u16::try_from(turn).unwrap();
+            frame.data_mut()[at..at + 2].copy_from_slice(&source_port.to_be_bytes());
+        }
         frame.meta.ingress = template.ingress;
         self.batch.push(frame);
         self.expected.push(template.egress);
@@ -170,14 +211,7 @@ impl Forward {
 
 impl Round for Forward {
     fn prepare(&mut self) {
-        assert!(
-            self.out.iter().map(|(egress, _)| egress).eq(&self.expected),
-            "a frame went astray"
-        );
-        self.expected.clear();
-        for (_, frame) in self.out.drain(..) {
-            self.pool.put(frame);
-        }
+        self.take_back();
         for _ in 0..BATCH_MAX {
             self.make_frame();
         }

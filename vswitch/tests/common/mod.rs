@@ -103,7 +103,7 @@ impl Bench {
         let now = Instant::now();
         Self {
             tables,
-            switch: Switch::new(&Config::default(), now),
+            switch: Switch::new(&Config { flows_max: 1024, ..Config::default() }, now),
             pool: Pool::new(256),
             counters: Counters::new(1, 8),
             now,
