@@ -59,11 +59,15 @@ pub(crate) enum Served {
     /// It goes elsewhere, or comes from elsewhere.
     Translated(Translated),
     /// It ends here.
-    Refused {
-        reason: Reason,
-        /// Whether its sender is told.
-        is_told: bool,
-    },
+    Refused(Turned),
+}
+
+/// How a packet is turned away.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turned {
+    pub(crate) reason: Reason,
+    /// Whether its sender is told.
+    pub(crate) is_told: bool,
 }
 
 /// A packet of a flow.
@@ -195,7 +199,7 @@ impl<'t> Stage<'t> {
             None => match self.begin(&tuple) {
                 Ok(Some(hit)) => hit,
                 Ok(None) => return Served::Plain,
-                Err(refused) => return refused,
+                Err(turned) => return Served::Refused(turned),
             },
         };
         self.follow(frame, ip, hit)
@@ -241,17 +245,17 @@ impl<'t> Stage<'t> {
     }
 
     /// Enters the flow of a client's first packet; `None` if that is not to a Service.
-    fn begin(&self, tuple: &Tuple) -> Result<Option<Hit>, Served> {
+    fn begin(&self, tuple: &Tuple) -> Result<Option<Hit>, Turned> {
         let Some(class) = self.class(tuple.source.0) else { return Ok(None) };
         let choice = match decide(self.tables, class, tuple.source.0, target_of(tuple)) {
             Decision::Pass => return Ok(None),
             Decision::Refuse(refusal) => return Err(refused(&refusal)),
             Decision::Choose(choice) => choice,
         };
-        let endpoint = self.choose(&choice, tuple).ok_or(drop(Reason::NoEndpoint))?;
+        let endpoint = self.choose(&choice, tuple).ok_or_else(|| drop(Reason::NoEndpoint))?;
         let masquerade = if must_masquerade(self.tables, class, tuple.source.0, endpoint.0) {
             let address = self.tables.masquerade().for_family_of(endpoint.0);
-            Some(address.ok_or(drop(Reason::NatPorts))?)
+            Some(address.ok_or_else(|| drop(Reason::NatPorts))?)
         } else {
             None
         };
@@ -318,8 +322,8 @@ impl<'t> Stage<'t> {
         match found {
             Some(to) => Served::Translated(Translated { what: What::Packet, to, hit: None }),
             None => match self.decide_portless(ip) {
-                Served::Refused { .. } => drop(Reason::FragmentUnknown),
-                other => other,
+                Served::Refused(_) => Served::Refused(drop(Reason::FragmentUnknown)),
+                Served::Plain | Served::Translated(_) => Served::Plain,
             },
         }
     }
@@ -329,7 +333,7 @@ impl<'t> Stage<'t> {
         let Some(class) = self.class(ip.source) else { return Served::Plain };
         let target = Target { address: ip.destination, port: None };
         match decide(self.tables, class, ip.source, target) {
-            Decision::Refuse(refusal) => refused(&refusal),
+            Decision::Refuse(refusal) => Served::Refused(refused(&refusal)),
             Decision::Pass | Decision::Choose(_) => Served::Plain,
         }
     }
@@ -340,12 +344,12 @@ fn target_of(tuple: &Tuple) -> Target {
     Target { address, port: Some((tuple.protocol, port)) }
 }
 
-fn refused(refusal: &Refusal<'_>) -> Served {
-    Served::Refused { reason: refusal.reason, is_told: refusal.is_told }
+fn refused(refusal: &Refusal<'_>) -> Turned {
+    Turned { reason: refusal.reason, is_told: refusal.is_told }
 }
 
-fn drop(reason: Reason) -> Served {
-    Served::Refused { reason, is_told: false }
+fn drop(reason: Reason) -> Turned {
+    Turned { reason, is_told: false }
 }
 
 fn fragment_key(frame: &Frame, ip: &Ip) -> Option<FragmentKey> {

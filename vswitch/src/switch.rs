@@ -20,7 +20,7 @@ use crate::frame::{BATCH_MAX, Batch, Frame, GsoKind, Ingress, Meta};
 use crate::icmp_error::{self, Ends, Error, RateLimit};
 use crate::mac::Mac;
 use crate::port::{Context, NodeIx, PortIx};
-use crate::serve::{Served, Stage, Translated};
+use crate::serve::{Served, Stage, Translated, Turned};
 use crate::tables::{PortEntry, PortKind, ROUTER_V4, ROUTER_V6, Route, Tables};
 use crate::verdict::{Egress, Reason, Verdict};
 use crate::wire::{self, ETHERNET_LEN, Fragment, Headers, Ip, Network, Transport, checksum, udp};
@@ -146,8 +146,8 @@ impl Switch {
         let translated = match self.serve(round, sender, frame, ip) {
             Served::Plain => None,
             Served::Translated(translated) => Some(translated),
-            Served::Refused { reason, is_told: false } => return Verdict::Drop(reason),
-            Served::Refused { reason, is_told: true } => {
+            Served::Refused(Turned { reason, is_told: false }) => return Verdict::Drop(reason),
+            Served::Refused(Turned { reason, is_told: true }) => {
                 return self.turn_away(round, frame, headers, ip, reason);
             }
         };

@@ -93,7 +93,7 @@ fn macs(from: Ingress) -> (Mac, Mac) {
         FROM_A => (MAC_A, Mac::ROUTER),
         FROM_B => (MAC_B, Mac::ROUTER),
         FROM_HOST => (Mac::HOST, Mac::ROUTER),
-        _ => (PEER_VTEP, VTEP),
+        Ingress::Port(_) | Ingress::Node(_) | Ingress::Switch => (PEER_VTEP, VTEP),
     }
 }
 
@@ -129,7 +129,9 @@ fn ends(bytes: &[u8]) -> ((IpAddr, u16), (IpAddr, u16)) {
     let (source, destination) = match seen.transport.unwrap() {
         TransportHeader::Tcp(tcp) => (tcp.source_port, tcp.destination_port),
         TransportHeader::Udp(udp) => (udp.source_port, udp.destination_port),
-        other => panic!("{other:?}"),
+        other @ (TransportHeader::Icmpv4(_)
+        | TransportHeader::Icmpv6(_)
+        | TransportHeader::Igmp(_)) => panic!("{other:?}"),
     };
     ((seen.source, source), (seen.destination, destination))
 }

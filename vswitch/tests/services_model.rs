@@ -245,7 +245,7 @@ fn packet(from: Ingress, source: End, destination: End, is_udp: bool, flags: u8)
         Ingress::Port(POD_B) => (MAC_B, Mac::ROUTER),
         Ingress::Port(_) => (Mac::HOST, Mac::ROUTER),
         Ingress::Node(PEER) => (PEER_VTEP, VTEP),
-        _ => (Mac([2, 0, 0, 0, 0, 3]), VTEP),
+        Ingress::Node(_) | Ingress::Switch => (Mac([2, 0, 0, 0, 0, 3]), VTEP),
     };
     let (a, b) = (source.0.to_string(), destination.0.to_string());
     let step = with_ip(sender, to, &a, &b, 64);
@@ -273,7 +273,9 @@ fn ends(bytes: &[u8]) -> (End, End) {
         TransportHeader::Udp(udp) => {
             ((seen.source, udp.source_port), (seen.destination, udp.destination_port))
         }
-        other => panic!("{other:?}"),
+        other @ (TransportHeader::Icmpv4(_)
+        | TransportHeader::Icmpv6(_)
+        | TransportHeader::Igmp(_)) => panic!("{other:?}"),
     }
 }
 

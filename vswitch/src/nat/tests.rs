@@ -101,10 +101,10 @@ fn judge(bytes: &[u8]) -> (Tuple, Vec<u8>) {
             let mut right = transport.clone();
             match &net {
                 NetHeaders::Ipv4(header, _) => {
-                    right.update_checksum_ipv4(header, &payload).unwrap()
+                    right.update_checksum_ipv4(header, &payload).unwrap();
                 }
                 NetHeaders::Ipv6(header, _) => {
-                    right.update_checksum_ipv6(header, &payload).unwrap()
+                    right.update_checksum_ipv6(header, &payload).unwrap();
                 }
                 NetHeaders::Arp(_) => panic!("ARP"),
             }
@@ -116,7 +116,9 @@ fn judge(bytes: &[u8]) -> (Tuple, Vec<u8>) {
                 TransportHeader::Udp(udp) => {
                     (Protocol::Udp, (udp.source_port, udp.destination_port), payload)
                 }
-                other => panic!("{other:?}"),
+                other @ (TransportHeader::Icmpv4(_)
+                | TransportHeader::Icmpv6(_)
+                | TransportHeader::Igmp(_)) => panic!("{other:?}"),
             }
         }
         None => {
