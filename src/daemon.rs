@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use conf::{MetricsListen, NodeConfig};
+use conf::{DnsConfig, MetricsListen, NodeConfig};
 use ipam::Ipam;
 use overlay::agent::{Agent, AgentConfig, AgentHandle};
 use overlay::gossip::{Event, GossipConfig, Holdings, LeaseState, LocalNode, Memory};
@@ -31,6 +31,8 @@ use tracing_subscriber::EnvFilter;
 use crate::admin;
 use crate::admin::api::{LeasePhase, ProblemTopic};
 use crate::control::{Control, HeldLease, Identity, SharedControl, Topic};
+use crate::dns::resolver::Resolver;
+use crate::dns::{self, Dns};
 use crate::{events, uninstall};
 
 /// How often the daemon looks at its own health, takes up reports, and feeds the watchdog.
@@ -425,7 +427,49 @@ async fn start_servers(
         let server = admin::serve_metrics(listener, control.clone(), stopped.clone());
         servers.push(tokio::spawn(server));
     }
+    if let Some(resolver) = with(control, |control| control.dns().cloned()).await? {
+        let names = serve_names(config.dns.clone(), resolver, control.clone(), stopped.clone());
+        servers.push(tokio::spawn(names));
+    }
     Ok(servers)
+}
+
+/// Serves names until `stopped` says so. While its addresses are taken, it tries again: pods have a network
+/// without it, too.
+async fn serve_names(
+    config: DnsConfig,
+    resolver: Arc<Resolver>,
+    control: SharedControl,
+    mut stopped: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let topic = Topic::Node(ProblemTopic::Dns);
+    loop {
+        match Dns::start(&config, &resolver, dns::PORT, &stopped) {
+            Ok(dns) => {
+                with(&control, move |control| control.clear(&topic))
+                    .await
+                    .map_err(std::io::Error::other)?;
+                dns.stopped().await;
+                return Ok(());
+            }
+            Err(error) => {
+                let problem = format!(
+                    "pods' names are not answered, since port {} of {} cannot be listened on: {error}. Stop what \
+                     has it (`ss -lpn sport = :53`), choose other addresses under [dns], or set enabled = false",
+                    dns::PORT,
+                    config.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+                );
+                let topic = topic.clone();
+                with(&control, move |control| control.raise(topic, problem))
+                    .await
+                    .map_err(std::io::Error::other)?;
+            }
+        }
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
 }
 
 /// The running gossip, and what has been taken up of it.

@@ -14,6 +14,7 @@ pub mod bench;
 pub mod cli;
 pub mod control;
 pub mod daemon;
+pub mod dns;
 mod events;
 pub mod host;
 pub mod lab;

@@ -12,6 +12,7 @@
 //! documentation cannot differ from what is accepted.
 
 pub mod cluster;
+mod dns;
 mod document;
 mod error;
 mod node;
@@ -23,6 +24,7 @@ mod suggest;
 
 use std::path::Path;
 
+pub use dns::{DnsConfig, DomainName, PodRecords, StaticRecord, Stub, Upstream};
 pub use error::{Errors, Problem};
 pub use node::{
     Balancing, HostConfig, LogConfig, LogLevel, MetricsConfig, MetricsListen, NodeConfig, NodeName,

@@ -10,6 +10,7 @@ use overlay::underlay::UnderlaySelector;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Authority, ServiceConfig};
+use crate::dns::DnsConfig;
 
 /// `weft.toml`. The meaning, default and bounds of each field are in [`crate::schema`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct NodeConfig {
     /// What Services are given.
     #[serde(default)]
     pub services: ServicesConfig,
+    /// The name server.
+    #[serde(default)]
+    pub dns: DnsConfig,
     /// Where files go.
     #[serde(default)]
     pub paths: PathsConfig,
@@ -68,6 +72,7 @@ impl NodeConfig {
             host: HostConfig::default(),
             objects: ObjectsConfig::default(),
             services: ServicesConfig::default(),
+            dns: DnsConfig::default(),
             paths: PathsConfig::default(),
             metrics: MetricsConfig::default(),
             log: LogConfig::default(),
@@ -494,6 +499,8 @@ macro_rules! as_text {
         }
     )*};
 }
+
+pub(crate) use as_text;
 
 as_text!(Seed, NodeName, MetricsListen, PortRange);
 

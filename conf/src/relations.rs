@@ -16,6 +16,7 @@ pub(crate) fn check(config: &NodeConfig, findings: &mut Findings) {
     mtu(config, findings);
     interface(config, findings);
     paths(config, findings);
+    dns(config, findings);
     // What a part refuses and nothing above has told: its own word is the last.
     for (section, problems) in
         [("overlay", config.overlay.validate()), ("lease", config.lease.validate())]
@@ -23,6 +24,29 @@ pub(crate) fn check(config: &NodeConfig, findings: &mut Findings) {
         for (field, why) in problems {
             let path = format!("{section}.{field}");
             findings.contradiction(&[&path], format!("{path} cannot be used"), why, "change it");
+        }
+    }
+}
+
+fn dns(config: &NodeConfig, findings: &mut Findings) {
+    let addresses = &config.dns.addresses;
+    for (ix, address) in addresses.iter().enumerate() {
+        let same = addresses[..ix].iter().find(|other| other.is_ipv4() == address.is_ipv4());
+        if let Some(other) = same {
+            findings.contradiction(
+                &[&entry("dns.addresses", ix)],
+                format!("dns.addresses[{ix}] = {address} is of the same family as {other}"),
+                "the name server has one address per family",
+                "keep one of them",
+            );
+        }
+        if let Some(range) = config.lease.ranges.iter().find(|range| range.contains(*address)) {
+            findings.contradiction(
+                &[&entry("dns.addresses", ix)],
+                format!("dns.addresses[{ix}] = {address} is in {range}"),
+                "that range is dealt out to pods",
+                "choose an address of the service range, such as 10.96.0.10",
+            );
         }
     }
 }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use overlay::underlay::UnderlaySelector;
 
+use crate::dns::{DomainName, StaticRecord, Stub, Upstream};
 use crate::node::{self, MetricsListen, NodeName, PortRange, Seed};
 
 /// The smallest file, as the fix for a missing one.
@@ -90,7 +91,7 @@ pub enum Default {
 
 /// All sections.
 pub static SECTIONS: &[Section] =
-    &[TOP, UNDERLAY, OVERLAY, LEASE, SWITCH, HOST, OBJECTS, SERVICES, PATHS, METRICS, LOG];
+    &[TOP, UNDERLAY, OVERLAY, LEASE, SWITCH, HOST, OBJECTS, SERVICES, DNS, PATHS, METRICS, LOG];
 
 const TOP: Section = Section {
     name: "",
@@ -416,6 +417,128 @@ const SERVICES: Section = Section {
                   few connections change their endpoint when others come and go. `random` takes any, \
                   `least-connections` the one of two random ones that has fewer connections through this \
                   node.",
+        },
+    ],
+};
+
+const DNS: Section = Section {
+    name: "dns",
+    doc: "The name server on each node, which pods ask: names of the cluster from its state, all others from \
+          the node's own name servers. See [dns.md](dns.md).",
+    fields: &[
+        Field {
+            name: "enabled",
+            kind: Kind::Switch,
+            default: Default::Fixed,
+            doc: "Whether there is one. Set it to `false` where another name server, such as CoreDNS behind \
+                  kube-proxy, has these addresses.",
+        },
+        Field {
+            name: "domain",
+            kind: Kind::Text { form: "a domain like cluster.local", check: parses::<DomainName> },
+            default: Default::Fixed,
+            doc: "The cluster's domain. It must be the same on every node, and in pods' search paths.",
+        },
+        Field {
+            name: "addresses",
+            kind: Kind::List {
+                form: "IP addresses",
+                check: parses::<IpAddr>,
+                count_min: 1,
+                count_max: 2,
+            },
+            default: Default::Fixed,
+            doc: "Where pods find it, at most one address per family. Each node answers there itself: no \
+                  question leaves it. They must be outside of the pods' ranges.",
+        },
+        Field {
+            name: "ttl_s",
+            kind: Kind::Whole { min: 0, max: 3600, unit: "seconds" },
+            default: Default::Fixed,
+            doc: "How long pods may keep names of the cluster, and that one does not exist. The server itself \
+                  keeps nothing: its answers change with the state.",
+        },
+        Field {
+            name: "pods",
+            kind: Kind::Choice(&["disabled", "insecure", "verified"]),
+            default: Default::Fixed,
+            doc: "Which names of the form `10-244-1-7.NAMESPACE.pod.DOMAIN` exist: none, all in namespaces that \
+                  exist, or only those of pods that exist.",
+        },
+        Field {
+            name: "autopath",
+            kind: Kind::Switch,
+            default: Default::Fixed,
+            doc: "Whether the server walks the search path of the pod that asks, so that a name outside of \
+                  the cluster costs one question instead of five.",
+        },
+        Field {
+            name: "upstreams",
+            kind: Kind::List {
+                form: "addresses, with or without a port",
+                check: parses::<Upstream>,
+                count_min: 0,
+                count_max: 15,
+            },
+            default: Default::Fixed,
+            doc: "Name servers for all other names, asked in this order while they are well. With none, it is \
+                  those in `resolv_conf`.",
+        },
+        Field {
+            name: "resolv_conf",
+            kind: PATH,
+            default: Default::Fixed,
+            doc: "Where the node's own name servers and search domains are; read again when it changes. With \
+                  systemd-resolved, `/run/systemd/resolve/resolv.conf` has the real servers.",
+        },
+        Field {
+            name: "stubs",
+            kind: Kind::List {
+                form: "ZONE=SERVER[,SERVER...]",
+                check: parses::<Stub>,
+                count_min: 0,
+                count_max: 64,
+            },
+            default: Default::Fixed,
+            doc: "Zones that other servers are asked for, such as `corp.example=10.0.0.53`. The longest zone \
+                  that fits decides.",
+        },
+        Field {
+            name: "zones",
+            kind: Kind::List {
+                form: "domains",
+                check: parses::<DomainName>,
+                count_min: 0,
+                count_max: 64,
+            },
+            default: Default::Fixed,
+            doc: "Zones that this server has alone: a name in them that is not in `records` does not exist.",
+        },
+        Field {
+            name: "records",
+            kind: Kind::List {
+                form: "NAME [TTL] TYPE DATA",
+                check: parses::<StaticRecord>,
+                count_min: 0,
+                count_max: 10_000,
+            },
+            default: Default::Fixed,
+            doc: "Records of its own, as lines of a zone file, such as `db.lab.example A 192.0.2.7`. A TTL of \
+                  60 seconds is taken where there is none; `*` as the first label stands for all names \
+                  that do not exist otherwise.",
+        },
+        Field {
+            name: "cache_entries",
+            kind: Kind::Whole { min: 0, max: 1_000_000, unit: "answers" },
+            default: Default::Fixed,
+            doc: "Most answers of other servers that are kept, at about 500 bytes each. Those that nobody asks \
+                  for go first. Names of the cluster are not among them.",
+        },
+        Field {
+            name: "serve_stale_s",
+            kind: Kind::Whole { min: 0, max: 86_400, unit: "seconds" },
+            default: Default::Fixed,
+            doc: "For how long an answer that has ended is told while no server answers (RFC 8767).",
         },
     ],
 };

@@ -6,6 +6,8 @@
 //! | GET | `/v1/nodes` | | list of [`NodeStatus`] |
 //! | GET | `/v1/pods` | | list of [`PodStatus`] |
 //! | GET | `/v1/counters` | | [`CountersReport`] |
+//! | GET | `/v1/dns` | | [`DnsStatus`](crate::dns::report::DnsStatus), or null without a name server |
+//! | GET | `/v1/dns/query?name=&type=&from=` | | [`DnsAnswer`](crate::dns::report::DnsAnswer) |
 //! | POST | `/v1/ports` | [`PortRequest`] | [`PodStatus`] |
 //! | DELETE | `/v1/ports/NAME` | | |
 //! | POST | `/v1/cni` | `cni::rpc::CniRequest` | `cni::rpc::CniResponse` |
@@ -144,6 +146,8 @@ pub enum ProblemTopic {
     Path,
     /// No data passes to a node that is alive.
     Data,
+    /// Pods' names are not answered.
+    Dns,
 }
 
 /// Use of one leased prefix.

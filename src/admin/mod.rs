@@ -6,21 +6,24 @@ pub mod metrics;
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use cni::rpc::{CniRequest, CniResponse};
+use serde::Deserialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 use self::api::{ErrorBody, PortRequest};
 use crate::control::{Control, SharedControl};
+use crate::dns;
+use crate::dns::report::DnsAnswer;
 
 /// Opens the admin socket, readable and writable by its owner alone.
 ///
@@ -68,6 +71,8 @@ pub async fn serve(
         .route("/v1/nodes", get(async |State(control)| read(control, Control::nodes).await))
         .route("/v1/pods", get(async |State(control)| read(control, Control::pods).await))
         .route("/v1/counters", get(async |State(control)| read(control, Control::counters).await))
+        .route("/v1/dns", get(async |State(control)| read(control, Control::dns_status).await))
+        .route("/v1/dns/query", get(dns_query))
         .route("/v1/ports", post(add_port))
         .route("/v1/ports/{device}", delete(remove_port))
         .route("/v1/cni", post(cni))
@@ -154,6 +159,39 @@ async fn remove_port(
     removed
         .map(|()| StatusCode::NO_CONTENT)
         .map_err(|error| failure(StatusCode::NOT_FOUND, error.to_string()))
+}
+
+/// A question to the name server.
+#[derive(Debug, Deserialize)]
+struct DnsQuery {
+    name: String,
+    #[serde(rename = "type", default = "address")]
+    kind: String,
+    /// The pod that asks, as `namespace/name`, or an address.
+    from: Option<String>,
+}
+
+fn address() -> String {
+    "A".to_owned()
+}
+
+async fn dns_query(
+    State(control): State<SharedControl>,
+    Query(query): Query<DnsQuery>,
+) -> Result<Json<DnsAnswer>, Response> {
+    let resolver = blocking(control, |control| control.dns().cloned()).await?;
+    let Some(resolver) = resolver else {
+        let why = "this node has no name server: enabled = false under [dns]".to_owned();
+        return Err(failure(StatusCode::NOT_FOUND, why));
+    };
+    let refuse = |why| failure(StatusCode::BAD_REQUEST, why);
+    let request = dns::question(&query.name, &query.kind).map_err(refuse)?;
+    let client = match &query.from {
+        Some(from) => dns::client(&resolver, from).map_err(refuse)?,
+        None => IpAddr::from([127, 0, 0, 1]),
+    };
+    let (answer, part) = resolver.answer(&request, client).await;
+    Ok(Json(DnsAnswer::new(&answer, part)))
 }
 
 async fn metrics_text(State(control): State<SharedControl>) -> Result<Response, Response> {

@@ -86,6 +86,15 @@ Examples:
   sudo weft counters -o json | jq .dropped")]
     Counters(ViewArgs),
 
+    /// Shows the node's name server, and what it answers
+    #[command(after_help = "\
+Examples:
+  sudo weft dns status
+  sudo weft dns query web.default.svc.cluster.local
+  sudo weft dns query _http._tcp.web.default.svc.cluster.local SRV -o json
+  sudo weft dns query example.org --from default/client    as that pod would be answered")]
+    Dns(DnsArgs),
+
     /// Makes existing interfaces of the host ports of the switch: virtual machines, other runtimes
     #[command(after_help = "\
 Examples:
@@ -191,6 +200,44 @@ pub(super) struct TargetArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ViewArgs {
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// `weft dns`.
+#[derive(Debug, Args)]
+pub(super) struct DnsArgs {
+    #[command(subcommand)]
+    pub(super) command: DnsCommand,
+}
+
+/// What to know of the name server.
+#[derive(Debug, Subcommand)]
+pub(super) enum DnsCommand {
+    /// Shows what it knows, which other servers it asks, and what it has answered
+    Status(ViewArgs),
+
+    /// Asks it for a name, as a pod would
+    Query(DnsQueryArgs),
+}
+
+/// `weft dns query`.
+#[derive(Debug, Args)]
+pub(super) struct DnsQueryArgs {
+    /// The name, complete: search paths are not walked, unless --from names a pod
+    pub(super) name: String,
+
+    /// The type of the records
+    #[arg(default_value = "A")]
+    pub(super) kind: String,
+
+    /// The pod that asks, as NAMESPACE/NAME, or its address
+    #[arg(long, value_name = "POD")]
+    pub(super) from: Option<String>,
+
     #[command(flatten)]
     pub(super) target: TargetArgs,
 

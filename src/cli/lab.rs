@@ -13,7 +13,8 @@ use super::signals;
 use super::table::Table;
 use super::view::{join, print};
 use crate::lab::{
-    Family, Interrupt, Lab, LabConfig, LabState, Labs, ProcessId, hosts, namespace_in, sandbox,
+    Family, Interrupt, Lab, LabConfig, LabState, Labs, Namespace, ProcessId, hosts, namespace_in,
+    resolv_conf, sandbox,
 };
 
 pub(super) fn run(arguments: LabArgs, out: &mut impl Write) -> Result<ExitCode> {
@@ -37,6 +38,9 @@ pub(super) fn run(arguments: LabArgs, out: &mut impl Write) -> Result<ExitCode> 
             command.args(arguments);
             let dir = labs.dir(&name);
             namespace_in(&dir, &state, &place)?.start_inside(&mut command, false)?;
+            if state.pod(&place).is_ok() {
+                Namespace::show_resolv_conf(&mut command, &resolv_conf(&dir))?;
+            }
             if let Err(error) = sandbox::mount_hosts(&hosts(&dir)) {
                 eprintln!("weft: names of nodes and pods will not be known: {error:#}");
             }

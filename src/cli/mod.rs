@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod demo;
+mod dns;
 mod lab;
 mod signals;
 mod table;
@@ -51,6 +52,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Pods(arguments) => view::pods(&arguments, &mut out)?,
         Command::Counters(arguments) => view::counters(&arguments, &mut out)?,
         Command::Port(arguments) => view::port(&arguments, &mut out)?,
+        Command::Dns(arguments) => dns::run(&arguments, &mut out)?,
         Command::Bench(arguments) => bench::run(&arguments, &mut out)?,
         Command::Uninstall(arguments) => uninstall(&arguments, &mut out)?,
         Command::Daemon { arguments } => {

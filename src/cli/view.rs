@@ -174,6 +174,7 @@ fn topic_name(topic: ProblemTopic) -> &'static str {
         ProblemTopic::Conflict => "conflict",
         ProblemTopic::Path => "path",
         ProblemTopic::Data => "data",
+        ProblemTopic::Dns => "dns",
     }
 }
 

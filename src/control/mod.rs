@@ -56,6 +56,8 @@ pub(crate) use self::paths::is_up;
 use self::ports::PortNumbers;
 pub use self::shared::SharedControl;
 use crate::admin::api::{LeasePhase, Offender, ProblemTopic};
+use crate::dns::report::DnsStatus;
+use crate::dns::{self, resolver::Resolver};
 use crate::host::long_frames::{self, Probed};
 use crate::host::{Host, nft, sysctl};
 
@@ -153,6 +155,8 @@ pub struct Control {
     /// Since when nobody knows the nodes any more that addresses were left to.
     absent: BTreeMap<NodeId, Instant>,
     underlay: Option<Underlay>,
+    /// Who answers pods' names, unless the configuration leaves that to others.
+    dns: Option<Arc<Resolver>>,
     tunnel: Option<TunnelStatus>,
     host: Option<Host>,
     paths: PathMonitor,
@@ -195,6 +199,10 @@ impl Control {
         let seed = SysRng.try_next_u64().context("the kernel gives no random number")?;
         let (paths, findings) =
             PathMonitor::new(identity.id.vtep_mac(), engine.prober_counters(), seed);
+        // What asks for loops must not be guessed.
+        let secret = SysRng.try_next_u64().context("the kernel gives no random number")?;
+        let dns = || Arc::new(dns::resolver(&config.dns, &config.lease.ranges, secret));
+        let dns = config.dns.enabled.then(dns);
         Ok(Self {
             config,
             identity,
@@ -215,6 +223,7 @@ impl Control {
             cut_off: BTreeSet::new(),
             absent: BTreeMap::new(),
             underlay: None,
+            dns,
             tunnel: None,
             host: None,
             paths,
@@ -239,6 +248,16 @@ impl Control {
     /// Who probes the paths to the other nodes, and what it finds out. For whoever runs it, once.
     pub fn take_paths(&mut self) -> Option<(PathMonitor, mpsc::Receiver<(NodeId, Finding)>)> {
         Some((self.paths.clone(), self.findings.take()?))
+    }
+
+    /// Who answers pods' names.
+    pub fn dns(&self) -> Option<&Arc<Resolver>> {
+        self.dns.as_ref()
+    }
+
+    /// How the name server is doing; `None` when there is none.
+    pub fn dns_status(&self) -> Option<DnsStatus> {
+        self.dns.as_deref().map(|resolver| DnsStatus::of(resolver, &self.config.dns))
     }
 
     /// Takes up a new view of the cluster.
@@ -389,7 +408,11 @@ impl Control {
             self.engine.add_port(PortIx::HOST, port)?;
         }
         if let Some(host) = &self.host {
-            host.configure(gateways, &self.config.lease.ranges, mtu)?;
+            let mut addresses = gateways.to_vec();
+            if self.config.dns.enabled {
+                addresses.extend(&self.config.dns.addresses);
+            }
+            host.configure(&addresses, &self.config.lease.ranges, mtu)?;
         }
         Ok(())
     }
@@ -408,7 +431,8 @@ impl Control {
         }
         let masqueraded = if self.config.host.masquerade {
             let port = self.config.overlay.vxlan_port;
-            nft::apply(&interface, port, &self.leases(), &self.config.lease.ranges)
+            let dns = if self.config.dns.enabled { &self.config.dns.addresses[..] } else { &[] };
+            nft::apply(&interface, port, &self.leases(), &self.config.lease.ranges, dns)
         } else {
             nft::remove()
         };

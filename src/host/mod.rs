@@ -75,20 +75,21 @@ impl Host {
         }
     }
 
-    /// Gives the interface its addresses, MTU and routes. May be repeated with others.
+    /// Gives the interface its addresses, MTU and routes. May be repeated with others. The first address of
+    /// each family is the node's own, which it speaks from.
     ///
     /// # Errors
     /// When the kernel refuses, or somebody else has a route to the cluster range.
     pub fn configure(
         &self,
-        gateways: &[IpAddr],
+        addresses: &[IpAddr],
         ranges: &[IpNetwork],
         mtu: u16,
     ) -> Result<(), HostError> {
         let wanted = HostInterface {
             mac: Mac::HOST.0,
             mtu: u32::from(mtu),
-            addresses: gateways.to_vec(),
+            addresses: addresses.to_vec(),
             ranges: ranges.to_vec(),
             routers: vec![ROUTER_V4.into(), ROUTER_V6.into()],
         };

@@ -1,8 +1,10 @@
-//! The one nftables table that Weft owns: pods' traffic to the world leaves under the node's address, and the
-//! tunnel's own datagrams are not tracked, since nothing is ever decided by their connections.
+//! The one nftables table that Weft owns: pods' traffic to the world leaves under the node's address. The
+//! tunnel's own datagrams and questions to the name server are not tracked, since nothing is ever decided by
+//! their connections.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use ipnetwork::IpNetwork;
@@ -40,8 +42,9 @@ pub fn apply(
     vxlan_port: u16,
     leases: &[IpNetwork],
     ranges: &[IpNetwork],
+    dns: &[IpAddr],
 ) -> Result<(), Error> {
-    run(&ruleset(interface, vxlan_port, leases, ranges))
+    run(&ruleset(interface, vxlan_port, leases, ranges, dns))
 }
 
 /// Removes the table. It is no error if there is none.
@@ -53,7 +56,13 @@ pub fn remove() -> Result<(), Error> {
 }
 
 /// The ruleset as text. Declaring the table first makes the deletion valid when there is none.
-fn ruleset(interface: &str, vxlan_port: u16, leases: &[IpNetwork], ranges: &[IpNetwork]) -> String {
+fn ruleset(
+    interface: &str,
+    vxlan_port: u16,
+    leases: &[IpNetwork],
+    ranges: &[IpNetwork],
+    dns: &[IpAddr],
+) -> String {
     let mut text = format!(
         "table inet {TABLE}\n\
          delete table inet {TABLE}\n\
@@ -69,14 +78,24 @@ fn ruleset(interface: &str, vxlan_port: u16, leases: &[IpNetwork], ranges: &[IpN
         let _ = writeln!(text, "\t\t{} saddr {lease} masquerade", family(lease));
     }
     text.push_str("\t}\n");
-    for (chain, hook) in [("tunnel_in", "prerouting"), ("tunnel_out", "output")] {
+    for (chain, hook, dns_end) in
+        [("untracked_in", "prerouting", "d"), ("untracked_out", "output", "s")]
+    {
         let _ = write!(
             text,
             "\tchain {chain} {{\n\
              \t\ttype filter hook {hook} priority raw; policy accept;\n\
-             \t\tudp dport {vxlan_port} notrack\n\
-             \t}}\n"
+             \t\tudp dport {vxlan_port} notrack\n"
         );
+        for address in dns {
+            let family = family(&IpNetwork::from(*address));
+            let _ = writeln!(
+                text,
+                "\t\t{family} {dns_end}addr {address} udp {dns_end}port {} notrack",
+                crate::dns::PORT
+            );
+        }
+        text.push_str("\t}\n");
     }
     text.push_str("}\n");
     text
@@ -119,11 +138,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_traffic_from_the_lease_to_outside_is_masqueraded_and_the_tunnel_is_not_tracked() {
+    fn only_traffic_from_the_lease_to_outside_is_masqueraded_and_tunnel_and_names_are_not_tracked()
+    {
         let leases = ["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()];
         let ranges = ["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()];
+        let dns = ["10.96.0.10".parse().unwrap(), "fd00:10:96::a".parse().unwrap()];
         assert_eq!(
-            ruleset("weft0", 4789, &leases, &ranges),
+            ruleset("weft0", 4789, &leases, &ranges, &dns),
             "table inet weft\n\
              delete table inet weft\n\
              table inet weft {\n\
@@ -135,13 +156,17 @@ mod tests {
              \t\tip saddr 10.244.1.0/24 masquerade\n\
              \t\tip6 saddr fd00:10:244:1::/64 masquerade\n\
              \t}\n\
-             \tchain tunnel_in {\n\
+             \tchain untracked_in {\n\
              \t\ttype filter hook prerouting priority raw; policy accept;\n\
              \t\tudp dport 4789 notrack\n\
+             \t\tip daddr 10.96.0.10 udp dport 53 notrack\n\
+             \t\tip6 daddr fd00:10:96::a udp dport 53 notrack\n\
              \t}\n\
-             \tchain tunnel_out {\n\
+             \tchain untracked_out {\n\
              \t\ttype filter hook output priority raw; policy accept;\n\
              \t\tudp dport 4789 notrack\n\
+             \t\tip saddr 10.96.0.10 udp sport 53 notrack\n\
+             \t\tip6 saddr fd00:10:96::a udp sport 53 notrack\n\
              \t}\n}\n"
         );
     }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use cni::rpc::{Client, ClientError};
 
 use crate::admin::api::{CountersReport, NodeStatus, PodStatus, PortRequest, Status};
+use crate::dns::report::{DnsAnswer, DnsStatus};
 
 /// How long an answer may take. The daemon has every answer at hand; a command line should not hang.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,6 +61,27 @@ impl Admin {
         wait(self.client.get("/v1/counters"))
     }
 
+    /// The node's name server; `None` when it has none.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn dns(&self) -> Result<Option<DnsStatus>> {
+        wait(self.client.get("/v1/dns"))
+    }
+
+    /// What the node's name server answers to a question that the pod or address `from` asks.
+    ///
+    /// # Errors
+    /// When the daemon does not answer or refuses.
+    pub fn dns_query(&self, name: &str, kind: &str, from: Option<&str>) -> Result<DnsAnswer> {
+        let mut path = format!("/v1/dns/query?name={}&type={}", escaped(name), escaped(kind));
+        if let Some(from) = from {
+            path.push_str("&from=");
+            path.push_str(&escaped(from));
+        }
+        wait(self.client.get(&path))
+    }
+
     /// Makes an interface of the host a port.
     ///
     /// # Errors
@@ -76,6 +98,20 @@ impl Admin {
         let path = format!("/v1/ports/{device}");
         wait(self.client.delete::<serde_json::Value>(&path)).map(drop)
     }
+}
+
+/// Text as a value in a query string (RFC 3986 §2.1).
+fn escaped(text: &str) -> String {
+    let mut made = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'/' | b':' => {
+                made.push(char::from(byte));
+            }
+            other => made.push_str(&format!("%{other:02X}")),
+        }
+    }
+    made
 }
 
 fn wait<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T> {

@@ -191,6 +191,7 @@ impl Lab {
         for name in ["weft", "weftd", "weft-cni"] {
             symlink(&program, self.dir.join("bin").join(name))?;
         }
+        hosts::write_resolv_conf(&self.dir).context("writing pods' resolv.conf")?;
         namespace::make_private(&self.dir.join("ns")).context("making a place for namespaces")?;
         let mtu = self.state.config.underlay_mtu;
         let underlay = self.make_namespace(UNDERLAY)?;
@@ -257,13 +258,17 @@ impl Lab {
         Ok(Admin::new(daemon::socket(&self.dir, node)))
     }
 
-    /// A command that will run in the namespace `name`.
+    /// A command that will run in the namespace `name`; in a pod, with the name servers and search path that
+    /// a kubelet gives to pods.
     ///
     /// # Errors
     /// When there is no such namespace.
     pub fn command(&self, name: &str, program: &str) -> Result<Command> {
         let mut command = Command::new(program);
         self.namespace(name)?.start_inside(&mut command, false)?;
+        if self.state.pod(name).is_ok() {
+            Namespace::show_resolv_conf(&mut command, &hosts::resolv_conf(&self.dir))?;
+        }
         Ok(command)
     }
 

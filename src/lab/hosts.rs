@@ -1,4 +1,5 @@
-//! Names in a lab: the `/etc/hosts` that commands in its namespaces see.
+//! Names in a lab: the `/etc/hosts` that commands in its namespaces see, and the `/etc/resolv.conf` of those
+//! in pods.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -6,13 +7,34 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use conf::DnsConfig;
+
 use super::cluster::{UNDERLAY, WORLD};
 use super::config::{Family, Plan};
+use super::plugin::NAMESPACE;
 use super::state::LabState;
 
 /// Where the file of the lab in `dir` is.
 pub fn hosts(dir: &Path) -> PathBuf {
     dir.join("hosts")
+}
+
+/// Where pods' `resolv.conf` of the lab in `dir` is.
+pub fn resolv_conf(dir: &Path) -> PathBuf {
+    dir.join("resolv.conf")
+}
+
+/// Writes pods' `resolv.conf` as a kubelet composes it for `dnsPolicy: ClusterFirst`.
+pub(super) fn write_resolv_conf(dir: &Path) -> io::Result<()> {
+    let dns = DnsConfig::default();
+    let (domain, mut text) = (dns.domain, String::new());
+    for address in &dns.addresses {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "nameserver {address}");
+    }
+    let _ = writeln!(text, "search {NAMESPACE}.svc.{domain} svc.{domain} {domain}");
+    text.push_str("options ndots:5\n");
+    fs::write(resolv_conf(dir), text)
 }
 
 /// Writes the file, in place: it is mounted where commands run, and they are to see the change.

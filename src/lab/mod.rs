@@ -48,7 +48,7 @@ pub use admin::Admin;
 pub use cluster::{Lab, UNDERLAY, WORLD, address_of, namespace_in};
 pub use config::{Family, LabConfig, NODES_MAX, Plan};
 pub use daemon::socket;
-pub use hosts::hosts;
+pub use hosts::{hosts, resolv_conf};
 pub use namespace::Namespace;
 pub use process::ProcessId;
 pub use state::{LabState, Labs, NodeState, PodState};

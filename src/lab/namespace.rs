@@ -7,9 +7,11 @@
 // `pre_exec`, by which a program starts in a namespace, has no safe form: it runs between fork and exec.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +19,7 @@ use std::process::Command;
 use cni::netns::{self, Netns, NetnsError};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use rustix::process::Signal;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// A network namespace with a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +81,25 @@ impl Namespace {
         // SAFETY: between fork and exec only async-signal-safe functions may run; the closure makes two
         // system calls, and neither allocates nor locks.
         unsafe { command.pre_exec(enter) };
+        Ok(())
+    }
+
+    /// Makes `command` see `file` as its `/etc/resolv.conf`, as in a container; nothing else sees it there.
+    ///
+    /// # Errors
+    /// When the path has a zero byte.
+    pub fn show_resolv_conf(command: &mut Command, file: &Path) -> io::Result<()> {
+        let file = CString::new(file.as_os_str().as_bytes())?;
+        let show = move || {
+            // SAFETY: the child has one thread, and shares its directories with nobody.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
+            mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+            mount_bind(file.as_c_str(), c"/etc/resolv.conf")?;
+            Ok(())
+        };
+        // SAFETY: between fork and exec only async-signal-safe functions may run; the closure makes three
+        // system calls, and neither allocates nor locks.
+        unsafe { command.pre_exec(show) };
         Ok(())
     }
 

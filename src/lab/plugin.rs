@@ -19,6 +19,9 @@ use super::state::PodState;
 /// The interface in every pod.
 const INTERFACE: &str = "eth0";
 
+/// The Kubernetes namespace of all pods.
+pub(super) const NAMESPACE: &str = "lab";
+
 /// Version of the CNI specification that is spoken.
 const CNI_VERSION: &str = "1.0.0";
 
@@ -95,7 +98,10 @@ impl<'a> Call<'a> {
             .env("CNI_PATH", self.lab.join("bin"))
             .env(
                 "CNI_ARGS",
-                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={}", self.pod.name),
+                format!(
+                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={}",
+                    self.pod.name
+                ),
             )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -26,7 +26,7 @@ pub struct HostInterface {
     pub mac: [u8; 6],
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Its addresses: the lease's first ones, at most one per family.
+    /// Its addresses; the first of each family is what the node speaks from.
     pub addresses: Vec<IpAddr>,
     /// The ranges behind the switch.
     pub ranges: Vec<IpNetwork>,

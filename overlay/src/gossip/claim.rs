@@ -449,7 +449,7 @@ impl Claims {
             let judged = judge(bids.chain([own]).collect());
             judged.into_iter().find(|(bid, _)| *bid == own).and_then(|(_, winner)| winner)
         });
-        judged.flatten().or(dead.map(|dead| dead.id))
+        judged.flatten().or_else(|| dead.map(|dead| dead.id))
     }
 
     /// Whether somebody who knows more is about to take a subnet: perhaps it has it already, and gives up at
@@ -705,7 +705,7 @@ mod tests {
         let mut announced = record(9, 1);
         announced.leases = claims.records();
         let mut seen = Store::new(10);
-        seen.offer(announced.clone(), None);
+        seen.offer(announced, None);
         let mut chooser = Claims::new(NodeId([2; 16]), LeaseConfig::default());
         chooser.remember(RememberedLease { prefix: net("10.244.2.0/24"), epoch: 7 });
         let lost =
