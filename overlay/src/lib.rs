@@ -7,6 +7,8 @@
 //! - **knowledge**: [`gossip`] keeps a record of every node and decides on leases; [`agent`] gives it a socket, a
 //!   clock and a disk; what it knows is the [`subnet::SubnetMap`].
 //!
+//! [`seal`] keeps the gossip secret and strangers out: the cluster's keys, their file, the cipher.
+//!
 //! [`underlay`] chooses the address that both use. What the kernel offers and grants to the tunnel, and loses before
 //! it, is looked at in [`send_offload`], [`buffers`] and [`path`].
 
@@ -21,6 +23,7 @@ pub mod interfaces;
 pub mod node_id;
 pub mod path;
 pub mod pods;
+pub mod seal;
 pub mod send_offload;
 mod span;
 mod state_file;

@@ -3,23 +3,34 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
 /// Replaces the file at `path`: written beside it, synced, renamed over it, and the directory synced.
 pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
-    replace(path, content).map_err(|cause| Error::WriteState { path: path.to_owned(), cause })
+    write_with_mode(path, content, 0o666)
 }
 
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+/// The same, with other permissions than the usual ones. They hold before anything is in the file.
+pub(crate) fn write_with_mode(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
+    replace(path, content, mode).map_err(|cause| Error::WriteState { path: path.to_owned(), cause })
+}
+
+fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) | None => Path::new("."),
     };
     fs::create_dir_all(directory)?;
     let beside = beside(path);
-    let mut file = File::create(&beside)?;
+    // What an interrupted write has left there may have other permissions.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = File::options().write(true).create_new(true).mode(mode).open(&beside)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
