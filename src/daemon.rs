@@ -18,6 +18,7 @@ use ipam::Ipam;
 use overlay::agent::{Agent, AgentConfig, AgentHandle};
 use overlay::gossip::{Event, GossipConfig, Holdings, LeaseState, LocalNode, Memory};
 use overlay::node_id::NodeId;
+use overlay::seal::KeyFile;
 use overlay::subnet::SubnetMap;
 use overlay::underlay::{self, Underlay, UnderlaySelector};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -105,6 +106,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     if options.check {
         eprintln!("{}: no errors", options.config.display());
+        if let Some(warning) = seal_warning(&config) {
+            eprintln!("warning: {warning}");
+        }
         return ExitCode::SUCCESS;
     }
     if options.uninstall {
@@ -120,12 +124,23 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// What a check of the file says about the seal, which is not only a matter of the file.
+fn seal_warning(config: &NodeConfig) -> Option<String> {
+    if config.overlay.insecure {
+        return Some(admin::api::INSECURE.to_owned());
+    }
+    KeyFile::load(&config.overlay.key_file).err().map(|error| error.to_string())
+}
+
 /// Whether starting again by itself would fail again.
 fn needs_a_person(error: &anyhow::Error) -> bool {
     let damaged = |cause: &(dyn std::error::Error + 'static)| {
         let overlay = cause.downcast_ref::<overlay::error::Error>().is_some_and(|error| {
             use overlay::error::Error;
-            matches!(error, Error::CorruptNodeId { .. } | Error::CorruptState { .. })
+            matches!(
+                error,
+                Error::CorruptNodeId { .. } | Error::CorruptState { .. } | Error::Keys(_)
+            )
         });
         let ipam = cause.downcast_ref::<ipam::Error>().is_some_and(|error| {
             use ipam::{Error, StoreError};
@@ -183,7 +198,21 @@ fn raise_file_limit() -> Result<()> {
     setrlimit(Resource::Nofile, raised).context("cannot raise the limit of open files")
 }
 
+/// Nothing is started without the keys that gossip needs, nor is it silent where none are wanted.
+fn check_seal(config: &NodeConfig) -> Result<()> {
+    if config.overlay.insecure {
+        tracing::warn!("{}", admin::api::INSECURE);
+        return Ok(());
+    }
+    let file = KeyFile::load(&config.overlay.key_file)
+        .map_err(|error| overlay::error::Error::Keys(Box::new(error)))?;
+    let keys = file.ring().map(|ring| ring.ids()).unwrap_or_default();
+    tracing::info!(?keys, "gossip is sealed; the first key is in use");
+    Ok(())
+}
+
 async fn serve(config: Arc<NodeConfig>) -> Result<()> {
+    check_seal(&config)?;
     // Before anything that takes time, so that a stop is always a clean one.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -478,6 +507,7 @@ struct Gossip {
     map: watch::Receiver<Arc<SubnetMap>>,
     lease: watch::Receiver<LeaseState>,
     storage: watch::Receiver<Option<String>>,
+    keys: watch::Receiver<Option<String>>,
     events: mpsc::Receiver<Event>,
     /// What was told last of pods and their addresses.
     told: Holdings,
@@ -489,6 +519,8 @@ enum News {
     Lease(LeaseState),
     /// Why what must survive a restart cannot be written, or that it can.
     Storage(Option<String>),
+    /// Why the key file cannot be used as it is now, or that it can.
+    Keys(Option<String>),
     Event(Event),
     /// The gossip ended, which it never does by itself.
     Ended,
@@ -519,14 +551,16 @@ impl Gossip {
             local,
             seeds: config.seeds.iter().map(ToString::to_string).collect(),
             state_file: config.paths.state.join("gossip.json"),
+            key_file: (!config.overlay.insecure).then(|| config.overlay.key_file.clone()),
         })
         .await?;
         let (mut map, mut lease) = (agent.map(), agent.lease());
         map.mark_changed();
         lease.mark_changed();
-        let storage = agent.storage();
+        let (storage, keys) = (agent.storage(), agent.key_trouble());
         let events = agent.take_events().context("the events of a new agent are there")?;
-        let mut gossip = Self { agent, map, lease, storage, events, told: Holdings::default() };
+        let mut gossip =
+            Self { agent, map, lease, storage, keys, events, told: Holdings::default() };
         gossip.tell_holdings(control).await?;
         Ok(gossip)
     }
@@ -569,6 +603,10 @@ async fn next_news(gossip: &mut Option<Gossip>) -> News {
             Ok(()) => News::Storage(gossip.storage.borrow_and_update().clone()),
             Err(_) => News::Ended,
         },
+        changed = gossip.keys.changed(), if gossip.keys.has_changed().is_ok() => match changed {
+            Ok(()) => News::Keys(gossip.keys.borrow_and_update().clone()),
+            Err(_) => std::future::pending().await,
+        },
         event = gossip.events.recv() => event.map_or(News::Ended, News::Event),
     }
 }
@@ -585,6 +623,14 @@ async fn take_up(control: &SharedControl, gossip: Option<&mut Gossip>, news: New
         }
         News::Storage(problem) => {
             let topic = Topic::Node(ProblemTopic::Storage);
+            with(control, move |control| match problem {
+                Some(problem) => control.raise(topic, problem),
+                None => control.clear(&topic),
+            })
+            .await
+        }
+        News::Keys(problem) => {
+            let topic = Topic::Node(ProblemTopic::Keys);
             with(control, move |control| match problem {
                 Some(problem) => control.raise(topic, problem),
                 None => control.clear(&topic),
@@ -643,13 +689,14 @@ fn set_lease(control: &mut Control, state: &LeaseState) {
 /// Once a second: reports of the workers, totals of the gossip, repairs, health, watchdog.
 async fn on_tick(control: &SharedControl, mut gossip: Option<&mut Gossip>) -> Result<()> {
     tell_holdings(control, gossip.as_deref_mut()).await?;
-    let refused = gossip.map(|gossip| {
+    let heard = gossip.map(|gossip| {
         let counters = gossip.agent.counters();
-        counters.refused.iter().map(|(reason, n)| (reason.name().to_owned(), *n)).collect()
+        let refused = counters.refused.iter().map(|(reason, n)| (reason.name().to_owned(), *n));
+        (refused.collect(), gossip.agent.strangers())
     });
     let health = with(control, move |control| {
-        if let Some(refused) = refused {
-            control.set_gossip_refused(refused);
+        if let Some((refused, strangers)) = heard {
+            control.set_gossip_refused(refused, strangers);
         }
         control.collect_reports();
         control.repair();

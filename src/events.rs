@@ -54,6 +54,10 @@ pub(crate) fn log(event: &Event) {
              the wrong interface; set address under [underlay] there"
         ),
         Event::Slept { gap } => tracing::warn!(code, ?gap, "this process stood still"),
+        Event::Stranger(stranger) => {
+            let reason = stranger.reason.name();
+            tracing::warn!(code, address = %stranger.address, reason, "gossip refused: {stranger}");
+        }
         Event::MemoryRecovered { version } => {
             tracing::warn!(
                 code,

@@ -194,6 +194,22 @@ const OVERLAY: Section = Section {
             doc: "Most nodes that this one remembers, dead ones included, at about 300 bytes each. At the \
                   bound, further nodes are refused and counted.",
         },
+        Field {
+            name: "key_file",
+            kind: PATH,
+            default: Default::Fixed,
+            doc: "The file with the keys that gossip is sealed with; all nodes have the same keys. `weft key` \
+                  makes and changes it, and the daemon follows it without a restart. Only its owner may \
+                  read it (mode 0600). Without it the daemon does not start, unless `insecure` is set.",
+        },
+        Field {
+            name: "insecure",
+            kind: Kind::Switch,
+            default: Default::Fixed,
+            doc: "Gossip in clear, without a key. Whoever reaches the gossip port may then join, lie about \
+                  subnets and read everything, and the daemon says so in its log, in `weft status` and in its \
+                  metrics. Nodes with and without it do not talk to each other.",
+        },
     ],
 };
 

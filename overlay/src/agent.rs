@@ -22,10 +22,11 @@ use crate::config::LeaseConfig;
 use crate::error::Error;
 use crate::gossip::{
     Counters, DATAGRAM_MAX, Event, Gossip, GossipConfig, Holdings, LeaseState, LocalNode, Memory,
-    RememberedLease, check_pods,
+    Protection, RememberedLease, Stranger, check_pods,
 };
 use crate::node_id::NodeId;
 use crate::pods::{LocalPod, PodError, PodMap};
+use crate::seal::{FileError, KeyFile, KeyRing, Secrets};
 use crate::state_file;
 use crate::subnet::SubnetMap;
 
@@ -41,6 +42,9 @@ pub struct AgentConfig {
     pub seeds: Vec<String>,
     /// Where to remember leases and counters; made if missing.
     pub state_file: PathBuf,
+    /// The file with the network's keys, looked at every second; see [`KeyFile`]. `None`: the gossip is in
+    /// clear, and whoever reaches its port may join.
+    pub key_file: Option<PathBuf>,
 }
 
 /// A running agent.
@@ -52,6 +56,8 @@ pub struct AgentHandle {
     lease: watch::Receiver<LeaseState>,
     counters: watch::Receiver<Counters>,
     storage: watch::Receiver<Option<String>>,
+    key_trouble: watch::Receiver<Option<String>>,
+    strangers: watch::Receiver<Vec<Stranger>>,
     events: Option<mpsc::Receiver<Event>>,
     leave: mpsc::Sender<oneshot::Sender<()>>,
     orders: mpsc::Sender<Order>,
@@ -83,6 +89,10 @@ pub struct Agent {
     lease: watch::Sender<LeaseState>,
     counters: watch::Sender<Counters>,
     storage: watch::Sender<Option<String>>,
+    /// What the key file holds; `None` without one.
+    keys: Option<watch::Receiver<KeyRing>>,
+    strangers: watch::Sender<Vec<Stranger>>,
+    renew_at: Instant,
     /// What is being written.
     saving: Option<JoinHandle<Result<(), Error>>>,
     events: mpsc::Sender<Event>,
@@ -120,6 +130,13 @@ const RESOLVE_PAUSE: Duration = Duration::from_secs(30);
 /// How often totals are published.
 const COUNT_PAUSE: Duration = Duration::from_secs(1);
 
+/// How often the key file is looked at.
+const KEYS_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a new session is begun. A machine that goes on from a picture of its memory counts its
+/// datagrams a second time, and is heard again with the next session at the latest.
+const SESSION_LIFE: Duration = Duration::from_secs(3600);
+
 /// How long to wait after the socket failed.
 const SOCKET_RETRY: Duration = Duration::from_secs(1);
 
@@ -130,16 +147,23 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// When the address cannot be bound, the state file cannot be read or written, or is damaged.
+    /// When the address cannot be bound, the state file cannot be read or written, or is damaged, or there
+    /// are no keys.
     pub async fn spawn(config: AgentConfig) -> Result<AgentHandle, Error> {
-        let AgentConfig { gossip, mut local, seeds, state_file } = config;
+        let AgentConfig { gossip, mut local, seeds, state_file, key_file } = config;
+        let keys = key_file.as_deref().map(load_keys).transpose();
+        let keys = keys.map_err(|error| Error::Keys(Box::new(error)))?;
         let address = SocketAddr::new(local.underlay, local.gossip_port);
         let socket =
             UdpSocket::bind(address).await.map_err(|cause| Error::BindGossip { address, cause })?;
         local.memory = load(&state_file, local.id)?;
         local.has_seeds = !seeds.is_empty();
         let id = local.id;
-        let gossip = Gossip::new(gossip, local, random_seed()?, Instant::now());
+        let protection = match keys.clone() {
+            Some(keys) => Protection::Sealed { keys, secrets: Secrets::generate()? },
+            None => Protection::Insecure,
+        };
+        let gossip = Gossip::new(gossip, local, protection, random_seed()?, Instant::now());
 
         let (map_in, map) = watch::channel(Arc::clone(gossip.map()));
         let (pods_in, pods) = watch::channel(Arc::clone(gossip.pods()));
@@ -147,6 +171,8 @@ impl Agent {
         let (lease_in, lease) = watch::channel(gossip.lease_state());
         let (counters_in, counters) = watch::channel(Counters::default());
         let (storage_in, storage) = watch::channel(None);
+        let (strangers_in, strangers) = watch::channel(Vec::new());
+        let (trouble_in, key_trouble) = watch::channel(None);
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
         let (leave, leave_out) = mpsc::channel(1);
         let (orders, orders_out) = mpsc::channel(ORDERS_MAX);
@@ -164,6 +190,9 @@ impl Agent {
             lease: lease_in,
             counters: counters_in,
             storage: storage_in,
+            keys: key_file.zip(keys).map(|(file, keys)| watch_keys(file, keys, trouble_in)),
+            strangers: strangers_in,
+            renew_at: Instant::now() + SESSION_LIFE,
             saving: None,
             events: events_in,
             counted: Instant::now(),
@@ -182,6 +211,8 @@ impl Agent {
             lease,
             counters,
             storage,
+            key_trouble,
+            strangers,
             events,
             leave,
             orders,
@@ -225,6 +256,7 @@ impl Agent {
                     self.join_seeds();
                 }
                 pods = next_pods(&mut self.own_pods) => self.set_pods(pods),
+                keys = new_keys(&mut self.keys) => self.gossip.set_keys(&keys, Instant::now()),
                 readable = self.socket.readable() => {
                     if let Err(error) = readable {
                         tracing::warn!(%error, "the gossip socket failed");
@@ -343,8 +375,15 @@ impl Agent {
         if self.counted.elapsed() >= COUNT_PAUSE {
             self.counted = Instant::now();
             self.counters.send_replace(self.gossip.counters().clone());
+            self.strangers.send_replace(self.gossip.strangers());
+            if self.renew_at <= self.counted {
+                self.renew_session();
+            }
         }
         while let Some(event) = self.gossip.poll_event() {
+            if matches!(event, Event::Slept { .. }) {
+                self.renew_session();
+            }
             if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
                 tracing::warn!(?event, "nobody reads the events of gossip");
             }
@@ -355,6 +394,15 @@ impl Agent {
         if let Err(error) = self.gossip.set_pods(pods, Instant::now()) {
             tracing::error!(%error, "pods were given to gossip unchecked");
         }
+    }
+
+    /// Goes on in a session that no copy of this machine has.
+    fn renew_session(&mut self) {
+        match Secrets::generate() {
+            Ok(secrets) => self.gossip.renew_session(&secrets),
+            Err(error) => tracing::warn!(%error, "the gossip goes on in its former session"),
+        }
+        self.renew_at = Instant::now() + SESSION_LIFE;
     }
 
     fn join_seeds(&mut self) {
@@ -407,6 +455,18 @@ impl AgentHandle {
     /// Why the state file cannot be written, and what to do; `None` while it can.
     pub fn storage(&self) -> watch::Receiver<Option<String>> {
         self.storage.clone()
+    }
+
+    /// Why the key file cannot be used as it is now, and what to do; `None` while it can. The keys that were
+    /// read last stay in use.
+    pub fn key_trouble(&self) -> watch::Receiver<Option<String>> {
+        self.key_trouble.clone()
+    }
+
+    /// Who has spoken within the last minute with a wrong seal or none, the latest first; a second old at
+    /// most.
+    pub fn strangers(&self) -> Vec<Stranger> {
+        self.strangers.borrow().clone()
     }
 
     /// The stream of events; `None` if somebody has taken it already.
@@ -473,6 +533,66 @@ async fn finished(saving: &mut Option<JoinHandle<Result<(), Error>>>) -> Result<
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(error) => Err(format!("writing the state was interrupted: {error}")),
     }
+}
+
+/// The keys, once they have changed; never, if there are none.
+async fn new_keys(keys: &mut Option<watch::Receiver<KeyRing>>) -> KeyRing {
+    if let Some(keys) = keys
+        && keys.changed().await.is_ok()
+    {
+        return keys.borrow_and_update().clone();
+    }
+    std::future::pending().await
+}
+
+/// Looks at the key file for ever, in a task of its own, so that a disk that hangs silences nobody.
+fn watch_keys(
+    path: PathBuf,
+    keys: KeyRing,
+    trouble: watch::Sender<Option<String>>,
+) -> watch::Receiver<KeyRing> {
+    let (publish, keys) = watch::channel(keys);
+    tokio::spawn(async move {
+        while !publish.is_closed() {
+            tokio::time::sleep(KEYS_PAUSE).await;
+            let file = path.clone();
+            let read = tokio::task::spawn_blocking(move || load_keys(&file)).await;
+            let found = match read {
+                Ok(Ok(keys)) => {
+                    publish.send_if_modified(|known| {
+                        let changed = *known != keys;
+                        if changed {
+                            let ids = keys.ids();
+                            tracing::info!(?ids, "the keys have changed; the first is in use");
+                            *known = keys;
+                        }
+                        changed
+                    });
+                    None
+                }
+                Ok(Err(error)) => {
+                    Some(format!("{error}. The keys that were read before stay in use"))
+                }
+                Err(error) => Some(format!("reading the keys was interrupted: {error}")),
+            };
+            trouble.send_if_modified(|known| {
+                let changed = *known != found;
+                if changed {
+                    if let Some(found) = &found {
+                        tracing::error!("{found}");
+                    }
+                    *known = found;
+                }
+                changed
+            });
+        }
+    });
+    keys
+}
+
+fn load_keys(path: &Path) -> Result<KeyRing, FileError> {
+    let no_key = || FileError::Missing { path: path.to_owned() };
+    KeyFile::load(path)?.ring().ok_or_else(no_key)
 }
 
 /// Resolves the seeds' names in a task of its own, so that a slow name server holds up nothing.
@@ -609,6 +729,8 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+    use crate::gossip::Refused;
+    use crate::gossip::sim::Network;
 
     fn agent(dir: &Path, last: u8, seeds: &[&str]) -> AgentConfig {
         let lease =
@@ -628,7 +750,17 @@ mod tests {
             },
             seeds: seeds.iter().map(|seed| (*seed).to_owned()).collect(),
             state_file: dir.join(format!("{last}/gossip.json")),
+            key_file: Some(key_file(dir)),
         }
+    }
+
+    /// The key file of all agents in `dir`.
+    fn key_file(dir: &Path) -> PathBuf {
+        let path = dir.join("keys");
+        if !path.exists() {
+            KeyFile::new(Network::key(0), "").save(&path).unwrap();
+        }
+        path
     }
 
     async fn until<T>(receiver: &mut watch::Receiver<T>, goal: impl FnMut(&T) -> bool) {
@@ -705,6 +837,73 @@ mod tests {
         assert!(place.join("gossip.json").exists());
         first.abort();
         second.abort();
+    }
+
+    #[tokio::test]
+    async fn agents_follow_their_key_files_without_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Agent::spawn(agent(dir.path(), 21, &[])).await.unwrap();
+        let second = Agent::spawn(agent(dir.path(), 22, &["127.77.3.21"])).await.unwrap();
+        let path = key_file(dir.path());
+        let mut file = KeyFile::load(&path).unwrap();
+        let (old, new) = (Network::key(0).id(), Network::key(1).id());
+        let all_have = |keys: Vec<crate::seal::KeyId>| {
+            move |map: &Arc<SubnetMap>| {
+                let mut active = map.members.values().filter(|member| member.state.is_active());
+                map.members.len() == 2 && active.all(|member| member.keys == keys)
+            }
+        };
+        until(&mut first.map(), all_have(vec![old])).await;
+        file.add(Network::key(1), "").unwrap();
+        file.save(&path).unwrap();
+        until(&mut first.map(), all_have(vec![old, new])).await;
+        file.put_in_use(new);
+        file.save(&path).unwrap();
+        until(&mut first.map(), all_have(vec![new, old])).await;
+        file.remove(old);
+        file.save(&path).unwrap();
+        until(&mut second.map(), all_have(vec![new])).await;
+        let refused = second.counters().refused;
+        assert!(refused.is_empty(), "{refused:?}");
+
+        // What cannot be used is told, and the keys that were read stay.
+        fs::write(
+            &path, "use 12
+",
+        )
+        .unwrap();
+        let told = |trouble: &Option<String>| {
+            trouble.as_ref().is_some_and(|text| text.contains("keys:1: a key is 64"))
+        };
+        until(&mut first.key_trouble(), told).await;
+        assert_eq!(first.map().borrow().members[&NodeId([22; 16])].keys, [new]);
+        file.save(&path).unwrap();
+        until(&mut first.key_trouble(), Option::is_none).await;
+
+        // Without a key nobody gets in, and is named.
+        let mut stranger = agent(dir.path(), 23, &["127.77.3.21"]);
+        stranger.key_file = None;
+        let stranger = Agent::spawn(stranger).await.unwrap();
+        let named = async {
+            while first.strangers().is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), named).await.expect("it is told");
+        assert_eq!(first.strangers()[0].reason, Refused::Unsealed);
+        assert_eq!(first.map().borrow().members.len(), 2);
+        first.abort();
+        second.abort();
+        stranger.abort();
+    }
+
+    #[tokio::test]
+    async fn an_agent_without_its_keys_does_not_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = agent(dir.path(), 24, &[]);
+        config.key_file = Some(dir.path().join("none"));
+        let error = Agent::spawn(config).await.unwrap_err().to_string();
+        assert!(error.contains("none: there is no key file"), "{error}");
     }
 
     #[tokio::test]

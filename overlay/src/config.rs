@@ -1,6 +1,7 @@
 //! What an operator can choose about the overlay.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -24,11 +25,26 @@ pub struct Config {
     /// Most nodes that this one remembers, dead ones included. Default 5000; bounds 2 to 65 000. A record
     /// costs about 300 bytes. At the bound records of further nodes are refused and counted.
     pub nodes_max: u32,
+
+    /// The file with the keys that the gossip is sealed with, see [`crate::seal::KeyFile`]. Default
+    /// `/etc/weft/keys`; absolute. All nodes of a network have the same keys.
+    pub key_file: PathBuf,
+
+    /// Whether the gossip is in clear: no key is needed, and whoever reaches the gossip port may join, lie
+    /// and listen. Default `false`. It must be the same on every node.
+    pub insecure: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { vxlan_port: 4789, vni: 1, gossip_port: 7946, nodes_max: 5000 }
+        Self {
+            vxlan_port: 4789,
+            vni: 1,
+            gossip_port: 7946,
+            nodes_max: 5000,
+            key_file: "/etc/weft/keys".into(),
+            insecure: false,
+        }
     }
 }
 
@@ -53,6 +69,11 @@ impl Config {
         if !(2..=65_000).contains(&self.nodes_max) {
             let text = format!("{} is out of bounds: write 2 to 65000", self.nodes_max);
             problems.push(("nodes_max", text));
+        }
+        if !self.key_file.is_absolute() {
+            let text =
+                format!("{} is not absolute: write all of the path", self.key_file.display());
+            problems.push(("key_file", text));
         }
         problems
     }
@@ -279,9 +300,19 @@ mod tests {
 
     #[test]
     fn every_problem_is_told_at_once() {
-        let config = Config { vxlan_port: 0, vni: 1 << 24, gossip_port: 0, nodes_max: 1 };
+        let config = Config {
+            vxlan_port: 0,
+            vni: 1 << 24,
+            gossip_port: 0,
+            nodes_max: 1,
+            key_file: "keys".into(),
+            insecure: false,
+        };
         let fields: Vec<_> = config.validate().into_iter().map(|(field, _)| field).collect();
-        assert_eq!(fields, ["vxlan_port", "gossip_port", "gossip_port", "vni", "nodes_max"]);
+        assert_eq!(
+            fields,
+            ["vxlan_port", "gossip_port", "gossip_port", "vni", "nodes_max", "key_file"]
+        );
 
         let lease = LeaseConfig {
             ranges: ["10.1.2.3/16", "10.1.0.0/20", "224.0.0.0/8", "fd00::/56", "fd01::/56"]

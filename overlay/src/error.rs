@@ -4,6 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::seal::FileError;
+
 /// An operation of this crate failed.
 ///
 /// Each text is complete: it contains its cause, which is therefore no `source`.
@@ -58,6 +60,10 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+
+    /// The keys of the network could not be read.
+    #[error(transparent)]
+    Keys(Box<FileError>),
 
     /// The gossip socket could not be opened.
     #[error("cannot listen for gossip on {address}: {cause}")]

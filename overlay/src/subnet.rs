@@ -13,6 +13,7 @@ use vswitch::mac::Mac;
 use vswitch::tables::Peer;
 
 use crate::node_id::NodeId;
+use crate::seal::KeyId;
 use crate::span::{self, Span};
 
 /// Everything that one node knows of all nodes, itself included.
@@ -47,6 +48,8 @@ pub struct Member {
     pub underlay_mtu: u16,
     /// Name and version of its daemon; empty where no Weft daemon speaks for it.
     pub software: String,
+    /// The keys that it accepts, the one that it uses first; none if its gossip is in clear.
+    pub keys: Vec<KeyId>,
     /// The subnets that it holds or claims.
     pub leases: Vec<Lease>,
     /// Addresses of its pods out of subnets that it does not hold any more, as it says, in order.
@@ -483,6 +486,7 @@ mod tests {
             vtep_mac: id.vtep_mac(),
             underlay_mtu: 1500,
             software: String::new(),
+            keys: Vec::new(),
             leases: leases.collect(),
             asked: Vec::new(),
             exceptions: Vec::new(),

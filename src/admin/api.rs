@@ -19,6 +19,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use overlay::path::probe::PathState;
+use overlay::seal::KeyId;
 use overlay::subnet::MemberState;
 use serde::{Deserialize, Serialize};
 use vswitch::counters::PortTotals;
@@ -51,6 +52,11 @@ pub struct Status {
     pub lease_state: LeasePhase,
     /// Addresses of the leases that pods hold, and that can be handed out, by prefix.
     pub addresses: Vec<PoolStatus>,
+    /// Whether gossip is in clear, so that whoever reaches its port may join.
+    pub insecure: bool,
+    /// Names of the keys that this node accepts, the one in use first. Empty while gossip does not run, and
+    /// without a seal.
+    pub keys: Vec<KeyId>,
     /// Live nodes in the map, this one included.
     pub nodes_alive: usize,
     /// Version of the map.
@@ -148,6 +154,8 @@ pub enum ProblemTopic {
     Data,
     /// Pods' names are not answered.
     Dns,
+    /// Gossip is not sealed, the key file is wrong, or others have other keys.
+    Keys,
 }
 
 /// Use of one leased prefix.
@@ -186,6 +194,8 @@ pub struct NodeStatus {
     pub since_s: u64,
     /// Name and version of its daemon, such as `weft/0.1.0`; empty where no Weft daemon speaks for it.
     pub software: String,
+    /// Names of the keys that it accepts, the one that it uses first; none if its gossip is in clear.
+    pub keys: Vec<KeyId>,
     /// The path to it; absent for this node, and for nodes that cannot be sent to.
     pub path: Option<PathStatus>,
 }
@@ -210,6 +220,11 @@ pub struct PathStatus {
     /// Longest packet that pods there may send to this node, as that one told.
     pub pod_mtu_back: Option<u16>,
 }
+
+/// What is said everywhere about a node without a key.
+pub const INSECURE: &str = "gossip is in clear (insecure = true under [overlay]): whoever reaches its port may \
+    join, lie about subnets and read everything. `weft key generate` makes a key; take it to all nodes, and \
+    remove the line";
 
 /// A port of the switch with a pod (or virtual machine) behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -242,6 +242,11 @@ impl Report {
             "Version of the switch's tables",
             status.tables_generation as f64,
         )?;
+        out.gauge(
+            "weft_insecure",
+            "Whether gossip is in clear, so that whoever reaches its port may join",
+            f64::from(u8::from(status.insecure)),
+        )?;
         out.gauge("weft_ready", "Whether pods can be attached", f64::from(u8::from(status.ready)))?;
         out.gauge(
             "weft_problems",

@@ -95,6 +95,19 @@ Examples:
   sudo weft dns query example.org --from default/client    as that pod would be answered")]
     Dns(DnsArgs),
 
+    /// Makes, lists and changes the keys that the nodes' gossip is sealed with
+    ///
+    /// Whoever has a key is a member. A node seals with one key, and accepts all that are in its key file; the
+    /// daemon follows the file without a restart. So keys are changed while everything runs: add the new
+    /// one on all nodes, then use it on all, then remove the former one on all.
+    #[command(after_help = "\
+Examples:
+  sudo weft key generate              the first node's key
+  sudo weft key list --secret | ssh NODE sudo weft key add    another node joins
+  sudo weft key list                  who accepts and uses what
+  weft key list --node n1             node n1 of the lab `lab`")]
+    Key(KeyArgs),
+
     /// Makes existing interfaces of the host ports of the switch: virtual machines, other runtimes
     #[command(after_help = "\
 Examples:
@@ -243,6 +256,88 @@ pub(super) struct DnsQueryArgs {
 
     #[command(flatten)]
     pub(super) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct KeyArgs {
+    #[command(subcommand)]
+    pub(super) command: KeyCommand,
+
+    /// The key file [default: the one that the configuration names]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+
+    /// The daemon's configuration file
+    #[arg(long, global = true, value_name = "FILE", default_value = conf::DEFAULT_PATH)]
+    pub(super) config: PathBuf,
+
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KeyCommand {
+    /// Makes a key: the first one, which is in use at once, or one more to go over to
+    #[command(after_help = "\
+Examples:
+  sudo weft key generate
+  sudo weft key generate --comment \"after the audit\"
+  weft key generate --stdout          only prints one, for a secret store")]
+    Generate {
+        /// Prints the key and leaves the file alone
+        #[arg(long)]
+        stdout: bool,
+        /// What to write beside it [default: the host's name]
+        #[arg(long, value_name = "TEXT")]
+        comment: Option<String>,
+    },
+    /// Lists the keys by name, and which live nodes accept and use each
+    #[command(after_help = "\
+Examples:
+  sudo weft key list
+  sudo weft key list --secret > keys.secret
+  sudo weft key list -o json | jq '.keys[] | select(.missing_at != [])'")]
+    List {
+        /// Prints the keys themselves, as lines for `weft key add`
+        #[arg(long, conflicts_with = "output")]
+        secret: bool,
+        /// With --secret: only this one, by the first digits of its name
+        #[arg(requires = "secret")]
+        key: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Adds keys of another node, from standard input or a file; they are accepted, not used
+    ///
+    /// A node that has no key file gets one, and uses the key that the other node uses.
+    #[command(after_help = "\
+Examples:
+  sudo weft key list --secret | ssh NODE sudo weft key add
+  sudo weft key add keys.secret")]
+    Add {
+        /// The file, in the form of `weft key list --secret`
+        from: Option<PathBuf>,
+    },
+    /// Seals with this key from now on; refused while a live node does not accept it
+    #[command(after_help = "Example:\n  sudo weft key use 5f1c90ab")]
+    Use {
+        /// The first digits of its name, at least four
+        key: String,
+        /// Also if nodes do not accept it, or the daemon cannot be asked
+        #[arg(long)]
+        force: bool,
+    },
+    /// Does not accept a key any more; refused while a live node uses it
+    ///
+    /// Whoever has no other key is locked out within seconds. Remove a key that others may have on all nodes.
+    #[command(after_help = "Example:\n  sudo weft key remove 5f1c90ab")]
+    Remove {
+        /// The first digits of its name, at least four
+        key: String,
+        /// Also if nodes use it, or the daemon cannot be asked
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -368,6 +368,7 @@ mod tests {
             since_s: 0,
             software: String::new(),
             path: None,
+            keys: Vec::new(),
         }
     }
 

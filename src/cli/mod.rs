@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod demo;
 mod dns;
+mod key;
 mod lab;
 mod signals;
 mod table;
@@ -51,6 +52,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Nodes(arguments) => view::nodes(&arguments, &mut out)?,
         Command::Pods(arguments) => view::pods(&arguments, &mut out)?,
         Command::Counters(arguments) => view::counters(&arguments, &mut out)?,
+        Command::Key(arguments) => key::run(&arguments, &mut out)?,
         Command::Port(arguments) => view::port(&arguments, &mut out)?,
         Command::Dns(arguments) => dns::run(&arguments, &mut out)?,
         Command::Bench(arguments) => bench::run(&arguments, &mut out)?,

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use anyhow::Result;
 use overlay::path::probe::PathState;
 use serde::Serialize;
+use overlay::seal::KeyId;
 use vswitch::verdict::Reason;
 
 use super::args::{Format, PortArgs, PortCommand, TargetArgs, ViewArgs};
@@ -110,6 +111,7 @@ fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
     line("underlay", format!("{underlay}, mtu {}", or_dash(status.underlay_mtu)))?;
     line("pods", format!("{}, mtu {}", status.pods, or_dash(status.pod_mtu)))?;
     line("nodes", format!("{} alive, map version {}", status.nodes_alive, status.map_generation))?;
+    line("seal", seal(status))?;
     line("vtep", status.vtep_mac.to_string())?;
     line("uptime", duration(status.uptime_s))?;
     line("version", status.version.clone())?;
@@ -159,6 +161,18 @@ fn off_table(off: &[&Capability]) -> Table {
     table
 }
 
+/// How the gossip is protected.
+fn seal(status: &Status) -> String {
+    match (&status.keys[..], status.insecure) {
+        (_, true) => "NONE: insecure = true".to_owned(),
+        ([], false) => "not known yet".to_owned(),
+        ([used], false) => format!("key {used}"),
+        ([used, others @ ..], false) => {
+            format!("key {used} in use, also accepted: {}", join(others))
+        }
+    }
+}
+
 fn topic_name(topic: ProblemTopic) -> &'static str {
     match topic {
         ProblemTopic::Underlay => "underlay",
@@ -175,12 +189,20 @@ fn topic_name(topic: ProblemTopic) -> &'static str {
         ProblemTopic::Path => "path",
         ProblemTopic::Data => "data",
         ProblemTopic::Dns => "dns",
+        ProblemTopic::Keys => "keys",
     }
 }
 
+/// As many digits as tell a cluster's keys apart at a glance.
+fn short_key(key: &KeyId) -> String {
+    key.to_string().chars().take(8).collect()
+}
+
 pub(super) fn nodes_table(nodes: &[NodeStatus]) -> Table {
-    let heading =
-        ["NODE", "STATE", "SINCE", "DATA", "RTT", "LOSS", "MTU", "LEASE", "UNDERLAY", "VERSION"];
+    let heading = [
+        "NODE", "STATE", "SINCE", "DATA", "RTT", "LOSS", "MTU", "LEASE", "UNDERLAY", "VERSION",
+        "KEY",
+    ];
     let mut table = Table::new(heading).right(4..7);
     for node in nodes {
         let mark = if node.this_node { "*" } else { "" };
@@ -197,6 +219,7 @@ pub(super) fn nodes_table(nodes: &[NodeStatus]) -> Table {
             leases.next().unwrap_or_default(),
             node.underlay.to_string(),
             node.software.strip_prefix("weft/").unwrap_or(&node.software).to_owned(),
+            node.keys.first().map_or_else(|| "NONE".to_owned(), short_key),
         ]);
         // One lease each line: two would not fit beside the rest.
         for lease in leases {
@@ -412,6 +435,8 @@ mod tests {
             leases: vec![v4.parse().unwrap(), v6.parse().unwrap()],
             lease_state: LeasePhase::Held,
             addresses: vec![pool(v4, 2, 251), pool(v6, 2, u64::MAX)],
+            insecure: false,
+            keys: vec![KeyId([1; 8]), KeyId([2; 8])],
             nodes_alive: 3,
             map_generation: 7,
             tables_generation: 9,
@@ -447,6 +472,7 @@ addresses  10.244.1.0/24: 2 used, 251 free
 underlay   192.168.10.11, mtu 1500
 pods       2, mtu 1450
 nodes      3 alive, map version 7
+seal       key 0101010101010101 in use, also accepted: 0202020202020202
 vtep       02:00:00:00:00:01
 uptime     1 min 1 s
 version    0.1.0

@@ -33,6 +33,7 @@ use anyhow::Context as _;
 use conf::NodeConfig;
 use ipam::{Attachment, Ipam};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use overlay::gossip::Stranger;
 use overlay::node_id::NodeId;
 use overlay::path::monitor::PathMonitor;
 use overlay::path::probe::Finding;
@@ -173,6 +174,7 @@ pub struct Control {
     offenders: VecDeque<Offender>,
     offence_lines: u32,
     gossip_refused: BTreeMap<String, u64>,
+    strangers: Vec<Stranger>,
     generation: u64,
 }
 
@@ -236,6 +238,7 @@ impl Control {
             offenders: VecDeque::new(),
             offence_lines: 0,
             gossip_refused: BTreeMap::new(),
+            strangers: Vec::new(),
             generation: 0,
         })
     }
@@ -278,9 +281,10 @@ impl Control {
         self.publish();
     }
 
-    /// Takes up what gossip refused so far, by reason.
-    pub fn set_gossip_refused(&mut self, refused: BTreeMap<String, u64>) {
+    /// Takes up what gossip refused so far, by reason, and who speaks with a wrong seal or none.
+    pub fn set_gossip_refused(&mut self, refused: BTreeMap<String, u64>, strangers: Vec<Stranger>) {
         self.gossip_refused = refused;
+        self.strangers = strangers;
     }
 
     /// Takes up a lease that this node holds: new pods get addresses out of it.

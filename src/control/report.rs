@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use ipam::{Allocation, PortKind};
 use overlay::decap::Offence;
+use overlay::gossip::{Refused, Stranger};
 use overlay::path::peers::ProbeCounters;
 use overlay::subnet::{Claim, MemberState};
 use vswitch::mac::Mac;
@@ -13,10 +14,16 @@ use vswitch::verdict::Reason;
 
 use super::{Control, OFFENDERS_MAX, Topic};
 use crate::admin::api::{
-    CountersReport, KernelDropped, LeasePhase, NodeStatus, Offender, PodStatus, PoolStatus,
-    ProbesReport, Problem, ProblemTopic, Status,
+    CountersReport, INSECURE, KernelDropped, LeasePhase, NodeStatus, Offender, PodStatus,
+    PoolStatus, ProbesReport, Problem, ProblemTopic, Status,
 };
 use crate::admin::metrics::Report;
+
+/// Senders with a wrong seal that are listed as problems.
+const STRANGERS_SHOWN: usize = 8;
+
+/// Datagrams with a broken seal, of one sender within a minute, that are no accident any more.
+const DAMAGED_MIN: u64 = 10;
 
 /// Log lines about new senders of refused tunnel packets, each time that reports are collected.
 const OFFENCE_LINES: u32 = 3;
@@ -41,6 +48,10 @@ impl Control {
             leases: if held { self.leases() } else { Vec::new() },
             lease_state: self.lease_phase,
             addresses: self.pools(),
+            insecure: self.config.overlay.insecure,
+            keys: (self.map.members.get(&self.identity.id))
+                .map(|own| own.keys.clone())
+                .unwrap_or_default(),
             nodes_alive: alive,
             map_generation: self.map.generation,
             tables_generation: self.generation,
@@ -50,11 +61,23 @@ impl Control {
                 && self.tunnel.is_some()
                 && self.host.is_some()
                 && !self.problems.contains_key(&Topic::Node(ProblemTopic::Underlay)),
-            problems: (own.chain(conflicts).chain(self.isolation()))
+            problems: (own.chain(conflicts).chain(self.isolation()).chain(self.seal_problems()))
                 .map(|(topic, text)| Problem { topic, text })
                 .collect(),
             capabilities: self.capabilities(Instant::now()),
         }
+    }
+
+    /// What is wrong with the seal: there is none, or others have another.
+    fn seal_problems(&self) -> impl Iterator<Item = (ProblemTopic, String)> {
+        let insecure = self.config.overlay.insecure.then(|| INSECURE.to_owned());
+        // Damage happens; somebody who cannot do it right does not stop.
+        let lasting = |stranger: &&Stranger| {
+            stranger.reason != Refused::Unauthentic || stranger.count >= DAMAGED_MIN
+        };
+        let strangers = self.strangers.iter().filter(lasting).take(STRANGERS_SHOWN);
+        let texts = insecure.into_iter().chain(strangers.map(ToString::to_string));
+        texts.map(|text| (ProblemTopic::Keys, text))
     }
 
     /// A node that knows others and hears none of them.
@@ -90,6 +113,7 @@ impl Control {
             since_s: now.saturating_duration_since(member.since).as_secs(),
             software: member.software.clone(),
             path: paths.get(&member.id).map(|report| Self::path_status(member, report, now)),
+            keys: member.keys.clone(),
         });
         let mut nodes: Vec<_> = members.collect();
         nodes.sort_by(|a, b| (&a.name, &a.node_id).cmp(&(&b.name, &b.node_id)));

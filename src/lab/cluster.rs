@@ -9,6 +9,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use overlay::seal::{ClusterKey, KeyFile};
 use rustix::process::Signal;
 
 use super::admin::Admin;
@@ -184,6 +185,8 @@ impl Lab {
         for name in ["ns", "bin", "nodes"] {
             fs::create_dir(self.dir.join(name))?;
         }
+        let key = ClusterKey::generate()?;
+        KeyFile::new(key, "made for this lab").save(&self.dir.join(daemon::KEYS))?;
         let program = match &self.state.config.program {
             Some(program) => program.clone(),
             None => std::env::current_exe().context("looking for the own program")?,
@@ -270,6 +273,12 @@ impl Lab {
             Namespace::show_resolv_conf(&mut command, &hosts::resolv_conf(&self.dir))?;
         }
         Ok(command)
+    }
+
+    /// The file with the keys of a node. It is there once the node was started; new nodes get those of the
+    /// file `keys` in the lab's directory.
+    pub fn key_file(&self, node: &str) -> PathBuf {
+        daemon::key_file(&self.dir, node)
     }
 
     /// The log of a node's daemon, all starts of it.

@@ -47,7 +47,8 @@ pub struct LabConfig {
     #[serde(default)]
     pub lease: Option<String>,
     /// Text for every node's `weft.toml`: whole sections other than `underlay`, `lease`, `paths`,
-    /// `metrics` and `log`.
+    /// `metrics` and `log`. Where it has an `[overlay]` that says nothing about keys, the lab adds the file
+    /// with the node's.
     pub extra: String,
     /// The same for single nodes, by name.
     pub extra_of_node: BTreeMap<String, String>,

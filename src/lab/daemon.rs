@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
+use overlay::seal::KeyFile;
 
 use super::config::{Family, Plan};
 use super::namespace::Namespace;
 use super::state::{LabState, NodeState};
+
+/// The file with the keys that new nodes are given, in the lab's directory.
+pub(super) const KEYS: &str = "keys";
 
 /// How much of a log is shown when its daemon fails.
 const TAIL_LINES: usize = 25;
@@ -28,6 +32,7 @@ pub(super) fn launch(
         fs::create_dir_all(dir.join(name))?;
     }
     let file = dir.join("weft.toml");
+    give_keys(lab, node)?;
     fs::write(&file, config_text(lab, state, node))
         .with_context(|| format!("writing {}", file.display()))?;
     let log = File::options().create(true).append(true).open(dir.join("weftd.log"))?;
@@ -99,10 +104,37 @@ fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
         quote_path(&dir.join("run")),
         quote(&config.log),
     );
-    text.push_str(&config.extra);
-    text.push('\n');
-    text.push_str(config.extra_of_node.get(&node.name).map_or("", String::as_str));
+    let of_node = config.extra_of_node.get(&node.name).map_or("", String::as_str);
+    let extra = format!("{}\n{of_node}", config.extra);
+    text.push_str(&with_keys(&extra, &key_file(lab, &node.name)));
     text
+}
+
+/// The file with the keys of a node.
+pub fn key_file(lab: &Path, node: &str) -> PathBuf {
+    dir(lab, node).join("keys")
+}
+
+/// Names the node's key file in `extra`, unless that says something about keys itself.
+fn with_keys(extra: &str, key_file: &Path) -> String {
+    let line = format!("[overlay]\nkey_file = {}", quote_path(key_file));
+    if !extra.lines().any(|line| line.trim() == "[overlay]") {
+        return format!("{line}\n\n{extra}");
+    }
+    let says = |line: &str| ["key_file", "insecure"].iter().any(|name| line.starts_with(name));
+    if extra.lines().any(|line| says(line.trim())) {
+        return extra.to_owned();
+    }
+    extra.replacen("[overlay]", &line, 1)
+}
+
+/// Gives a new node the keys of the lab; one that was there before keeps what it has.
+fn give_keys(lab: &Path, node: &NodeState) -> Result<()> {
+    let own = key_file(lab, &node.name);
+    if !own.exists() {
+        KeyFile::load(&lab.join(KEYS))?.save(&own)?;
+    }
+    Ok(())
 }
 
 /// The two oldest other nodes. The first node of several is pointed to the second before that exists, so
@@ -163,6 +195,15 @@ mod tests {
         assert!(loaded.is_ok(), "{}", loaded.unwrap_err());
         assert!(text.contains("run = \"/run/weft-lab/a/nodes/n2/run\""), "{text}");
         assert!(text.contains("address = \"192.168.77.2\""), "{text}");
+        assert!(text.contains("key_file = \"/run/weft-lab/a/nodes/n2/keys\""), "{text}");
+    }
+
+    #[test]
+    fn keys_are_named_unless_the_text_does() {
+        let keys = |extra| with_keys(extra, Path::new("/k"));
+        assert_eq!(keys("[host]\n"), "[overlay]\nkey_file = \"/k\"\n\n[host]\n");
+        assert_eq!(keys("[overlay]\nvni = 7\n"), "[overlay]\nkey_file = \"/k\"\nvni = 7\n");
+        assert_eq!(keys("[overlay]\ninsecure = true\n"), "[overlay]\ninsecure = true\n");
     }
 
     #[test]

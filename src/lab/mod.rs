@@ -47,7 +47,7 @@ mod wait;
 pub use admin::Admin;
 pub use cluster::{Lab, UNDERLAY, WORLD, address_of, namespace_in};
 pub use config::{Family, LabConfig, NODES_MAX, Plan};
-pub use daemon::socket;
+pub use daemon::{key_file, socket};
 pub use hosts::{hosts, resolv_conf};
 pub use namespace::Namespace;
 pub use process::ProcessId;

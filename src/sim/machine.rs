@@ -13,12 +13,16 @@ use ipam::Pool;
 use ipnetwork::IpNetwork;
 use overlay::decap::{Decapsulator, OFFENCES_MAX, Offence};
 use overlay::encap::{Encapsulator, Transmit};
-use overlay::gossip::{Gossip, GossipConfig, Holdings, LeaseState, LocalNode};
+use overlay::gossip::sim::Network;
+use overlay::gossip::{Gossip, GossipConfig, Holdings, LeaseState, LocalNode, Protection};
 use overlay::node_id::NodeId;
+use overlay::seal::{KeyRing, Secrets};
 use overlay::subnet::{SubnetMap, inner_mtu};
 use overlay::tunnel::source_of;
 use overlay::udp::Sent;
 use overlay::vxlan::Vni;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use vswitch::config::Config;
 use vswitch::counters::Totals;
 use vswitch::frame::{BATCH_MAX, Batch, Frame, Ingress};
@@ -147,7 +151,12 @@ impl Machine {
             return;
         }
         let now = underlay.clock.now();
-        let mut gossip = Gossip::new(self.gossip.clone(), self.local.clone(), seed, now);
+        // From its seed, so that runs replay byte for byte; and different in each life.
+        let mut random = StdRng::seed_from_u64(seed);
+        let secrets = Secrets::from_bytes(random.random(), random.random());
+        let protection = Protection::Sealed { keys: KeyRing::new(Network::key(0)), secrets };
+        let (config, local) = (self.gossip.clone(), self.local.clone());
+        let mut gossip = Gossip::new(config, local, protection, seed, now);
         for seed in self.seeds.iter().chain(&self.local.memory.peers) {
             gossip.join(*seed, now);
         }

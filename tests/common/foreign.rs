@@ -57,6 +57,7 @@ impl Foreign {
             },
             seeds: vec![lab.nodes()[0].underlay.to_string()],
             state_file: lab.dir().join(format!("{name}-gossip.json")),
+            key_file: Some(lab.dir().join("keys")),
         };
         let namespace = lab.namespace(name).unwrap();
         let (leave, left) = oneshot::channel();

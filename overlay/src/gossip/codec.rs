@@ -1,14 +1,7 @@
 //! What goes over the wire: the one place where bytes become messages and back.
 //!
-//! ```text
-//!  0        1                  9         13      14
-//!  +--------+------------------+---------+-------+------------------------------+
-//!  | version| hash of the      | check   | kind  | body, encoded by postcard;   |
-//!  | 2      | network's name   | sum     |       | kind 0: the failure detector |
-//!  +--------+------------------+---------+-------+------------------------------+
-//! ```
-//!
-//! The check sum covers kind and body. It keeps damage out, not enemies.
+//! A message is a byte that names its kind (0: the failure detector) and a body, encoded by postcard. What
+//! is around it, is in [`super::envelope`].
 //!
 //! No message is longer than [`DATAGRAM_MAX`], so none is ever fragmented.
 
@@ -20,16 +13,16 @@ use super::counters::Refused;
 use super::identity::Identity;
 use super::pod_store::{ClockItem, Delta, Want};
 use super::record::{Record, stir};
+use super::session::SEAL_LEN_MAX;
 use crate::node_id::NodeId;
 use crate::pods::Pod;
 
 /// Longest datagram, in bytes of UDP payload: fits the least IPv6 MTU with room for a seal.
 pub const DATAGRAM_MAX: usize = 1200;
 
-/// Bytes before the body.
-pub(super) const ENVELOPE_LEN: usize = 14;
+/// Most bytes around a body: the seal, and the kind.
+pub(super) const ENVELOPE_LEN: usize = SEAL_LEN_MAX + 1;
 
-const VERSION: u8 = 2;
 const KIND_SWIM: u8 = 0;
 const KIND_MESSAGE: u8 = 1;
 
@@ -128,11 +121,6 @@ pub(super) struct RecordItem {
     pub(super) dead_for_s: Option<u32>,
 }
 
-/// The hash of a network's name: it keeps networks apart by mistake, not by force.
-pub(super) fn network_hash(name: &str) -> u64 {
-    hash(name.as_bytes())
-}
-
 /// FNV-1a, with the bits stirred so that every part of the result is as good as the whole.
 pub(super) fn hash(bytes: &[u8]) -> u64 {
     stir(bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -140,17 +128,19 @@ pub(super) fn hash(bytes: &[u8]) -> u64 {
     }))
 }
 
-/// Wraps what the failure detector wants to send.
-pub(super) fn encode_swim(network: u64, body: &[u8]) -> Vec<u8> {
-    let mut datagram = envelope(network, KIND_SWIM, body.len());
-    datagram.extend_from_slice(body);
-    finish(datagram)
+/// Encodes what the failure detector wants to send.
+pub(super) fn encode_swim(body: &[u8]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(1 + body.len());
+    message.push(KIND_SWIM);
+    message.extend_from_slice(body);
+    message
 }
 
 /// Encodes a message.
-pub(super) fn encode(network: u64, envelope_: &Envelope) -> Vec<u8> {
-    let datagram = envelope(network, KIND_MESSAGE, 256);
-    finish(postcard::to_extend(envelope_, datagram).expect("memory takes whatever is encoded"))
+pub(super) fn encode(envelope: &Envelope) -> Vec<u8> {
+    let mut message = Vec::with_capacity(256);
+    message.push(KIND_MESSAGE);
+    postcard::to_extend(envelope, message).expect("memory takes whatever is encoded")
 }
 
 /// Encodes a record alone.
@@ -168,55 +158,17 @@ pub(super) fn encoded_len(value: &impl Serialize) -> usize {
     postcard::experimental::serialized_size(value).expect("counting cannot fail")
 }
 
-fn envelope(network: u64, kind: u8, body_len: usize) -> Vec<u8> {
-    let mut datagram = Vec::with_capacity(ENVELOPE_LEN + body_len);
-    datagram.push(VERSION);
-    datagram.extend_from_slice(&network.to_be_bytes());
-    datagram.extend_from_slice(&[0; 4]);
-    datagram.push(kind);
-    datagram
-}
-
-/// Fills in the check sum.
-pub(super) fn finish(mut datagram: Vec<u8>) -> Vec<u8> {
-    let sum = check_sum(&datagram[CHECKED_FROM..]);
-    datagram[CHECKED_FROM - 4..CHECKED_FROM].copy_from_slice(&sum);
-    datagram
-}
-
-const CHECKED_FROM: usize = ENVELOPE_LEN - 1;
-
-fn check_sum(bytes: &[u8]) -> [u8; 4] {
-    let [a, b, c, d, ..] = hash(bytes).to_be_bytes();
-    [a, b, c, d]
-}
-
-/// Opens a datagram.
-pub(super) fn decode(network: u64, datagram: &[u8]) -> Result<Datagram<'_>, Refused> {
-    if datagram.len() > DATAGRAM_MAX {
-        return Err(Refused::Oversize);
-    }
-    let (envelope, body) =
-        datagram.split_first_chunk::<ENVELOPE_LEN>().ok_or(Refused::Malformed)?;
-    let [version, n0, n1, n2, n3, n4, n5, n6, n7, sum @ .., kind] = *envelope;
-    if version != VERSION {
-        return Err(Refused::Version);
-    }
-    if u64::from_be_bytes([n0, n1, n2, n3, n4, n5, n6, n7]) != network {
-        return Err(Refused::ForeignNetwork);
-    }
-    if sum != check_sum(&datagram[CHECKED_FROM..]) {
-        return Err(Refused::Damaged);
-    }
-    match kind {
-        KIND_SWIM => Ok(Datagram::Swim(body)),
-        KIND_MESSAGE => match postcard::take_from_bytes::<Envelope>(body) {
+/// Reads a message.
+pub(super) fn decode(message: &[u8]) -> Result<Datagram<'_>, Refused> {
+    match message.split_first() {
+        Some((&KIND_SWIM, body)) => Ok(Datagram::Swim(body)),
+        Some((&KIND_MESSAGE, body)) => match postcard::take_from_bytes::<Envelope>(body) {
             Ok((envelope, [])) if envelope.from.is_valid() => {
                 Ok(Datagram::Message(Box::new(envelope)))
             }
             Ok(_) | Err(_) => Err(Refused::Malformed),
         },
-        _ => Err(Refused::Malformed),
+        Some(_) | None => Err(Refused::Malformed),
     }
 }
 
@@ -373,41 +325,25 @@ mod tests {
     fn every_message_round_trips_and_fits() {
         for message in messages() {
             let envelope = Envelope { from: from(), clock: 3, message };
-            let bytes = encode(5, &envelope);
-            assert!(bytes.len() <= DATAGRAM_MAX);
-            assert_eq!(bytes.len(), ENVELOPE_LEN + encoded_len(&envelope));
-            match decode(5, &bytes).unwrap() {
+            let bytes = encode(&envelope);
+            assert_eq!(bytes.len(), 1 + encoded_len(&envelope));
+            assert!(bytes.len() + SEAL_LEN_MAX <= DATAGRAM_MAX);
+            match decode(&bytes).unwrap() {
                 Datagram::Message(decoded) => assert_eq!(*decoded, envelope),
                 Datagram::Swim(_) => panic!("wrong kind"),
             }
+            let longer = [&bytes[..], &[0]].concat();
+            assert_eq!(decode(&longer).unwrap_err(), Refused::Malformed);
         }
-    }
-
-    #[test]
-    fn what_is_not_for_this_network_is_told_apart() {
-        let bytes =
-            encode(5, &Envelope { from: from(), clock: 3, message: Message::Hello { you: None } });
-        assert_eq!(decode(6, &bytes).unwrap_err(), Refused::ForeignNetwork);
-        let mut newer = bytes.clone();
-        newer[0] = VERSION + 1;
-        assert_eq!(decode(5, &newer).unwrap_err(), Refused::Version);
-        let mut damaged = bytes.clone();
-        damaged[40] ^= 1;
-        assert_eq!(decode(5, &damaged).unwrap_err(), Refused::Damaged);
-        assert_eq!(decode(5, &[1; 9]).unwrap_err(), Refused::Malformed);
-        assert_eq!(decode(5, &[1; DATAGRAM_MAX + 1]).unwrap_err(), Refused::Oversize);
-        let mut longer = bytes;
-        longer.push(0);
-        assert_eq!(decode(5, &finish(longer)).unwrap_err(), Refused::Malformed);
+        assert_eq!(decode(&[]).unwrap_err(), Refused::Malformed);
+        assert_eq!(decode(&[7, 7]).unwrap_err(), Refused::Malformed);
     }
 
     proptest! {
         #[test]
         fn random_bytes_never_panic(body in proptest::collection::vec(any::<u8>(), 0..1300)) {
-            let mut datagram = envelope(5, KIND_MESSAGE, body.len());
-            datagram.extend_from_slice(&body);
-            let _ = decode(5, &finish(datagram)).is_ok();
-            let _ = decode(5, &body).is_ok();
+            let _ = decode(&[&[KIND_MESSAGE], &body[..]].concat()).is_ok();
+            let _ = decode(&body).is_ok();
             let _ = SwimCodec::peek(&body).is_ok();
         }
 
@@ -418,14 +354,14 @@ mod tests {
             cut in any::<prop::sample::Index>(),
         ) {
             let message = messages().swap_remove(which);
-            let mut bytes = encode(5, &Envelope { from: from(), clock: 3, message });
+            let mut bytes = encode(&Envelope { from: from(), clock: 3, message });
             for (ix, value) in &changes {
                 let ix = ix.index(bytes.len());
                 bytes[ix] = *value;
             }
-            let cut = cut.index(bytes.len()).max(ENVELOPE_LEN);
-            let _ = decode(5, &finish(bytes[..cut].to_vec())).is_ok();
-            let _ = decode(5, &finish(bytes)).is_ok();
+            let cut = cut.index(bytes.len());
+            let _ = decode(&bytes[..cut]).is_ok();
+            let _ = decode(&bytes).is_ok();
         }
     }
 }

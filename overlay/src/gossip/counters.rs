@@ -15,6 +15,20 @@ pub enum Refused {
     ForeignNetwork,
     /// Its check sum is wrong.
     Damaged,
+    /// In clear, while this node has a key.
+    Unsealed,
+    /// Sealed, while this node has no key.
+    Sealed,
+    /// Sealed with a key that is not in this node's key file.
+    UnknownKey,
+    /// Its seal is broken: damaged on the way, or forged.
+    Unauthentic,
+    /// It was here before.
+    Replayed,
+    /// Too old to tell whether it was here before.
+    Late,
+    /// This node's own datagram came back.
+    Reflected,
     /// It does not decode.
     Malformed,
     /// The sender claims another address than it sent from: address translation, or a forgery.
@@ -51,6 +65,8 @@ pub enum Refused {
     BadException,
     /// A record that does not fit a datagram.
     LongRecord,
+    /// More keys than a ring holds, or one twice.
+    BadKeys,
     /// Well-formed, but not in the failure detector's order of things.
     Protocol,
 }
@@ -63,6 +79,13 @@ impl Refused {
             Self::Version => "version",
             Self::ForeignNetwork => "foreign_network",
             Self::Damaged => "damaged",
+            Self::Unsealed => "unsealed",
+            Self::Sealed => "sealed",
+            Self::UnknownKey => "unknown_key",
+            Self::Unauthentic => "unauthentic",
+            Self::Replayed => "replayed",
+            Self::Late => "late",
+            Self::Reflected => "reflected",
             Self::Malformed => "malformed",
             Self::SourceMismatch => "source_mismatch",
             Self::OwnAddress => "own_address",
@@ -81,6 +104,7 @@ impl Refused {
             Self::TooManyPods => "too_many_pods",
             Self::BadException => "bad_exception",
             Self::LongRecord => "long_record",
+            Self::BadKeys => "bad_keys",
             Self::Protocol => "protocol",
         }
     }
@@ -97,6 +121,9 @@ pub struct Counters {
     pub sent: u64,
     /// Bytes that went out, without UDP and IP headers.
     pub sent_bytes: u64,
+    /// Messages of sessions that had yet to prove that they live: not refused, their sender was asked for
+    /// the proof and repeats them.
+    pub unproven: u64,
     /// Datagrams that were to go out while too many were waiting.
     pub overflowed: u64,
     /// Events that nobody took in time.

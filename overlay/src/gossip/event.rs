@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::claim::{Release, RememberedLease};
+use super::strangers::Stranger;
 use crate::node_id::NodeId;
 use crate::subnet::Conflict;
 
@@ -109,6 +110,8 @@ pub enum Event {
         /// The address that its datagrams come from.
         seen: SocketAddr,
     },
+    /// Somebody speaks without a seal, or with one that this node cannot open.
+    Stranger(Stranger),
     /// This process stood still; it may have been declared dead, and asks others what happened.
     Slept {
         /// For how long its clock was not looked at.
@@ -154,6 +157,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("conflict-resolved", "Something is unique again that was not."),
     ("seed-unreachable", "A seed does not answer; it is dialled for ever."),
     ("address-translated", "A node's gossip comes from another address than it says."),
+    ("stranger", "Somebody speaks without a seal, or with one that this node cannot open."),
     ("slept", "This process, or its machine, stood still."),
     ("memory-recovered", "The cluster remembers more of this node than its own disk."),
 ];
@@ -183,6 +187,7 @@ impl Event {
             Self::ConflictResolved(_) => "conflict-resolved",
             Self::SeedUnreachable { .. } => "seed-unreachable",
             Self::AddressTranslated { .. } => "address-translated",
+            Self::Stranger(_) => "stranger",
             Self::Slept { .. } => "slept",
             Self::MemoryRecovered { .. } => "memory-recovered",
         }

@@ -19,6 +19,7 @@ mod addresses;
 mod claim;
 mod codec;
 mod counters;
+mod envelope;
 mod event;
 #[cfg(test)]
 mod hostile;
@@ -29,9 +30,11 @@ mod publish;
 mod receive;
 mod record;
 mod seeds;
+mod session;
 pub mod sim;
 mod slots;
 mod store;
+mod strangers;
 mod swim;
 mod sync;
 mod timing;
@@ -54,6 +57,8 @@ pub use self::codec::DATAGRAM_MAX;
 pub(crate) use self::codec::pod_len;
 use self::codec::{Envelope, Message, View};
 pub use self::counters::{Ages, Counters, Refused};
+pub use self::envelope::Protection;
+use self::envelope::{Envelopes, Outgoing};
 pub use self::event::{CODES, Event, Holdings, LeaseState, Memory};
 use self::identity::Identity;
 use self::pod_store::PodStore;
@@ -65,12 +70,15 @@ pub use self::record::{
 pub use self::seeds::SEEDS_MAX;
 use self::seeds::Seeds;
 use self::store::Store;
+pub use self::strangers::Stranger;
+use self::strangers::Strangers;
 use self::swim::{News, Swim};
 use self::sync::{Limiter, Pull};
 pub use self::timing::Timing;
 use self::view::Candidate;
 use crate::config::LeaseConfig;
 use crate::node_id::NodeId;
+use crate::seal::{KeyId, KeyRing, Secrets};
 use crate::subnet::{Conflict, MemberState, SubnetMap};
 
 /// What all nodes of a network have in common.
@@ -134,7 +142,7 @@ pub struct LocalNode {
 pub struct Gossip {
     config: GossipConfig,
     local: LocalNode,
-    network: u64,
+    envelopes: Envelopes,
     rng: StdRng,
     started: Instant,
     now: Instant,
@@ -193,7 +201,8 @@ pub struct Gossip {
     dirty: bool,
     viewed: Instant,
 
-    outbox: VecDeque<(SocketAddr, Vec<u8>)>,
+    strangers: Strangers,
+    outbox: VecDeque<(SocketAddr, Outgoing)>,
     events: VecDeque<Event>,
 }
 
@@ -245,10 +254,16 @@ impl fmt::Debug for Gossip {
 }
 
 impl Gossip {
-    /// Starts a node. `seed` decides on every choice by chance.
-    pub fn new(config: GossipConfig, local: LocalNode, seed: u64, now: Instant) -> Self {
+    /// Starts a node. `seed` decides on every choice by chance, but not on anything that is secret.
+    pub fn new(
+        config: GossipConfig,
+        local: LocalNode,
+        protection: Protection,
+        seed: u64,
+        now: Instant,
+    ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let network = codec::network_hash(&config.network);
+        let envelopes = Envelopes::new(&config.network, protection, config.nodes_max, now);
         let version = local.memory.counter + 1;
         let identity = Identity {
             id: local.id,
@@ -256,7 +271,7 @@ impl Gossip {
             incarnation: version,
         };
         let timing = config.timing.clone();
-        let swim = Swim::new(identity, timing, network, config.nodes_max, rng.random());
+        let swim = Swim::new(identity, timing, config.nodes_max, rng.random());
         let mut claims = Claims::new(local.id, config.lease.clone());
         claims.witness(local.memory.clock);
         let remembered: Vec<_> =
@@ -265,7 +280,7 @@ impl Gossip {
             store: Store::new(config.nodes_max),
             pods: PodStore::new(config.pods_max),
             pod_sync: PodSync::new(now),
-            network,
+            envelopes,
             started: now,
             now,
             swim,
@@ -302,6 +317,7 @@ impl Gossip {
             map: Arc::new(SubnetMap::default()),
             dirty: true,
             viewed: now,
+            strangers: Strangers::default(),
             outbox: VecDeque::new(),
             events: VecDeque::new(),
             rng,
@@ -418,13 +434,40 @@ impl Gossip {
         self.advance(now);
         self.counters.received += 1;
         self.counters.received_bytes += datagram.len() as u64;
-        if self.departure.is_some() {
-            return;
-        }
-        if let Err(reason) = self.receive(from, datagram) {
+        if let Err(reason) = self.open(from, datagram) {
             self.counters.refuse(reason);
+            self.note_stranger(from, datagram, reason);
         }
-        self.settle();
+        if self.departure.is_none() {
+            self.settle();
+        }
+    }
+
+    /// Replaces the keys, without a restart. No effect on a node that was started without any.
+    pub fn set_keys(&mut self, keys: &KeyRing, now: Instant) {
+        self.advance(now);
+        if let Envelopes::Sealed(sessions) = &mut self.envelopes {
+            sessions.set_keys(keys, now);
+            self.settle();
+        }
+    }
+
+    /// Goes on in a new session, whose salt is in `secrets`: what a machine does that may have been copied
+    /// while it ran. Other nodes ask once for a proof; nothing is lost.
+    pub fn renew_session(&mut self, secrets: &Secrets) {
+        if let Envelopes::Sealed(sessions) = &mut self.envelopes {
+            sessions.renew(secrets);
+        }
+    }
+
+    /// The names of this node's keys, the one in use first. Empty if its gossip is not sealed.
+    pub fn keys(&self) -> Vec<KeyId> {
+        self.envelopes.keys()
+    }
+
+    /// Who has spoken lately with a wrong seal or none, the latest first.
+    pub fn strangers(&self) -> Vec<Stranger> {
+        self.strangers.recent(self.now)
     }
 
     /// Does what time has come for.
@@ -493,7 +536,8 @@ impl Gossip {
         if !self.may_speak() {
             return None;
         }
-        let (to, datagram) = self.outbox.pop_front()?;
+        let (to, what) = self.outbox.pop_front()?;
+        let datagram = self.envelopes.close(to, what, self.now);
         self.counters.sent += 1;
         self.counters.sent_bytes += datagram.len() as u64;
         Some((to, datagram))
@@ -593,6 +637,30 @@ impl Gossip {
         self.local.id
     }
 
+    /// Opens a datagram and takes what may be believed.
+    fn open(&mut self, from: SocketAddr, datagram: &[u8]) -> Result<(), Refused> {
+        let opened = self.envelopes.open(from, datagram, self.now)?;
+        for answer in opened.answers {
+            if !matches!(answer, Outgoing::Challenge { .. }) {
+                // Whoever wants a proof is there.
+                self.seeds.answered(from, &self.config.timing, self.now);
+            }
+            self.push_out(from, answer);
+        }
+        self.counters.unproven += u64::from(opened.unproven);
+        match opened.body {
+            // Whoever says goodbye only answers questions about that.
+            Some(message) if self.departure.is_none() => self.receive(from, &message),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn note_stranger(&mut self, from: SocketAddr, datagram: &[u8], reason: Refused) {
+        if let Some(stranger) = self.strangers.note(from, datagram, reason, self.now) {
+            self.event(Event::Stranger(stranger));
+        }
+    }
+
     fn advance(&mut self, now: Instant) {
         self.now = self.now.max(now);
     }
@@ -608,8 +676,8 @@ impl Gossip {
             self.publish();
             self.publish_pods();
         }
-        while let Some((to, datagram)) = self.swim.poll_transmit() {
-            self.push_out(to, datagram);
+        while let Some((to, message)) = self.swim.poll_transmit() {
+            self.push_out(to, Outgoing::Message(message));
         }
         if (self.dirty || self.pod_sync.is_dirty()) && self.now >= self.viewed + view::PAUSE {
             self.view();
@@ -746,13 +814,12 @@ impl Gossip {
 
     fn send(&mut self, to: SocketAddr, message: Message) {
         let envelope = Envelope { from: self.swim.identity(), clock: self.claims.clock(), message };
-        let datagram = codec::encode(self.network, &envelope);
-        self.push_out(to, datagram);
+        self.push_out(to, Outgoing::Message(codec::encode(&envelope)));
     }
 
-    fn push_out(&mut self, to: SocketAddr, datagram: Vec<u8>) {
+    fn push_out(&mut self, to: SocketAddr, what: Outgoing) {
         if self.outbox.len() < OUTBOX_MAX {
-            self.outbox.push_back((to, datagram));
+            self.outbox.push_back((to, what));
         } else {
             self.counters.overflowed += 1;
         }

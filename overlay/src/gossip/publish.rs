@@ -49,6 +49,7 @@ impl Gossip {
             vtep_mac: id.vtep_mac(),
             left: self.departure.is_some(),
             software: self.local.software.clone(),
+            keys: self.envelopes.keys(),
             leases: self.claims.records(),
             ranges: self.announced_ranges(),
             reserved: self.config.lease.reserved.iter().map(|net| Prefix::new(*net)).collect(),

@@ -16,8 +16,9 @@ const TRANSLATED_PAUSE: Duration = Duration::from_secs(60);
 const TRANSLATED_MAX: usize = 64;
 
 impl Gossip {
-    pub(super) fn receive(&mut self, from: SocketAddr, datagram: &[u8]) -> Result<(), Refused> {
-        match codec::decode(self.network, datagram)? {
+    /// Takes a message out of a datagram from `from`.
+    pub(super) fn receive(&mut self, from: SocketAddr, message: &[u8]) -> Result<(), Refused> {
+        match codec::decode(message)? {
             Datagram::Swim(body) => self.receive_swim(from, body),
             Datagram::Message(envelope) => {
                 self.admit(from, envelope.from)?;

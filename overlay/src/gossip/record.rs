@@ -13,6 +13,7 @@ use super::counters::Refused;
 use super::identity::{COUNTER_MAX, is_reachable};
 use crate::config::{LeaseConfig, RANGES_MAX, RESERVED_MAX, covers, is_range, is_subnet, overlaps};
 use crate::node_id::NodeId;
+use crate::seal::{KEYS_MAX, KeyId};
 use crate::subnet::{Claim, Standing};
 
 /// Longest name of a node, as the longest DNS label (RFC 1035 §2.3.4).
@@ -47,6 +48,8 @@ pub(super) struct Record {
     pub(super) left: bool,
     /// Name and version of the daemon; empty where no Weft daemon speaks for the node.
     pub(super) software: String,
+    /// The keys that the owner accepts, the one that it uses first; none if its gossip is in clear.
+    pub(super) keys: Vec<KeyId>,
     pub(super) leases: Vec<LeaseRecord>,
     /// The ranges that the owner takes its leases from.
     pub(super) ranges: Vec<Prefix>,
@@ -132,6 +135,9 @@ impl Record {
         ensure(is_reachable(self.address()) && self.vxlan_port != 0, Refused::BadAddress)?;
         ensure(self.underlay_mtu >= UNDERLAY_MTU_MIN, Refused::BadMtu)?;
         ensure(self.vtep_mac.is_unicast(), Refused::BadMac)?;
+        let twice = |(ix, key): (usize, &KeyId)| self.keys[..ix].contains(key);
+        let is_ring = self.keys.len() <= KEYS_MAX && !self.keys.iter().enumerate().any(twice);
+        ensure(is_ring, Refused::BadKeys)?;
         ensure(self.leases.len() <= LEASES_MAX, Refused::BadLease)?;
         let ranges = self.validate_ranges()?;
         let mut prefixes: Vec<IpNetwork> = Vec::new();
@@ -235,6 +241,7 @@ pub(super) mod tests {
             vtep_mac: id.vtep_mac(),
             left: false,
             software: "weft/0.1.0".to_owned(),
+            keys: vec![KeyId([1; 8])],
             leases: vec![lease(&format!("10.244.{}.0/24", id.0[0]), true, 1)],
             ranges: vec![Prefix::new("10.244.0.0/16".parse().unwrap())],
             reserved: Vec::new(),
@@ -258,7 +265,7 @@ pub(super) mod tests {
         type Spoil = fn(&mut Record);
         let config = LeaseConfig::default();
         assert_eq!(record(1, 1).validate(&config), Ok(()));
-        let cases: [(Refused, Spoil); 27] = [
+        let cases: [(Refused, Spoil); 29] = [
             (Refused::BadCounter, |record| record.version = u64::MAX),
             (Refused::BadCounter, |record| record.incarnation = COUNTER_MAX),
             (Refused::BadCounter, |record| record.leases[0].epoch = COUNTER_MAX),
@@ -270,6 +277,10 @@ pub(super) mod tests {
             (Refused::BadAddress, |record| record.underlay = IpAddr::from([0; 4])),
             (Refused::BadAddress, |record| record.vxlan_port = 0),
             (Refused::BadMtu, |record| record.underlay_mtu = 68),
+            (Refused::BadKeys, |record| record.keys = vec![KeyId([1; 8]); 2]),
+            (Refused::BadKeys, |record| {
+                record.keys = (0..9).map(|byte| KeyId([byte; 8])).collect();
+            }),
             (Refused::BadMac, |record| record.vtep_mac = Mac::BROADCAST),
             (Refused::BadLease, |record| record.leases[0].prefix_len = 23),
             (Refused::BadLease, |record| record.leases[0].prefix_len = 31),

@@ -25,10 +25,13 @@ use ipnetwork::IpNetwork;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
-use super::{Event, Gossip, GossipConfig, Holdings, LocalNode, Memory, check_pods};
+use super::{
+    Event, Gossip, GossipConfig, Holdings, LocalNode, Memory, Protection, check_pods,
+};
 use crate::config::LeaseConfig;
 use crate::node_id::NodeId;
 use crate::pods::{LocalPod, PodMap};
+use crate::seal::{ClusterKey, KeyRing, Secrets};
 use crate::subnet::SubnetMap;
 
 /// What the wire does to datagrams.
@@ -58,6 +61,8 @@ pub struct Network {
     pub faults: Faults,
     /// What nodes that are added from now on have in common.
     pub config: GossipConfig,
+    /// The keys of nodes that are added from now on; `None`: they gossip in clear.
+    pub keys: Option<KeyRing>,
     /// Total length of all datagrams, without UDP and IP headers.
     pub bytes_sent: u64,
     /// The longest datagram so far.
@@ -78,6 +83,7 @@ pub struct Network {
 #[derive(Debug)]
 struct Node {
     config: GossipConfig,
+    keys: Option<KeyRing>,
     /// With what it would start; its memory is what it last saved.
     local: LocalNode,
     seeds: Vec<SocketAddr>,
@@ -105,6 +111,7 @@ impl Network {
         Self {
             faults: Faults::default(),
             config: GossipConfig::new("sim", LeaseConfig::default()),
+            keys: Some(KeyRing::new(Self::key(0))),
             bytes_sent: 0,
             longest_sent: 0,
             started: now,
@@ -117,6 +124,28 @@ impl Network {
             capture: None,
             by_address: BTreeMap::new(),
         }
+    }
+
+    /// The `n`th key of the simulation. Networks begin with the first, whose number is 0.
+    pub fn key(n: u8) -> ClusterKey {
+        let mut bytes = [n; 32];
+        bytes[31] = !n;
+        ClusterKey::from_bytes(bytes)
+    }
+
+    /// Replaces the key file of a node, which sees that at once if it is running.
+    pub fn set_keys(&mut self, ix: usize, keys: KeyRing) {
+        let node = &mut self.nodes[ix];
+        if let Some(gossip) = &mut node.gossip {
+            gossip.set_keys(&keys, self.now);
+        }
+        node.keys = Some(keys);
+        self.drain(ix);
+    }
+
+    /// The key file of a node.
+    pub fn keys(&self, ix: usize) -> Option<&KeyRing> {
+        self.nodes[ix].keys.as_ref()
     }
 
     /// Adds and starts a node with an id by chance, the next free address in 198.18.0.0/15, and the first node as its seed. Returns its index.
@@ -148,9 +177,10 @@ impl Network {
 
     /// Adds and starts a node. Returns its index.
     pub fn add(&mut self, local: LocalNode, seeds: Vec<SocketAddr>) -> usize {
-        let (config, events) = (self.config.clone(), Vec::new());
+        let (config, keys, events) = (self.config.clone(), self.keys.clone(), Vec::new());
         self.nodes.push(Node {
             config,
+            keys,
             local,
             seeds,
             gossip: None,
@@ -169,8 +199,14 @@ impl Network {
     /// Starts a node that was killed, with what it had saved.
     pub fn start(&mut self, ix: usize) {
         let seed = self.rng.random();
+        let secrets = Secrets::from_bytes(self.rng.random(), self.rng.random());
         let node = &mut self.nodes[ix];
-        let mut gossip = Gossip::new(node.config.clone(), node.local.clone(), seed, self.now);
+        let protection = match node.keys.clone() {
+            Some(keys) => Protection::Sealed { keys, secrets },
+            None => Protection::Insecure,
+        };
+        let (config, local) = (node.config.clone(), node.local.clone());
+        let mut gossip = Gossip::new(config, local, protection, seed, self.now);
         for seed in &node.seeds {
             gossip.join(*seed, self.now);
         }

@@ -19,7 +19,6 @@ use crate::node_id::NodeId;
 pub(super) struct Swim {
     foca: Foca<Identity, SwimCodec, StdRng, NoCustomBroadcast>,
     timing: Timing,
-    network: u64,
     nodes_max: usize,
     tuned_for: usize,
     timers: BTreeMap<(Instant, u64), Timer<Identity>>,
@@ -48,18 +47,11 @@ impl fmt::Debug for Swim {
 }
 
 impl Swim {
-    pub(super) fn new(
-        identity: Identity,
-        timing: Timing,
-        network: u64,
-        nodes_max: usize,
-        seed: u64,
-    ) -> Self {
+    pub(super) fn new(identity: Identity, timing: Timing, nodes_max: usize, seed: u64) -> Self {
         let config = timing.swim(1, DATAGRAM_MAX - ENVELOPE_LEN);
         Self {
             foca: Foca::new(identity, config, StdRng::seed_from_u64(seed), SwimCodec),
             timing,
-            network,
             nodes_max,
             tuned_for: 1,
             timers: BTreeMap::new(),
@@ -201,7 +193,7 @@ impl Swim {
 
     fn collect(&mut self, now: Instant) {
         while let Some((to, body)) = self.runtime.to_send() {
-            self.outbox.push_back((to.address, codec::encode_swim(self.network, &body)));
+            self.outbox.push_back((to.address, codec::encode_swim(&body)));
         }
         while let Some((after, timer)) = self.runtime.to_schedule() {
             self.timers_made += 1;

@@ -285,12 +285,13 @@ impl Gossip {
             self.claims.witness(lease.epoch);
         }
         let owner = Identity { id, address: record.address(), incarnation: record.incarnation };
-        let left = record.left;
+        let (left, keys) = (record.left, record.keys.clone());
         let dead_since = dead_for.map(|age| self.now.checked_sub(age).unwrap_or(self.started));
         let outcome = self.store.offer(record, dead_since);
         if outcome == Outcome::News {
             self.dirty = true;
             self.spread(id);
+            self.envelopes.note_keys(owner.address, &keys, self.now);
             if dead_for.is_none() && !left && owner.address != self.swim.identity().address {
                 self.swim.introduce(owner, self.now);
             }

@@ -8,14 +8,19 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use aws_lc_rs::{constant_time, hmac};
-use serde::{Deserialize, Serialize};
 
 use super::cipher::Salt;
 use super::key::random;
 use crate::error::Error;
 
-/// For how long a cookie may be told back, in milliseconds: longer than any round trip.
-const LIFE_MS: u64 = 5000;
+/// The clock of cookies, in milliseconds per tick: 32 bits last for 13 years.
+const TICK_MS: u64 = 100;
+
+/// For how many ticks a cookie may be told back: longer than any round trip.
+const LIFE: u32 = 50;
+
+/// Length of the code: nobody guesses 96 bits while a cookie lives.
+const CODE_LEN: usize = 12;
 
 /// What a process must have from the kernel, and must not share with any other life of the node.
 #[derive(Clone)]
@@ -47,11 +52,12 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// What is to be told back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Cookie {
-    made_ms: [u8; 8],
-    code: [u8; 16],
+/// What is to be told back: when it was made, and the code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cookie(pub(crate) [u8; Cookie::LEN]);
+
+impl Cookie {
+    pub(crate) const LEN: usize = 4 + CODE_LEN;
 }
 
 /// Makes cookies and knows them again.
@@ -59,20 +65,24 @@ pub(crate) struct Cookie {
 pub(crate) struct Baker {
     key: hmac::Key,
     /// Cookies made earlier are worth nothing any more.
-    from_ms: u64,
+    from: u32,
 }
 
 impl Baker {
     pub(crate) fn new(secrets: &Secrets) -> Self {
-        Self { key: hmac::Key::new(hmac::HMAC_SHA256, &secrets.cookie), from_ms: 0 }
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, &secrets.cookie), from: 0 }
     }
 
     pub(crate) fn bake(&self, session: Salt, address: SocketAddr, now_ms: u64) -> Cookie {
-        let made_ms = now_ms.to_be_bytes();
-        Cookie { made_ms, code: self.code(made_ms, session, address) }
+        let made = tick(now_ms).to_be_bytes();
+        let mut cookie = [0; Cookie::LEN];
+        cookie[..4].copy_from_slice(&made);
+        cookie[4..].copy_from_slice(&self.code(made, session, address));
+        Cookie(cookie)
     }
 
-    /// When the cookie was made, if it is one that was made here, lately, for this session at this address.
+    /// Since when the cookie may have been made, in milliseconds, if it is one that was made here, lately,
+    /// for this session at this address.
     pub(crate) fn check(
         &self,
         cookie: &Cookie,
@@ -80,34 +90,40 @@ impl Baker {
         address: SocketAddr,
         now_ms: u64,
     ) -> Option<u64> {
-        let made_ms = u64::from_be_bytes(cookie.made_ms);
-        let age = now_ms.checked_sub(made_ms)?;
-        let code = self.code(cookie.made_ms, session, address);
-        let genuine = constant_time::verify_slices_are_equal(&code, &cookie.code).is_ok();
-        (genuine && age <= LIFE_MS && made_ms >= self.from_ms).then_some(made_ms)
+        let [a, b, c, d, code @ ..] = cookie.0;
+        let made = u32::from_be_bytes([a, b, c, d]);
+        let age = tick(now_ms).checked_sub(made)?;
+        let expected = self.code([a, b, c, d], session, address);
+        let genuine = constant_time::verify_slices_are_equal(&code, &expected).is_ok();
+        let good = genuine && age <= LIFE && made >= self.from;
+        good.then(|| u64::from(made) * TICK_MS)
     }
 
     /// Devalues all cookies made so far.
     pub(crate) fn revoke(&mut self, now_ms: u64) {
-        self.from_ms = now_ms + 1;
+        self.from = tick(now_ms).saturating_add(1);
     }
 
-    fn code(&self, made_ms: [u8; 8], session: Salt, address: SocketAddr) -> [u8; 16] {
+    fn code(&self, made: [u8; 4], session: Salt, address: SocketAddr) -> [u8; CODE_LEN] {
         let mut context = hmac::Context::with_key(&self.key);
-        context.update(&made_ms);
+        context.update(&made);
         context.update(&session.0);
         match address {
             SocketAddr::V4(v4) => context.update(&v4.ip().octets()),
             SocketAddr::V6(v6) => context.update(&v6.ip().octets()),
         }
         context.update(&address.port().to_be_bytes());
-        let mut code = [0; 16];
+        let mut code = [0; CODE_LEN];
         let tag = context.sign();
         for (to, from) in code.iter_mut().zip(tag.as_ref()) {
             *to = *from;
         }
         code
     }
+}
+
+fn tick(ms: u64) -> u32 {
+    u32::try_from(ms / TICK_MS).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -121,21 +137,21 @@ mod tests {
         let (session, address) = (Salt([1; 16]), "192.0.2.1:7946".parse().unwrap());
         let cookie = baker.bake(session, address, 1000);
         assert_eq!(baker.check(&cookie, session, address, 1000), Some(1000));
-        assert_eq!(baker.check(&cookie, session, address, 1000 + LIFE_MS), Some(1000));
-        assert_eq!(baker.check(&cookie, session, address, 1001 + LIFE_MS), None, "too old");
+        assert_eq!(baker.check(&cookie, session, address, 6099), Some(1000));
+        assert_eq!(baker.check(&cookie, session, address, 6100), None, "too old");
         assert_eq!(baker.check(&cookie, session, address, 999), None, "from the future");
         assert_eq!(baker.check(&cookie, Salt([2; 16]), address, 1000), None);
         for other in ["192.0.2.1:7947", "192.0.2.2:7946", "[2001:db8::1]:7946"] {
             assert_eq!(baker.check(&cookie, session, other.parse().unwrap(), 1000), None);
         }
         let mut later = cookie;
-        later.made_ms = 1001_u64.to_be_bytes();
-        assert_eq!(baker.check(&later, session, address, 1001), None, "changed");
+        later.0[3] += 1;
+        assert_eq!(baker.check(&later, session, address, 1100), None, "changed");
         let restarted = Baker::new(&Secrets::generate().unwrap());
         assert_eq!(restarted.check(&cookie, session, address, 1000), None);
         baker.revoke(1000);
         assert_eq!(baker.check(&cookie, session, address, 1000), None);
-        let fresh = baker.bake(session, address, 1001);
-        assert_eq!(baker.check(&fresh, session, address, 1002), Some(1001));
+        let fresh = baker.bake(session, address, 1170);
+        assert_eq!(baker.check(&fresh, session, address, 1250), Some(1100));
     }
 }

@@ -187,14 +187,18 @@ impl KeyFile {
             [] => {
                 let why = match file.keys().next() {
                     None => "no key in it: make one with `weft key generate`",
-                    Some(_) => "no key is in use: write `use` instead of `accept` before one of them",
+                    Some(_) => {
+                        "no key is in use: write `use` instead of `accept` before one of them"
+                    }
                 };
                 Err(FileError::Whole { path: path.to_owned(), why: why.to_owned() })
             }
             [first, second, ..] => Err(FileError::Line {
                 path: path.to_owned(),
                 line: second,
-                why: format!("a second key in use, after line {first}: write `accept` before one of them"),
+                why: format!(
+                    "a second key in use, after line {first}: write `accept` before one of them"
+                ),
             }),
         }
     }
@@ -213,17 +217,19 @@ impl KeyFile {
             let line = match (words.next(), words.next(), words.next()) {
                 (None, _, _) => Line::Text(line.to_owned()),
                 (Some(word @ ("use" | "accept")), Some(key), None) => {
-                    let key: ClusterKey =
-                        key.parse().map_err(|error| wrong(format!("{error}")))?;
+                    let key: ClusterKey = key.parse().map_err(|error| wrong(format!("{error}")))?;
                     let twice = file.numbered().find(|(_, line)| line.key == key).map(|(n, _)| n);
                     if let Some(earlier) = twice {
-                        return Err(wrong(format!("the same key as in line {earlier}: remove one")));
+                        return Err(wrong(format!(
+                            "the same key as in line {earlier}: remove one"
+                        )));
                     }
                     let comment = comment.trim().to_owned();
                     Line::Key(KeyLine { key, used: word == "use", comment })
                 }
                 _ => {
-                    let form = "expected `use KEY` or `accept KEY`, KEY being 64 hexadecimal digits";
+                    let form =
+                        "expected `use KEY` or `accept KEY`, KEY being 64 hexadecimal digits";
                     return Err(wrong(form.to_owned()));
                 }
             };
@@ -293,9 +299,8 @@ impl KeyFile {
 
     /// Removes the key called `id`; `false` if there is none, or it is in use.
     pub fn remove(&mut self, id: KeyId) -> bool {
-        let is_it = |line: &Line| {
-            matches!(line, Line::Key(line) if line.key.id() == id && !line.used)
-        };
+        let is_it =
+            |line: &Line| matches!(line, Line::Key(line) if line.key.id() == id && !line.used);
         let before = self.lines.len();
         self.lines.retain(|line| !is_it(line));
         self.lines.len() < before
@@ -321,7 +326,8 @@ impl KeyLine {
     /// The line as it stands in a file.
     pub fn text(&self) -> String {
         let word = if self.used { "use   " } else { "accept" };
-        let comment = if self.comment.is_empty() { String::new() } else { format!("  # {}", self.comment) };
+        let comment =
+            if self.comment.is_empty() { String::new() } else { format!("  # {}", self.comment) };
         format!("{word} {}{comment}", self.key.reveal())
     }
 }
@@ -378,7 +384,10 @@ mod tests {
         assert!(error("").contains("/etc/weft/keys: no key in it"));
         assert!(error(&format!("accept {a}\n")).contains("no key is in use"));
         let twice = error(&format!("use {a}\n#\nuse {b}\n"));
-        assert!(twice.starts_with("/etc/weft/keys:3: a second key in use, after line 1"), "{twice}");
+        assert!(
+            twice.starts_with("/etc/weft/keys:3: a second key in use, after line 1"),
+            "{twice}"
+        );
         assert!(error(&format!("use {a}\naccept {a}")).contains(":2: the same key as in line 1"));
         for wrong in ["use", "key 12", "use 12 34", "12"] {
             assert!(error(wrong).starts_with("/etc/weft/keys:1: "), "{wrong}");

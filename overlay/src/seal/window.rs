@@ -36,7 +36,9 @@ impl Window {
 
     /// Looks at a counter, before its datagram has proven to be genuine.
     pub(crate) fn judge(&self, counter: u64) -> Verdict {
-        if counter < self.floor || counter.saturating_add(WINDOW) < self.next {
+        // Nobody gets to the last counter by counting, and there is none after it.
+        if counter == u64::MAX || counter < self.floor || counter.saturating_add(WINDOW) < self.next
+        {
             Verdict::Old
         } else if counter < self.next && self.bit(counter) {
             Verdict::Seen
@@ -56,7 +58,7 @@ impl Window {
                     self.set(skipped, false);
                 }
             }
-            self.next = counter.saturating_add(1);
+            self.next = counter + 1;
         }
         self.set(counter, true);
     }
@@ -100,10 +102,12 @@ mod tests {
         window.mark(10 + WINDOW);
         assert_eq!(window.judge(10), Verdict::Old);
         assert_eq!(window.judge(11), Verdict::Fresh);
-        window.mark(u64::MAX);
+        assert_eq!(window.judge(u64::MAX), Verdict::Old);
+        window.mark(u64::MAX - 1);
         assert_eq!(window.judge(11), Verdict::Old);
-        assert_eq!(window.judge(u64::MAX), Verdict::Seen);
-        assert_eq!(window.judge(u64::MAX - 1), Verdict::Fresh);
+        assert_eq!(window.judge(u64::MAX - 1), Verdict::Seen);
+        assert_eq!(window.judge(u64::MAX - 2), Verdict::Fresh);
+        assert_eq!(window.judge(u64::MAX), Verdict::Old);
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use overlay::config::LeaseConfig;
-use overlay::gossip::{Gossip, GossipConfig, LocalNode, Memory};
+use overlay::gossip::{Gossip, GossipConfig, LocalNode, Memory, Protection};
 use overlay::node_id::NodeId;
 use overlay::path::message::{self, Kind, REPLY_LEN};
 use overlay::vxlan::{self, Vni};
@@ -84,7 +84,8 @@ impl Pair {
                 has_seeds: false,
                 memory: Memory::default(),
             };
-            Gossip::new(config, local, u64::from(ix), now)
+            // In clear, so that the messages inside can be changed.
+            Gossip::new(config, local, Protection::Insecure, u64::from(ix), now)
         });
         let mut pair = Self { nodes, flying: VecDeque::new(), now };
         pair.nodes[1].join(address(0), now);
@@ -174,8 +175,8 @@ impl Pair {
     }
 }
 
-/// Where the summed part of a datagram begins: at its kind, behind version, network and sum.
-const SUMMED_FROM: usize = 13;
+/// Where the summed part of a datagram begins: at its kind, behind version, form, network and sum.
+const SUMMED_FROM: usize = 14;
 
 /// Fills in the check sum, as the gossip's `codec.rs` does.
 fn checked(mut datagram: Vec<u8>) -> Vec<u8> {
