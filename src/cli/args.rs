@@ -281,7 +281,7 @@ pub(super) enum KeyCommand {
     #[command(after_help = "\
 Examples:
   sudo weft key generate
-  sudo weft key generate --comment \"after the audit\"
+  sudo weft key generate --comment winter
   weft key generate --stdout          only prints one, for a secret store")]
     Generate {
         /// Prints the key and leaves the file alone

@@ -20,8 +20,11 @@ use super::view::{join, print, target};
 use crate::admin::api::NodeStatus;
 use crate::lab::{self, Interrupt, Labs, Wait};
 
-/// How long the own daemon may take to see a change of the file.
-const SEEN_LIMIT: Duration = Duration::from_secs(5);
+/// How long the own daemon may take to see a change of the file, or to hear of all nodes.
+const SEEN_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long a daemon runs until its map is relied on.
+const UPTIME_MIN_S: u64 = 10;
 
 /// Fewest digits that name a key.
 const PREFIX_LEN_MIN: usize = 4;
@@ -285,9 +288,16 @@ fn nodes(arguments: &KeyArgs) -> Result<Vec<NodeStatus>> {
     target(&arguments.target)?.nodes()
 }
 
-/// The same, once this node's own daemon has seen that `id` is in the file.
+/// The same, once this node's own daemon has seen that `id` is in the file, and had the time to hear of all
+/// other nodes.
 fn nodes_that_see(arguments: &KeyArgs, id: KeyId) -> Result<Vec<NodeStatus>> {
     let seen = Interrupt::default().wait_for(SEEN_LIMIT, || {
+        let up_s = target(&arguments.target)?.status()?.uptime_s;
+        if up_s < UPTIME_MIN_S {
+            let text =
+                format!("the daemon has been running for {up_s} s, and may not know all nodes yet");
+            return Ok(Wait::NotYet(text));
+        }
         let nodes = nodes(arguments)?;
         let has = nodes.iter().any(|node| node.this_node && node.keys.contains(&id));
         if has {
@@ -421,7 +431,10 @@ mod tests {
             vtep_mac: Mac([2, 0, 0, 0, 0, 1]),
             leases: Vec::new(),
             version: 1,
+            since_s: 0,
+            software: String::new(),
             keys: keys.to_vec(),
+            path: None,
         }
     }
 

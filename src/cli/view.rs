@@ -5,8 +5,8 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use overlay::path::probe::PathState;
-use serde::Serialize;
 use overlay::seal::KeyId;
+use serde::Serialize;
 use vswitch::verdict::Reason;
 
 use super::args::{Format, PortArgs, PortCommand, TargetArgs, ViewArgs};
@@ -537,6 +537,7 @@ masquerade  `nft` is not there
             version: 1,
             since_s: 90_061,
             software: "weft/0.1.0".to_owned(),
+            keys: vec![KeyId([0x5f; 8]), KeyId([1; 8])],
             path: None,
         };
         let path = |state, mtu| {
@@ -562,18 +563,22 @@ masquerade  `nft` is not there
             node.clone(),
             other("b", path(PathState::Up, 1500)),
             other("c", path(PathState::Up, 1400)),
-            NodeStatus { software: String::new(), ..other("d", path(PathState::Down, 1500)) },
+            NodeStatus {
+                software: String::new(),
+                keys: vec![],
+                ..other("d", path(PathState::Down, 1500))
+            },
         ];
         let text = nodes_table(&nodes).to_string();
         assert_eq!(
             text,
             "\
-NODE             STATE  SINCE  DATA        RTT  LOSS        MTU  LEASE                UNDERLAY         VERSION
-rack-7-host-12*  alive  1d01h  -             -     -       1500  10.244.112.0/24      192.168.110.111  0.1.0
+NODE             STATE  SINCE  DATA        RTT  LOSS        MTU  LEASE                UNDERLAY         VERSION  KEY
+rack-7-host-12*  alive  1d01h  -             -     -       1500  10.244.112.0/24      192.168.110.111  0.1.0    5f5f5f5f
                                                                  fd00:10:244:70::/64
-b                alive  1d01h  ok      12.3 ms    3%       1500  10.244.112.0/24      192.168.110.111  0.1.0
-c                alive  1d01h  narrow  12.3 ms    3%  1400/1500  10.244.112.0/24      192.168.110.111  0.1.0
-d                alive  1d01h  dead    12.3 ms    3%       1500  10.244.112.0/24      192.168.110.111  -
+b                alive  1d01h  ok      12.3 ms    3%       1500  10.244.112.0/24      192.168.110.111  0.1.0    5f5f5f5f
+c                alive  1d01h  narrow  12.3 ms    3%  1400/1500  10.244.112.0/24      192.168.110.111  0.1.0    5f5f5f5f
+d                alive  1d01h  dead    12.3 ms    3%       1500  10.244.112.0/24      192.168.110.111  -        NONE
 "
         );
         assert!(text.lines().all(|line| line.chars().count() <= 120));

@@ -121,8 +121,8 @@ pub struct Counters {
     pub sent: u64,
     /// Bytes that went out, without UDP and IP headers.
     pub sent_bytes: u64,
-    /// Messages of sessions that had yet to prove that they live: not refused, their sender was asked for
-    /// the proof and repeats them.
+    /// Messages from before their session had proven to live: not believed, and not refused either. Their
+    /// sender was asked for the proof and repeats them with it.
     pub unproven: u64,
     /// Datagrams that were to go out while too many were waiting.
     pub overflowed: u64,

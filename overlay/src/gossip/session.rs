@@ -289,7 +289,13 @@ impl Sessions {
         let plain = match known {
             Some(session) => {
                 // Cheaper than to open it.
-                session.admit(header.counter)?;
+                match session.window.judge(header.counter) {
+                    Verdict::Fresh => {}
+                    Verdict::Seen => return Err(Refused::Replayed),
+                    Verdict::Old => return Err(Refused::Late),
+                    // Overtaken by the proof, and repeated with it.
+                    Verdict::Early => return Ok(Opened { unproven: true, ..Opened::default() }),
+                }
                 session.key(key, header.session).open(header.counter, datagram)
             }
             None => key.session(header.session).open(header.counter, datagram),
@@ -465,14 +471,6 @@ impl Sessions {
 }
 
 impl Session {
-    fn admit(&self, counter: u64) -> Result<(), Refused> {
-        match self.window.judge(counter) {
-            Verdict::Fresh => Ok(()),
-            Verdict::Seen => Err(Refused::Replayed),
-            Verdict::Old => Err(Refused::Late),
-        }
-    }
-
     /// What datagrams under `key` are opened with.
     fn key(&mut self, key: &NetworkKey, salt: Salt) -> &SessionKey {
         let ix = self.keys.iter().position(|(id, _)| *id == key.id).unwrap_or_else(|| {

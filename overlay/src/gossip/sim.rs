@@ -25,12 +25,14 @@ use ipnetwork::IpNetwork;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
+use super::envelope::SEALED_PREFIX;
 use super::{
     Event, Gossip, GossipConfig, Holdings, LocalNode, Memory, Protection, check_pods,
 };
 use crate::config::LeaseConfig;
 use crate::node_id::NodeId;
 use crate::pods::{LocalPod, PodMap};
+use crate::seal::cipher::{Header, NetworkKey, Salt};
 use crate::seal::{ClusterKey, KeyRing, Secrets};
 use crate::subnet::SubnetMap;
 
@@ -84,6 +86,7 @@ pub struct Network {
 struct Node {
     config: GossipConfig,
     keys: Option<KeyRing>,
+    up_since: Duration,
     /// With what it would start; its memory is what it last saved.
     local: LocalNode,
     seeds: Vec<SocketAddr>,
@@ -102,6 +105,24 @@ struct Packet {
     to: SocketAddr,
     side: Option<u32>,
     datagram: Vec<u8>,
+}
+
+/// A sealed datagram with any content: what a member that lies could send. `plain` is what stands under the
+/// seal, in a session that no honest node has.
+pub fn seal(
+    key: &ClusterKey,
+    network: &str,
+    salt: [u8; 16],
+    counter: u64,
+    plain: &[u8],
+) -> Vec<u8> {
+    let (key, session) = (NetworkKey::new(key, network), Salt(salt));
+    let header = Header { key: key.id, network: key.tag, session, counter };
+    let mut datagram = Vec::new();
+    header.write(SEALED_PREFIX, &mut datagram);
+    datagram.extend_from_slice(plain);
+    key.session(session).seal(counter, &mut datagram);
+    datagram
 }
 
 impl Network {
@@ -143,6 +164,19 @@ impl Network {
         self.drain(ix);
     }
 
+    /// Lets a node go on in a new session, as its driver does every hour.
+    pub fn renew_session(&mut self, ix: usize) {
+        let secrets = Secrets::from_bytes(self.rng.random(), self.rng.random());
+        if let Some(gossip) = &mut self.nodes[ix].gossip {
+            gossip.renew_session(&secrets);
+        }
+    }
+
+    /// When a node was started last, since the start of the network.
+    pub fn started(&self, ix: usize) -> Duration {
+        self.nodes[ix].up_since
+    }
+
     /// The key file of a node.
     pub fn keys(&self, ix: usize) -> Option<&KeyRing> {
         self.nodes[ix].keys.as_ref()
@@ -181,6 +215,7 @@ impl Network {
         self.nodes.push(Node {
             config,
             keys,
+            up_since: Duration::ZERO,
             local,
             seeds,
             gossip: None,
@@ -212,6 +247,7 @@ impl Network {
         }
         gossip.set_pods(node.pods.clone(), self.now).expect("they were checked when they were set");
         node.gossip = Some(gossip);
+        node.up_since = self.now - self.started;
         self.drain(ix);
     }
 

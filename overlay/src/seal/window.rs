@@ -26,6 +26,8 @@ pub(crate) enum Verdict {
     Seen,
     /// It is too old to tell.
     Old,
+    /// It is from before the session has proven to live.
+    Early,
 }
 
 impl Window {
@@ -37,9 +39,10 @@ impl Window {
     /// Looks at a counter, before its datagram has proven to be genuine.
     pub(crate) fn judge(&self, counter: u64) -> Verdict {
         // Nobody gets to the last counter by counting, and there is none after it.
-        if counter == u64::MAX || counter < self.floor || counter.saturating_add(WINDOW) < self.next
-        {
+        if counter == u64::MAX || counter.saturating_add(WINDOW) < self.next {
             Verdict::Old
+        } else if counter < self.floor {
+            Verdict::Early
         } else if counter < self.next && self.bit(counter) {
             Verdict::Seen
         } else {
@@ -95,7 +98,7 @@ mod tests {
     #[test]
     fn the_edges_are_where_they_should_be() {
         let mut window = Window::new(10);
-        assert_eq!(window.judge(9), Verdict::Old);
+        assert_eq!(window.judge(9), Verdict::Early);
         assert_eq!(window.judge(10), Verdict::Fresh);
         window.mark(10);
         assert_eq!(window.judge(10), Verdict::Seen);
