@@ -47,7 +47,7 @@ pub(crate) struct Stage<'t> {
     pub(crate) now: Ticks,
     /// Whose port the packet comes in by; `None` for what other nodes send, who have decided already.
     pub(crate) client: Option<PortKind>,
-    /// A number that differs from packet to packet.
+    /// A number that differs from packet to packet. It may be foreseen.
     pub(crate) chance: u64,
 }
 
@@ -295,7 +295,7 @@ impl<'t> Stage<'t> {
             client: tuple.source,
             frontend: tuple.destination,
             by_address: service.spec().affinity.is_some(),
-            chance: self.chance,
+            chance: self.flows.chance(tuple, self.chance),
         };
         let connections = |endpoint: &crate::service::Endpoint| {
             self.flows.connections((endpoint.address, endpoint.port))

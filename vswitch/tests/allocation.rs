@@ -7,11 +7,18 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
 
 use common::*;
 use vswitch::frame::{BATCH_MAX, Frame, Ingress};
 use vswitch::mac::Mac;
 use vswitch::port::{Context, PortIx};
+use vswitch::service::{
+    Algorithm, Endpoint, EndpointState, Family, Frontend, Protocol, ServicePort,
+    ServiceTableBuilder, TrafficPolicy,
+};
+use vswitch::tables::{Masquerade, Tables};
 use vswitch::verdict::Egress;
 
 struct Counting;
@@ -51,9 +58,44 @@ fn allocations() -> u64 {
     ALLOCATIONS.with(Cell::get)
 }
 
+/// The node of the other tests, with Services of every outcome.
+fn serving() -> Tables {
+    let mut table = ServiceTableBuilder::new(vec!["10.96.0.0/16".parse().unwrap()]);
+    for (name, last, endpoints) in [
+        ("none", 1, &[][..]),
+        ("here", 2, &["10.244.1.3", "10.244.1.2"]),
+        ("there", 3, &["10.244.2.9"]),
+    ] {
+        let endpoint = |address: &&str| Endpoint {
+            address: ip(address),
+            port: 5353,
+            is_local: false,
+            is_near: true,
+            state: EndpointState::Ready,
+        };
+        let service = ServicePort {
+            name: name.to_owned(),
+            family: Family::V4,
+            protocol: Protocol::Udp,
+            frontends: vec![Frontend::ClusterIp { address: [10, 96, 0, last].into(), port: 53 }],
+            endpoints: endpoints.iter().map(endpoint).collect(),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            algorithm: Algorithm::LeastConnections,
+            affinity: Some(Duration::from_secs(60)),
+        };
+        table.set(service).unwrap();
+    }
+    let mut builder = tables_builder();
+    builder.port(PortIx::HOST, host_port());
+    builder.services(Arc::new(table.build(1)));
+    builder.masquerade(Masquerade { v4: Some([10, 244, 1, 0].into()), v6: None });
+    builder.build()
+}
+
 #[test]
 fn ten_thousand_frames_allocate_nothing() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::with_tables(serving());
     let arp = [
         &[0xff; 6][..],
         &MAC_A.0,
@@ -72,6 +114,10 @@ fn ten_thousand_frames_allocate_nothing() {
         (from_a, udp(MAC_A, "10.244.1.2", "198.51.100.7", &[0; 100])),
         (from_a, udp(MAC_A, "10.244.1.2", "10.244.1.99", &[0; 100])),
         (from_a, udp(MAC_A, "fd00:10:244:1::2", "fd00:10:244:2::9", &[0; 1400])),
+        (from_a, udp(MAC_A, "10.244.1.2", "10.96.0.1", &[0; 100])),
+        (from_a, udp(MAC_A, "10.244.1.2", "10.96.0.2", &[0; 100])),
+        (from_a, udp(MAC_A, "10.244.1.2", "10.96.0.3", &[0; 100])),
+        (from_a, udp(MAC_A, "10.244.1.2", "10.96.0.4", &[0; 100])),
         (from_a, arp),
         (from_a, fragmented),
         (Ingress::Port(PortIx::HOST), udp(Mac::HOST, "10.244.1.1", "10.244.1.3", &[0; 100])),
@@ -82,6 +128,7 @@ fn ten_thousand_frames_allocate_nothing() {
     let mut batch: Vec<Frame> = Vec::with_capacity(BATCH_MAX);
     let mut out: Vec<(Egress, Frame)> = Vec::with_capacity(4 * BATCH_MAX);
     let mut forwarded = 0;
+    let mut next_port = 0_u16;
     let mut before = 0;
     while forwarded < 10_000 {
         // The first rounds make the pool's buffers.
@@ -92,6 +139,11 @@ fn ten_thousand_frames_allocate_nothing() {
         for (ingress, bytes) in kinds.iter().cycle().take(BATCH_MAX) {
             let mut frame = bench.pool.take().unwrap();
             assert!(frame.append(bytes));
+            if bytes.get(30..33) == Some(&[10, 96, 0]) {
+                // Mostly new flows: many more than there is room for.
+                next_port = next_port.wrapping_add(1);
+                frame.data_mut()[34..36].copy_from_slice(&next_port.to_be_bytes());
+            }
             frame.meta.ingress = *ingress;
             worker.received.add(1);
             batch.push(frame);
@@ -108,5 +160,7 @@ fn ten_thousand_frames_allocate_nothing() {
     // `Totals` reads the counters and allocates nothing either.
     assert_eq!(allocations() - before, 0);
     assert_eq!(bench.totals().queued(), 0);
+    let flows = bench.switch.flows();
+    assert!(flows.len() > flows.capacity() / 2, "the table was filled");
     assert!(allocations() > 0, "the allocator counts");
 }

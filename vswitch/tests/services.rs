@@ -525,6 +525,25 @@ fn with_affinity_a_client_keeps_its_endpoint_as_long_as_it_may_be_chosen() {
 }
 
 #[test]
+fn chance_and_least_connections_spread_clients_over_endpoints() {
+    for (algorithm, spread) in
+        [(Algorithm::Random, 60..141), (Algorithm::LeastConnections, 95..106)]
+    {
+        let addresses = [B, REMOTE, "10.244.2.10", GATEWAY];
+        let service = ServicePort { algorithm, ..service(Protocol::Tcp, ready(&addresses)) };
+        let mut bench = Bench::with_tables(serving(1, vec![service]));
+        for port in 1000..1400 {
+            meets(&mut bench, &tcp(FROM_A, (A, port), (VIP, 80), SYN));
+        }
+        for address in addresses {
+            let flows = bench.switch.flows();
+            let count = flows.view(bench.now, 1000, |flow| flow.endpoint.0 == ip(address)).len();
+            assert!(spread.contains(&count), "{algorithm:?}: {count} at {address}");
+        }
+    }
+}
+
+#[test]
 fn errors_about_translated_packets_reach_who_sent_them() {
     let mut bench = bench(Protocol::Udp, &[REMOTE]);
     let question = datagram(FROM_HOST, (WORLD, 5000), (NODE, 30080));

@@ -1,6 +1,7 @@
 //! The parsers of the data path.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use vswitch::config::Config;
@@ -9,8 +10,12 @@ use vswitch::frame::{Batch, Frame, Ingress, Pool};
 use vswitch::mac::Mac;
 use vswitch::offload::{self, Coalescer, Cut, Options, VnetHeader};
 use vswitch::port::{Context, NodeIx, PortIx};
+use vswitch::service::{
+    Algorithm, Endpoint, EndpointState, Family, Frontend, Protocol, ServicePort, ServiceTable,
+    ServiceTableBuilder, TrafficPolicy,
+};
 use vswitch::switch::Switch;
-use vswitch::tables::{Node, Peer, PortEntry, PortKind, Tables, TablesBuilder};
+use vswitch::tables::{Masquerade, Node, Peer, PortEntry, PortKind, Tables, TablesBuilder};
 use vswitch::verdict::Egress;
 use vswitch::wire::checksum::{self, Verification};
 use vswitch::wire::{self, ETHERNET_LEN, Fragment, Headers, Ip, Network, Transport, flow, tcp};
@@ -189,7 +194,44 @@ fn tables() -> Tables {
         mtu: 1280,
         leases: vec!["10.99.1.0/24".parse().expect("a lease")],
     });
+    builder.services(Arc::new(services()));
+    builder.masquerade(Masquerade { v4: Some(Ipv4Addr::new(10, 99, 0, 253)), v6: None });
     builder.build()
+}
+
+/// Services at addresses that the recorded packets go to, with no, one and two endpoints.
+fn services() -> ServiceTable {
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let mut table = ServiceTableBuilder::new(vec!["10.99.7.0/24".parse().expect("a range")]);
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+        for (number, port) in [53, 80, 443, 5001, 5201, 7000].into_iter().enumerate() {
+            let endpoint = |address| Endpoint {
+                address: ip(address),
+                port: 8080,
+                is_local: true,
+                is_near: true,
+                state: EndpointState::Ready,
+            };
+            let mut endpoints = vec![endpoint("10.99.0.1"), endpoint("10.99.1.9")];
+            endpoints.truncate(number % 3);
+            let set = table.set(ServicePort {
+                name: format!("fuzz/{port}:{protocol}"),
+                family: Family::V4,
+                protocol,
+                frontends: vec![
+                    Frontend::ExternalIp { address: ip("10.99.0.2"), port },
+                    Frontend::ClusterIp { address: ip("10.99.7.1"), port },
+                ],
+                endpoints,
+                internal_policy: TrafficPolicy::Cluster,
+                external_policy: TrafficPolicy::Local,
+                algorithm: Algorithm::LeastConnections,
+                affinity: None,
+            });
+            set.expect("a Service");
+        }
+    }
+    table.build(1)
 }
 
 const POD_MACS: [Mac; 2] = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];

@@ -310,6 +310,11 @@ impl FlowTable {
         &self.fragments
     }
 
+    /// A number that nobody outside can foresee, for the `turn`th time that a client is left to chance.
+    pub fn chance(&self, tuple: &Tuple, turn: u64) -> u64 {
+        stable_hash(self.keys.hash(&tuple.words()), &[turn])
+    }
+
     /// Connections to an endpoint that are not over. Endpoints may share a count, few do.
     pub fn connections(&self, endpoint: (IpAddr, u16)) -> u32 {
         self.count_of(endpoint).load(Ordering::Relaxed)

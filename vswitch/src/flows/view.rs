@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::flows::state::Seen;
 use crate::flows::{FlowTable, Ticks, Tuple, lower_32, split};
-use crate::service::{Family, Protocol, ServiceTable};
+use crate::service::{Family, Protocol, Service, ServiceTable};
 use crate::sync::Ordering;
 
 /// One flow at one moment.
@@ -42,12 +42,13 @@ pub struct FlowView {
 }
 
 impl FlowView {
-    /// `namespace/name:port` of the Service, if it is still there.
+    /// `namespace/name:port` of the Service, if it still has the frontend.
     pub fn service_name<'t>(&self, services: &'t ServiceTable) -> Option<&'t str> {
-        let family = Family::of(self.client.0);
-        let mut all = services.services();
-        let service =
-            all.find(|service| service.id() == self.service && service.spec().family == family)?;
+        let ((address, port), protocol) = (self.frontend, self.protocol);
+        let by_address = services.frontend(address, port, protocol).map(|(service, _)| service);
+        let by_node_port = || services.node_port(Family::of(address), port, protocol);
+        let is_its = |service: &&Service| service.id() == self.service;
+        let service = by_address.filter(is_its).or_else(|| by_node_port().filter(is_its))?;
         Some(service.name())
     }
 }

@@ -299,7 +299,7 @@ impl ServiceTable {
     }
 
     /// Who has this port of this address.
-    pub(super) fn frontend(
+    pub(crate) fn frontend(
         &self,
         address: IpAddr,
         port: u16,
@@ -310,7 +310,7 @@ impl ServiceTable {
     }
 
     /// Who has this port of every node.
-    pub(super) fn node_port(
+    pub(crate) fn node_port(
         &self,
         family: Family,
         port: u16,
