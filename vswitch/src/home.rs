@@ -65,6 +65,8 @@ pub(crate) struct Slot {
     /// `None` for the tunnel.
     pub(crate) port: Option<PortIx>,
     pub(crate) source: Box<dyn Source>,
+    /// Its last batch held much, and so may the next.
+    pub(crate) is_bulky: bool,
 }
 
 impl Home {
@@ -132,7 +134,7 @@ impl Home {
         };
         let place = Place { home: self.ix, slot };
         watch(sources.watcher(self), source.fd(), place.token())?;
-        sources.slots[slot] = Some(Slot { port, source });
+        sources.slots[slot] = Some(Slot { port, source, is_bulky: false });
         Ok(())
     }
 
@@ -189,6 +191,11 @@ impl Sources {
     /// The same, to receive from.
     pub(crate) fn get_mut(&mut self, slot: usize) -> Option<&mut Slot> {
         self.slots.get_mut(slot)?.as_mut()
+    }
+
+    /// Whether the last batch of the source in `slot` held much.
+    pub(crate) fn is_bulky(&self, slot: usize) -> bool {
+        self.get(slot).is_some_and(|slot| slot.is_bulky)
     }
 
     /// Those that hold frames which they have read already.

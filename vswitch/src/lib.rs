@@ -36,6 +36,7 @@ pub mod offload;
 pub mod port;
 mod port_io;
 mod prefix_map;
+pub mod queue;
 pub mod service;
 #[cfg(feature = "sim")]
 pub mod sim;
