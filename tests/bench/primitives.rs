@@ -48,9 +48,13 @@ fn main() -> Result<()> {
     let far = Namespace::create(directory.path().join("far"))?;
     let steps = path::measure(&cpus, &near, &far)?;
     println!();
-    row("reading the thread's own identity (a system call)", repeat(|| {
-        black_box(rustix::thread::gettid());
-    }), None);
+    row(
+        "reading the thread's own identity (a system call)",
+        repeat(|| {
+            black_box(rustix::thread::gettid());
+        }),
+        None,
+    );
     row("sched_yield with nobody else there", repeat(rustix::thread::sched_yield), None);
     copies();
     let (source, mut target) = (vec![1_u8; SUPER_FRAME], 0);
@@ -124,7 +128,8 @@ fn copies() {
 fn wakeups(cpus: &[usize]) -> Result<()> {
     let mut times = Vec::new();
     for cpu in [cpus[0], *cpus.last().context("no CPU")?] {
-        let (there, back) = (eventfd(0, EventfdFlags::empty())?, eventfd(0, EventfdFlags::empty())?);
+        let (there, back) =
+            (eventfd(0, EventfdFlags::empty())?, eventfd(0, EventfdFlags::empty())?);
         let time = std::thread::scope(|scope| -> Result<Duration> {
             let echo = scope.spawn(|| -> Result<()> {
                 pin(cpu)?;

@@ -135,7 +135,8 @@ impl Path {
             leases: Vec::new(),
         };
         let mut builder = TablesBuilder::new(1, node, &[]);
-        let sending = Peer { underlay: SocketAddr::from((UNDERLAY_NEAR, vxlan::PORT)), ..peer.clone() };
+        let sending =
+            Peer { underlay: SocketAddr::from((UNDERLAY_NEAR, vxlan::PORT)), ..peer.clone() };
         ensure!(builder.peer(sending).is_some(), "the node's map is full");
         let capabilities = udp::probe(UNDERLAY_NEAR.into())?;
         Ok(Self {
@@ -162,8 +163,7 @@ impl Path {
         let mut taken = None;
         pin(before)?;
         let to = SocketAddr::from((FAR, POD_PORT));
-        let sent =
-            self.pod.send(&mut self.offload, to, DATAGRAM, &[0; SUPER_FRAME], Instant::now);
+        let sent = self.pod.send(&mut self.offload, to, DATAGRAM, &[0; SUPER_FRAME], Instant::now);
         ensure!(sent.taken == 44, "the pod sends: {sent:?}");
         for now in STEPS {
             let is_it = now == step;
@@ -200,8 +200,7 @@ impl Path {
                         datagrams.extend_from_slice(transmit.bytes);
                     }
                 };
-                let pushed =
-                    self.encapsulator.push(&self.peer, 0, &frame, &headers, &mut keep);
+                let pushed = self.encapsulator.push(&self.peer, 0, &frame, &headers, &mut keep);
                 pushed.map_err(|reason| anyhow::anyhow!("cutting: {reason:?}"))?;
                 self.encapsulator.flush(&mut keep);
                 context.pool.put(frame);
