@@ -56,6 +56,13 @@ impl Decapsulator {
         Self { vni, coalescer: Coalescer::new(options), offences, probes: Responder::default() }
     }
 
+    /// Makes one for another socket of the same tunnel.
+    pub fn another(&self) -> Self {
+        let Self { vni, coalescer, offences, probes } = self;
+        let coalescer = Coalescer::new(coalescer.options());
+        Self { vni: *vni, coalescer, offences: Arc::clone(offences), probes: probes.another() }
+    }
+
     /// Takes datagrams of `stride` bytes apart, which lie in `bytes` one behind the other (the last may be
     /// shorter), and appends their frames to `batch`.
     ///

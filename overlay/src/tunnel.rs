@@ -1,4 +1,4 @@
-//! The tunnel as the workers see it: a [`Source`] of frames from other nodes, and an [`Uplink`] per worker
+//! The tunnel as the workers see it: [`Source`]s of frames from other nodes, and an [`Uplink`] per worker
 //! to send frames to them.
 //!
 //! [`Encapsulator`] and [`Decapsulator`] decide what is sent and what is believed; here they are tied to
@@ -32,8 +32,12 @@ use crate::vxlan::Vni;
 /// that runs of small datagrams stay long.
 const SOURCES: usize = 8;
 
+/// Receiving sockets. A flow waits for what came before it to the same socket, so with more of them it waits
+/// less often for a larger one; but each costs system calls of its own.
+const RECEIVERS: usize = 8;
+
 /// Bytes that one batch takes before it is handed on; see the like limit of ports.
-const BATCH_BYTES_MAX: usize = 256 << 10;
+const BATCH_BYTES_MAX: usize = 64 << 10;
 
 /// Reports of narrow paths that the control side has not taken yet; more of them are not kept.
 const NARROW_MAX: usize = 64;
@@ -103,8 +107,8 @@ fn port_hint(source: &io::Error) -> &'static str {
 /// An open tunnel, in parts.
 #[derive(Debug)]
 pub struct Tunnel {
-    /// The receiving half.
-    pub source: TunnelSource,
+    /// The receiving halves.
+    pub sources: Vec<TunnelSource>,
     /// The sending halves, one per worker.
     pub uplinks: Vec<TunnelUplink>,
     /// What it tells the control side.
@@ -144,14 +148,15 @@ impl Tunnel {
     ) -> Result<Self, TunnelError> {
         let TunnelConfig { underlay, port, vni, workers, mtu } = *config;
         let address = SocketAddr::new(underlay, port);
-        let socket =
-            ReceiveSocket::bind(address).map_err(|source| TunnelError::Bind { address, source })?;
+        let sockets = ReceiveSocket::bind_group(address, RECEIVERS)
+            .map_err(|source| TunnelError::Bind { address, source })?;
+        let receivers = sockets.iter().map(ReceiveSocket::watch).collect();
         let offences = Arc::new(ArrayQueue::new(OFFENCES_MAX));
         let decapsulator = Decapsulator::new(vni, mtu, Arc::clone(&offences));
 
         let narrow = Arc::new(ArrayQueue::new(NARROW_MAX));
         let activity = Arc::new(Activity::default());
-        let (receivers, mut senders) = (vec![socket.watch()], Vec::new());
+        let mut senders = Vec::new();
         let mut probe_sockets = Vec::new();
         let mut fallbacks = Vec::with_capacity(workers);
         let mut uplinks = Vec::with_capacity(workers);
@@ -178,7 +183,13 @@ impl Tunnel {
             narrow,
             activity,
         };
-        let sockets = Arc::clone(&probes.sockets);
+        let source = |socket| TunnelSource {
+            socket,
+            decapsulator: decapsulator.another(),
+            sockets: Arc::clone(&probes.sockets),
+            next_socket: 0,
+        };
+        let sources = sockets.into_iter().map(source).collect();
         let granted = (capabilities.receive_buffer, capabilities.send_buffer);
         let status = TunnelStatus {
             opened: Instant::now(),
@@ -188,8 +199,7 @@ impl Tunnel {
             offences,
             probes,
         };
-        let source = TunnelSource { socket, decapsulator, sockets, next_socket: 0 };
-        Ok(Self { source, uplinks, status })
+        Ok(Self { sources, uplinks, status })
     }
 }
 
@@ -225,7 +235,7 @@ impl TunnelStatus {
     }
 }
 
-/// The receiving half of a tunnel.
+/// A receiving half of a tunnel.
 #[derive(Debug)]
 pub struct TunnelSource {
     socket: ReceiveSocket,
@@ -285,6 +295,9 @@ impl TunnelSource {
             };
             taken += bytes.len();
             self.decapsulator.push(from, stride, bytes, context, batch);
+            if self.socket.is_drained() {
+                break;
+            }
         }
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! The underlay's UDP sockets, with the kernel's offloads where they exist.
 //!
-//! One unconnected [`ReceiveSocket`] takes VXLAN from everybody (a kernel VTEP's source port is a flow
-//! hash, so connecting would lock it out). [`SendSocket`]s are several, because a UDP socket has one source
-//! port, and the source port is what spreads flows over links and queues (RFC 7348 §5).
+//! Unconnected [`ReceiveSocket`]s take VXLAN from everybody (a kernel VTEP's source port is a flow hash, so
+//! connecting would lock it out). They are several on one port, so that flows do not all wait in one queue
+//! behind the largest of them; the kernel chooses by addresses and ports (`SO_REUSEPORT`, socket(7)), so a
+//! flow has one. [`SendSocket`]s are several, because a UDP socket has one source port, and the source port
+//! is what spreads flows over links and queues (RFC 7348 §5).
 //!
 //! **Fragmentation.** Don't Fragment is always set (`IP_PMTUDISC_DO`). VTEPs must not fragment (RFC 7348
 //! §4.3), and pods' MTUs are chosen so that nothing needs to be. `DO` rather than `PROBE`, because the
@@ -48,9 +50,15 @@ pub const SEGMENTS_MAX: [usize; 2] = [64, 128];
 /// uncut. What `UDP_GRO` merges itself is less (`UDP_GRO_CNT_MAX`, `net/ipv4/udp_offload.c`).
 pub const MESSAGE_DATAGRAMS_MAX: usize = SEGMENTS_MAX[1];
 
-/// Datagrams, each perhaps an aggregate of many, taken by one system call.
+/// Datagrams, each perhaps an aggregate of many, taken by one system call while they are short.
 const RECEIVE_MESSAGES: libc::c_uint = 8;
 const RECEIVE_BATCH: usize = RECEIVE_MESSAGES as usize;
+
+/// The same while they are long, as what is copied at once keeps others waiting.
+const RECEIVE_LONG_MESSAGES: libc::c_uint = 2;
+
+/// Bytes of one call from which on the next takes fewer messages: half a long one.
+const RECEIVE_LONG: usize = 32_768;
 
 /// The kernel merges up to 64 KiB of datagrams.
 const RECEIVE_LEN: usize = 65_536;
@@ -112,7 +120,7 @@ fn probe_segments(socket: &Socket) -> io::Result<usize> {
     }
 }
 
-/// The socket on which VXLAN arrives.
+/// A socket on which VXLAN arrives.
 #[derive(Debug)]
 pub struct ReceiveSocket {
     socket: Arc<Socket>,
@@ -123,6 +131,10 @@ pub struct ReceiveSocket {
     next: usize,
     /// There are messages up to here.
     end: usize,
+    /// How many messages the next system call is to bring.
+    wanted: libc::c_uint,
+    /// The last one brought all that there was.
+    is_drained: bool,
 }
 
 /// One datagram, or several merged by the kernel.
@@ -145,11 +157,32 @@ struct Message {
 }
 
 impl ReceiveSocket {
+    /// Opens `count` sockets on `address`, in the network namespace of the calling thread. Each flow comes to
+    /// one of them.
+    ///
+    /// # Errors
+    /// As [`ReceiveSocket::bind`].
+    pub fn bind_group(address: SocketAddr, count: usize) -> io::Result<Vec<Self>> {
+        let first = Self::bind_to(address, false)?;
+        // Only now: it was to fail where anybody else has the port, another weftd included.
+        first.socket.set_reuse_port(true)?;
+        let address = first.socket.local_addr()?.as_socket().unwrap_or(address);
+        let mut group = vec![first];
+        for _ in 1..count {
+            group.push(Self::bind_to(address, true)?);
+        }
+        Ok(group)
+    }
+
     /// Opens a socket on `address`, in the network namespace of the calling thread.
     ///
     /// # Errors
     /// `AddrInUse` when something else has the port; whatever else the kernel says.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        Self::bind_to(address, false)
+    }
+
+    fn bind_to(address: SocketAddr, is_shared: bool) -> io::Result<Self> {
         let socket = open(address.ip())?;
         grow_receive_buffer(&socket)?;
         if address.is_ipv6() {
@@ -157,6 +190,7 @@ impl ReceiveSocket {
         }
         // Where the option does not exist, datagrams come one by one; `probe` has told.
         let _told_by_probe = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1);
+        socket.set_reuse_port(is_shared)?;
         socket.bind(&SockAddr::from(address))?;
         Ok(Self {
             socket: Arc::new(socket),
@@ -164,6 +198,8 @@ impl ReceiveSocket {
             messages: [Message { from: None, stride: 0, len: 0 }; RECEIVE_BATCH],
             next: 0,
             end: 0,
+            wanted: RECEIVE_MESSAGES,
+            is_drained: false,
         })
     }
 
@@ -180,6 +216,12 @@ impl ReceiveSocket {
     /// Whether datagrams were read that [`ReceiveSocket::receive`] has not returned yet.
     pub fn pending(&self) -> bool {
         self.next < self.end
+    }
+
+    /// Whether the last [`ReceiveSocket::receive`] most likely returned the last datagrams that there are: asking
+    /// for more would cost a system call.
+    pub fn is_drained(&self) -> bool {
+        self.is_drained && !self.pending()
     }
 
     /// Returns the next datagrams; `None` when nothing waits.
@@ -230,7 +272,7 @@ impl ReceiveSocket {
             libc::recvmmsg(
                 self.socket.as_raw_fd(),
                 headers.as_mut_ptr(),
-                RECEIVE_MESSAGES,
+                self.wanted,
                 libc::MSG_DONTWAIT,
                 ptr::null_mut(),
             )
@@ -247,6 +289,10 @@ impl ReceiveSocket {
             self.messages[ix] = Message { from, stride, len };
         }
         self.end = received;
+        self.is_drained = received < self.wanted as usize;
+        let bytes: usize = self.messages[..received].iter().map(|message| message.len).sum();
+        let is_long = bytes >= RECEIVE_LONG;
+        self.wanted = if is_long { RECEIVE_LONG_MESSAGES } else { RECEIVE_MESSAGES };
         Ok(())
     }
 }
@@ -692,6 +738,44 @@ mod tests {
         assert_eq!(offload.fallbacks().lost()[0].next_try, next_try);
         assert_eq!(send(&mut offload, next_try), 2);
         assert_eq!(offload.fallbacks().lost(), [], "it takes them again");
+    }
+
+    #[test]
+    fn a_flow_comes_to_one_socket_of_a_group_and_many_flows_to_several() {
+        const FLOWS: usize = 32;
+        let mut group = ReceiveSocket::bind_group(SocketAddr::new(LOOPBACK, 0), 8).unwrap();
+        let to = group[0].socket.local_addr().unwrap().as_socket().unwrap();
+        let mut offload = SendOffload::new(&probe(LOOPBACK).unwrap());
+        let senders: Vec<_> = (0..FLOWS).map(|_| SendSocket::bind(LOOPBACK).unwrap()).collect();
+        for round in 0..4 {
+            for sender in &senders {
+                sender.send(&mut offload, to, 1, &[round], Instant::now);
+            }
+        }
+        // The loopback interface delivers before a send returns.
+        let mut places: Vec<(u16, usize, Vec<u8>)> = Vec::new();
+        for (ix, socket) in group.iter_mut().enumerate() {
+            while let Some(Received { from, bytes, .. }) = socket.receive().unwrap() {
+                match places
+                    .iter_mut()
+                    .find(|(port, place, _)| (*port, *place) == (from.port(), ix))
+                {
+                    Some((.., data)) => data.extend_from_slice(bytes),
+                    None => places.push((from.port(), ix, bytes.to_vec())),
+                }
+            }
+        }
+        assert_eq!(places.len(), FLOWS, "each flow in one place: {places:?}");
+        assert!(places.iter().all(|(.., data)| *data == [0, 1, 2, 3]), "in order: {places:?}");
+        assert!(places.iter().any(|(_, place, _)| *place != places[0].1), "all in one: {places:?}");
+    }
+
+    #[test]
+    fn a_group_shares_its_port_with_nobody_else() {
+        let group = ReceiveSocket::bind_group(SocketAddr::new(LOOPBACK, 0), 4).unwrap();
+        let address = group[0].socket.local_addr().unwrap().as_socket().unwrap();
+        let second = ReceiveSocket::bind_group(address, 4).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]

@@ -20,12 +20,14 @@ use std::time::Instant;
 use kernel::*;
 use overlay::path::kernel::path_mtu;
 use overlay::send_offload::SendOffload;
-use overlay::tunnel::{Tunnel, TunnelConfig, TunnelError, TunnelStatus};
+use overlay::tunnel::{
+    Tunnel, TunnelConfig, TunnelError, TunnelSource, TunnelStatus, TunnelUplink,
+};
 use overlay::udp::{self, Capabilities, ReceiveSocket, SOURCE_PORT_MIN, SendSocket, Sent};
 use overlay::vxlan::{self, Vni};
 use vswitch::config::Config;
 use vswitch::engine::{Engine, TunnelPort};
-use vswitch::port::Uplink;
+use vswitch::port::{Source, Uplink};
 use vswitch::tap::Tap;
 use vswitch::verdict::Reason;
 
@@ -78,15 +80,13 @@ impl TestNode {
             workers: engine.workers(),
             mtu: pod_mtu(is_v4),
         };
-        let Tunnel { source, uplinks, status } = net
+        let Tunnel { sources, uplinks, status } = net
             .run(|| match capabilities {
                 Some(capabilities) => Tunnel::open_with(&tunnel, capabilities),
                 None => Tunnel::open(&tunnel),
             })
             .unwrap();
-        let uplinks = uplinks.into_iter().map(|uplink| Box::new(uplink) as Box<dyn Uplink>);
-        let tunnel = TunnelPort { source: Box::new(source), uplinks: uplinks.collect() };
-        engine.set_tunnel(Some(tunnel)).unwrap();
+        engine.set_tunnel(Some(port(sources, uplinks))).unwrap();
         let tap = pod.plug_tap(&engine);
         Self { net, number, underlay, pod, engine, status, tap }
     }
@@ -104,6 +104,12 @@ impl TestNode {
         let socket = self.pod.net.run(|| UdpSocket::bind((self.pod.v4(), 0))).unwrap();
         socket.send_to(&vec![1; len], (other.pod.v4(), 9)).unwrap();
     }
+}
+
+fn port(sources: Vec<TunnelSource>, uplinks: Vec<TunnelUplink>) -> TunnelPort {
+    let sources = sources.into_iter().map(|source| Box::new(source) as Box<dyn Source>);
+    let uplinks = uplinks.into_iter().map(|uplink| Box::new(uplink) as Box<dyn Uplink>);
+    TunnelPort { sources: sources.collect(), uplinks: uplinks.collect() }
 }
 
 fn pod_mtu(is_v4: bool) -> u16 {
@@ -278,9 +284,7 @@ fn a_node_that_does_not_listen_ends_nothing() {
     eventually("all is accounted for", || first.engine.counters().sum().queued() == 0);
     assert_eq!(first.dropped(Reason::UnderlayError), 0);
     let again = open(&second.net, second.underlay).unwrap();
-    let uplinks = again.uplinks.into_iter().map(|uplink| Box::new(uplink) as Box<dyn Uplink>);
-    let tunnel = TunnelPort { source: Box::new(again.source), uplinks: uplinks.collect() };
-    second.engine.set_tunnel(Some(tunnel)).unwrap();
+    second.engine.set_tunnel(Some(port(again.sources, again.uplinks))).unwrap();
     transfer(&first.pod.net, &second.pod.net, second.pod.v4(), 1_000_000);
     assert!(first.engine.take_lost_sources().is_empty());
 }

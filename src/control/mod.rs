@@ -364,7 +364,8 @@ impl Control {
         };
         let opened = Tunnel::open(&config).map_err(anyhow::Error::from).and_then(|tunnel| {
             let uplinks = tunnel.uplinks.into_iter().map(|uplink| Box::new(uplink) as _).collect();
-            let port = TunnelPort { source: Box::new(tunnel.source), uplinks };
+            let sources = tunnel.sources.into_iter().map(|source| Box::new(source) as _).collect();
+            let port = TunnelPort { sources, uplinks };
             self.engine.set_tunnel(Some(port))?;
             Ok(tunnel.status)
         });
@@ -542,8 +543,10 @@ impl Control {
             }
             if let Some(why) = worker.slice_refused {
                 let problem = format!(
-                    "the workers cannot have short time slices: {why}; packets wait longer while the CPUs \
-                     are busy. A seccomp filter may forbid `sched_setattr`: allow it to weftd"
+                    "the workers cannot have short time slices and priority: {why}; packets wait longer \
+                     while the CPUs are busy. Allow weftd a nice value of {} (`LimitNICE=` of systemd, or the \
+                     capability CAP_SYS_NICE), and `sched_setattr` where a seccomp filter forbids it",
+                    vswitch::slice::URGENT_NICE
                 );
                 self.raise(Topic::Sysctl("time slice"), problem);
             }

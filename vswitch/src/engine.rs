@@ -31,7 +31,7 @@ use crate::counters::{Counters, WorkerCounters};
 use crate::flows::FlowTable;
 use crate::home::Home;
 use crate::port::{PortIx, Sink, Source, Uplink};
-use crate::slice;
+use crate::slice::Turn;
 use crate::tables::Tables;
 use crate::worker::{Command, Order, Worker, WorkerParts};
 
@@ -58,8 +58,8 @@ pub struct Port {
 /// The tunnel, to be handed to the workers.
 #[derive(Debug)]
 pub struct TunnelPort {
-    /// Its receiving half.
-    pub source: Box<dyn Source>,
+    /// Its receiving halves.
+    pub sources: Vec<Box<dyn Source>>,
     /// Its sending halves, one per worker: [`Engine::workers`].
     pub uplinks: Vec<Box<dyn Uplink>>,
 }
@@ -122,8 +122,8 @@ pub struct WorkerHealth {
     pub last_breath: Duration,
     /// Why the worker has ended, if it has.
     pub ended: Option<String>,
-    /// Why the worker has no short time slice ([`crate::slice`]), if it has none: it then waits longer for
-    /// a busy CPU.
+    /// Why the worker has no short time slices or cannot be urgent ([`crate::slice`]), if that is so: it then
+    /// waits longer for a busy CPU.
     pub slice_refused: Option<String>,
 }
 
@@ -298,10 +298,14 @@ impl Engine {
         for (worker, uplink) in tunnel.uplinks.into_iter().enumerate() {
             answers.push(self.order(worker, Command::SetUplink { uplink }));
         }
-        let source = Command::AddSource { port: None, source: tunnel.source };
+        let sources = tunnel.sources.into_iter();
         let added = self.wait_all(answers).and_then(|()| {
-            let answer = self.order(self.workers() - 1, source);
-            self.wait_all(vec![answer])
+            sources.map(|source| Command::AddSource { port: None, source }).try_for_each(
+                |command| {
+                    let answer = self.order(self.workers() - 1, command);
+                    self.wait_all(vec![answer])
+                },
+            )
         });
         if added.is_err() {
             self.tell_all(|| Command::RemoveTunnel)?;
@@ -409,8 +413,11 @@ impl Engine {
         });
         let (mourner, home) = (Arc::clone(&status), Arc::clone(&homes[ix]));
         let thread = std::thread::Builder::new().name(format!("weft-{ix}")).spawn(move || {
-            if let Err(error) = slice::shorten() {
-                let _set_once = mourner.slice_refused.set(error.to_string());
+            match Turn::shorten() {
+                Ok(turn) => worker.take_turn(turn),
+                Err(error) => {
+                    let _set_once = mourner.slice_refused.set(error.to_string());
+                }
             }
             // The worker is consumed here whatever happens, so nobody sees a half-changed one.
             let ended = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
@@ -625,7 +632,7 @@ mod tests {
         let inner = Arc::new(inner);
         let uplink = |_| Box::new(TestSink(Arc::clone(&inner))) as Box<dyn Uplink>;
         let uplinks = (0..engine.workers()).map(uplink).collect();
-        (TunnelPort { source: Box::new(TestSource(inner)), uplinks }, outer)
+        (TunnelPort { sources: vec![Box::new(TestSource(inner))], uplinks }, outer)
     }
 
     fn eventually<T>(mut probe: impl FnMut() -> Option<T>) -> T {
@@ -716,20 +723,97 @@ mod tests {
     #[test]
     fn a_panic_is_noticed_and_nothing_waits_for_the_dead() {
         let engine = start(2);
-        let (tunnel, outer) = tunnel(&engine);
-        engine.set_tunnel(Some(tunnel)).unwrap();
+        // One of the keeper's, which no other worker serves.
+        let (first, outer) = port(&engine);
+        engine.add_port(PortIx(2), first).unwrap();
         outer.send(&[PANIC]).unwrap();
-        let ended = eventually(|| engine.health()[1].ended.clone());
+        let ended = eventually(|| engine.health()[0].ended.clone());
         assert_eq!(ended, "it panicked: told to");
-        assert_eq!(engine.health()[0].ended, None);
+        assert_eq!(engine.health()[1].ended, None);
         let started = Instant::now();
         engine.remove_port(PortIx(3)).unwrap();
         let (port, _outer) = port(&engine);
         let added = engine.add_port(PortIx(3), port);
-        assert!(matches!(added, Err(EngineError::WorkerEnded { worker: 1 })), "{added:?}");
+        assert!(matches!(added, Err(EngineError::WorkerEnded { worker: 0 })), "{added:?}");
         let stopped = engine.stop();
-        assert!(matches!(stopped, Err(EngineError::WorkerEnded { worker: 1 })), "{stopped:?}");
+        assert!(matches!(stopped, Err(EngineError::WorkerEnded { worker: 0 })), "{stopped:?}");
         assert!(started.elapsed() < ANSWER_TIMEOUT);
+    }
+
+    /// Gives one frame of `len` bytes for each datagram, and says so.
+    #[derive(Debug)]
+    struct FrameSource {
+        socket: UnixDatagram,
+        len: usize,
+        served: Sender<usize>,
+    }
+
+    impl Source for FrameSource {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.socket.as_fd()
+        }
+
+        fn receive(&mut self, context: &mut Context<'_>, batch: &mut Batch) -> io::Result<()> {
+            self.socket.recv(&mut [0; 16])?;
+            let mut frame = context.pool.take().unwrap();
+            assert!(frame.append(&vec![0; self.len]));
+            context.count_received(PortIx(0), &frame);
+            batch.push(frame);
+            self.served.send(self.len).map_err(io::Error::other)
+        }
+    }
+
+    /// Keeps its worker until it is sent something again.
+    #[derive(Debug)]
+    struct GateSource(UnixDatagram);
+
+    impl Source for GateSource {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+
+        fn receive(&mut self, _context: &mut Context<'_>, _batch: &mut Batch) -> io::Result<()> {
+            self.0.recv(&mut [0; 16])?;
+            self.0.send(b"closed")?;
+            self.0.recv(&mut [0; 16]).map(|_| ())
+        }
+    }
+
+    #[test]
+    fn of_sources_that_are_ready_together_those_with_small_batches_come_first() {
+        const LENS: [usize; 3] = [60_000, 100, 60_001];
+        let engine = start(1);
+        let (served, order) = crossbeam::channel::unbounded();
+        let add = |ix, source: Box<dyn Source>| {
+            let (port, outer) = port(&engine);
+            engine.add_port(ix, Port { source, ..port }).unwrap();
+            outer
+        };
+        let outers = [0, 1, 2].map(|ix| {
+            let (socket, outer) = UnixDatagram::pair().unwrap();
+            let source = FrameSource { socket, len: LENS[ix], served: served.clone() };
+            add(PortIx(u16::try_from(ix).unwrap()), Box::new(source));
+            outer
+        });
+        let (gate, gate_outer) = UnixDatagram::pair().unwrap();
+        add(PortIx(7), Box::new(GateSource(gate)));
+        let take = || order.recv_timeout(DEADLINE).unwrap();
+        for outer in &outers {
+            outer.send(b"x").unwrap();
+            take();
+        }
+        for _ in 0..20 {
+            gate_outer.send(b"x").unwrap();
+            gate_outer.recv(&mut [0; 16]).unwrap();
+            for outer in &outers {
+                outer.send(b"x").unwrap();
+            }
+            gate_outer.send(b"x").unwrap();
+            assert_eq!(take(), LENS[1]);
+            let mut others = [take(), take()];
+            others.sort_unstable();
+            assert_eq!(others, [LENS[0], LENS[2]]);
+        }
     }
 
     #[test]

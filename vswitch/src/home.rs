@@ -65,6 +65,8 @@ pub(crate) struct Slot {
     /// `None` for the tunnel.
     pub(crate) port: Option<PortIx>,
     pub(crate) source: Box<dyn Source>,
+    /// Its last batch held much, and so may the next.
+    pub(crate) is_bulky: bool,
 }
 
 impl Home {
@@ -132,7 +134,7 @@ impl Home {
         };
         let place = Place { home: self.ix, slot };
         watch(sources.watcher(self), source.fd(), place.token())?;
-        sources.slots[slot] = Some(Slot { port, source });
+        sources.slots[slot] = Some(Slot { port, source, is_bulky: false });
         Ok(())
     }
 
@@ -154,13 +156,16 @@ impl Home {
         }
     }
 
-    /// Hands the sources to `keeper`. Returns whether it was done.
+    /// Hands the sources to `keeper`. Returns whether it was done: not while a source holds frames which it has
+    /// read already, for the keeper would not know of them.
     ///
     /// # Errors
     /// When the kernel does not watch one of them there; those that it does are the keeper's all the same.
     pub(crate) fn rest(&self, keeper: &Arc<Self>) -> io::Result<bool> {
         let mut sources = self.lock();
-        if sources.slots.iter().flatten().count() > RESTING_MAX {
+        if sources.slots.iter().flatten().count() > RESTING_MAX
+            || sources.pending().next().is_some()
+        {
             return Ok(false);
         }
         sources.move_to(self, Some(Arc::clone(keeper)))?;
@@ -189,6 +194,11 @@ impl Sources {
     /// The same, to receive from.
     pub(crate) fn get_mut(&mut self, slot: usize) -> Option<&mut Slot> {
         self.slots.get_mut(slot)?.as_mut()
+    }
+
+    /// Whether the last batch of the source in `slot` held much.
+    pub(crate) fn is_bulky(&self, slot: usize) -> bool {
+        self.get(slot).is_some_and(|slot| slot.is_bulky)
     }
 
     /// Those that hold frames which they have read already.
@@ -232,4 +242,45 @@ impl Sources {
 
 fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
     Ok(epoll::add(epoll, fd, EventData::new_u64(token), EventFlags::IN)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::frame::Batch;
+    use crate::port::Context;
+
+    /// Holds frames or not, as it is told.
+    #[derive(Debug)]
+    struct HoldingSource(UnixDatagram, Arc<AtomicBool>);
+
+    impl Source for HoldingSource {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+
+        fn receive(&mut self, _context: &mut Context<'_>, _batch: &mut Batch) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn pending(&self) -> bool {
+            self.1.load(Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn sources_that_hold_frames_are_not_handed_over() {
+        let [keeper, home] = [0, 1].map(|ix| Arc::new(Home::new(ix).unwrap()));
+        let (socket, _outer) = UnixDatagram::pair().unwrap();
+        let holds = Arc::new(AtomicBool::new(true));
+        home.open(None, Box::new(HoldingSource(socket, Arc::clone(&holds)))).unwrap();
+        assert!(!home.rest(&keeper).unwrap());
+        assert!(!home.is_resting());
+        holds.store(false, Ordering::Relaxed);
+        assert!(home.rest(&keeper).unwrap());
+        assert!(home.is_resting());
+    }
 }

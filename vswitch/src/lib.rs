@@ -41,6 +41,7 @@ mod port_io;
 mod prefix_map;
 mod reset;
 mod serve;
+pub mod queue;
 pub mod service;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -4,6 +4,9 @@
 //! computes for long may run for milliseconds before it yields. With a short time slice the scheduler
 //! lets a worker that has just woken run first, and still gives it no more than its share (EEVDF with custom
 //! slices, Linux 6.12; `sched_setattr(2)`).
+//!
+//! While small batches wait behind large ones ([`crate::queue`]) a share is not enough: then the worker is
+//! *urgent*, and has a larger one.
 
 // rustix has no sched_setattr.
 #![allow(unsafe_code)]
@@ -13,6 +16,9 @@ use std::time::Duration;
 
 /// The shortest that there is (`__setparam_fair`, `kernel/sched/syscalls.c`).
 pub const SLICE: Duration = Duration::from_micros(100);
+
+/// The nice value of an urgent worker: nine shares of a CPU to one of an ordinary thread (sched(7)).
+pub const URGENT_NICE: i32 = -10;
 
 /// `struct sched_attr`, as long as it was at first (`linux/sched/types.h`).
 #[repr(C)]
@@ -27,13 +33,47 @@ struct SchedAttr {
     period: u64,
 }
 
-/// Gives the calling thread a short time slice. Kernels before 6.12 do nothing with it.
-///
-/// # Errors
-/// What the kernel says. The thread then runs as any other.
-pub fn shorten() -> io::Result<()> {
+/// How the scheduler treats a thread, which alone may use this.
+#[derive(Debug)]
+pub struct Turn {
+    /// The nice value that it was started with.
+    own_nice: i32,
+    is_urgent: bool,
+}
+
+impl Turn {
+    /// Gives the calling thread a short time slice, and finds out whether it may be urgent. Kernels before 6.12
+    /// do nothing with the slice.
+    ///
+    /// # Errors
+    /// What the kernel says. The thread is then treated as before, or has the slice only.
+    pub fn shorten() -> io::Result<Self> {
+        let own_nice = rustix::process::getpriority_process(None)?;
+        let mut turn = Self { own_nice, is_urgent: false };
+        set(own_nice)?;
+        turn.set_urgent(true)?;
+        turn.set_urgent(false)?;
+        Ok(turn)
+    }
+
+    /// Whether the thread has a larger share.
+    pub fn is_urgent(&self) -> bool {
+        self.is_urgent
+    }
+
+    /// Gives the thread a larger share, or its own again.
+    ///
+    /// # Errors
+    /// What the kernel says. Nothing has changed then.
+    pub fn set_urgent(&mut self, is_urgent: bool) -> io::Result<()> {
+        set(if is_urgent { self.own_nice.min(URGENT_NICE) } else { self.own_nice })?;
+        self.is_urgent = is_urgent;
+        Ok(())
+    }
+}
+
+fn set(nice: i32) -> io::Result<()> {
     let runtime = u64::try_from(SLICE.as_nanos()).unwrap_or(u64::MAX);
-    let nice = rustix::process::getpriority_process(None)?;
     let policy = libc::SCHED_OTHER.cast_unsigned();
     let size = u32::try_from(size_of::<SchedAttr>()).unwrap_or(0);
     let attr =
@@ -45,8 +85,25 @@ pub fn shorten() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    fn nice() -> i32 {
+        rustix::process::getpriority_process(None).unwrap()
+    }
+
     #[test]
-    fn any_thread_may_have_a_short_slice() {
-        super::shorten().unwrap();
+    fn a_thread_is_urgent_for_as_long_as_it_wants() {
+        let own = nice();
+        match Turn::shorten() {
+            Ok(mut turn) => {
+                assert_eq!((turn.is_urgent(), nice()), (false, own));
+                turn.set_urgent(true).unwrap();
+                assert_eq!((turn.is_urgent(), nice()), (true, own.min(URGENT_NICE)));
+                turn.set_urgent(false).unwrap();
+                assert_eq!((turn.is_urgent(), nice()), (false, own));
+            }
+            // An ordinary user may not.
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+        }
     }
 }

@@ -95,11 +95,13 @@ impl Spin {
         Idle::Sleep
     }
 
-    /// The CPU was given away at `before` and is back at `after`.
-    pub fn back(&mut self, before: Instant, after: Instant) {
-        if self.looks && after.saturating_duration_since(before) > AWAY_MAX {
+    /// The CPU was given away at `before` and is back at `after`. Returns whether others have much to do.
+    pub fn back(&mut self, before: Instant, after: Instant) -> bool {
+        let is_busy = after.saturating_duration_since(before) > AWAY_MAX;
+        if self.looks && is_busy {
             self.give_up();
         }
+        is_busy
     }
 
     fn give_up(&mut self) {
@@ -192,7 +194,8 @@ mod tests {
         bench.frame_after(10 * MICRO);
         let away = bench.now + AWAY_MAX + MICRO;
         assert_eq!(bench.spin.idle(bench.now), Idle::Look);
-        bench.spin.back(bench.now, away);
+        assert!(!bench.spin.back(bench.now, bench.now + AWAY_MAX));
+        assert!(bench.spin.back(bench.now, away));
         assert_eq!(bench.spin.idle(away), Idle::Sleep);
     }
 

@@ -3,8 +3,8 @@
 //! A breath, which is also the order in which to read:
 //!
 //! 1. wait until a source is readable, an order has come, or a second has passed;
-//! 2. per readable source: take a batch, let the [`Switch`] decide, hand each frame to its sink or the
-//!    uplink;
+//! 2. per readable source, those with little first ([`crate::queue`]): take a batch, let the [`Switch`]
+//!    decide, hand each frame to its sink or the uplink;
 //! 3. flush the sinks that were used, and the uplink;
 //! 4. hand sources to or from another worker, as [`crate::load`] demands;
 //! 5. once a second, look for devices that have vanished in silence;
@@ -33,6 +33,8 @@ use crate::home::{Home, Place};
 use crate::load::{self, Load};
 use crate::offload::{Coalescer, Options};
 use crate::port::{Context, PortIx, Sink, Source, Uplink};
+use crate::queue::{self, Urgency};
+use crate::slice::Turn;
 use crate::spin::{Idle, Spin};
 use crate::switch::Switch;
 use crate::tables::Tables;
@@ -90,7 +92,7 @@ pub(crate) struct Worker {
     orders: Receiver<Order>,
     /// Sources that hold frames which they have read already.
     backlog: Vec<Place>,
-    /// What was the backlog before this breath.
+    /// What is served in this breath, the last one first.
     serving: Vec<Place>,
     dispatch: Dispatch,
     tables: Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>,
@@ -102,6 +104,11 @@ pub(crate) struct Worker {
     load: Load,
     /// The keeper could do this worker's work, too.
     wants_rest: bool,
+    urgency: Urgency,
+    /// Whether there was a large batch in this breath, or in the last one that had any.
+    has_bulk: bool,
+    /// `None` where the kernel does not let the worker choose.
+    turn: Option<Turn>,
     coalescer: Coalescer,
     switch: Switch,
     pool: Pool,
@@ -128,8 +135,8 @@ impl Worker {
             ix: parts.ix,
             homes: parts.homes,
             orders: parts.orders,
-            backlog: Vec::with_capacity(SOURCES_EXPECTED),
-            serving: Vec::with_capacity(SOURCES_EXPECTED),
+            backlog: Vec::with_capacity(SOURCES_EXPECTED + EVENTS_MAX),
+            serving: Vec::with_capacity(SOURCES_EXPECTED + EVENTS_MAX),
             dispatch: Dispatch::new(ports_max),
             tables: Cache::new(parts.tables),
             counters: parts.counters,
@@ -138,6 +145,9 @@ impl Worker {
             spin: Spin::new(now),
             load: Load::new(now),
             wants_rest: false,
+            urgency: Urgency::default(),
+            has_bulk: false,
+            turn: None,
             coalescer: Coalescer::new(Options { merge_udp: true, mtu: u16::MAX }),
             switch: Switch::with_flows(&parts.config, now, parts.flows),
             pool: Pool::new(frames_max),
@@ -152,6 +162,11 @@ impl Worker {
         &self.homes[self.ix]
     }
 
+    /// Lets the worker choose how the scheduler treats its thread, the calling one.
+    pub(crate) fn take_turn(&mut self, turn: Turn) {
+        self.turn = Some(turn);
+    }
+
     /// Carries frames until it is told to stop.
     pub(crate) fn run(&mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(EVENTS_MAX);
@@ -164,22 +179,14 @@ impl Worker {
         events.clear();
         let now = self.wait(events)?;
         self.status.breathed(now);
-        std::mem::swap(&mut self.backlog, &mut self.serving);
-        let mut worked = !self.serving.is_empty();
+        let woken = self.line_up(events, now);
+        let worked = !self.serving.is_empty();
+        self.has_bulk &= !worked;
         while let Some(place) = self.serving.pop() {
             self.serve(place);
         }
-        let mut woken = false;
-        for event in &*events {
-            match Place::of_token(event.data.u64()) {
-                Some(place) => {
-                    self.serve(place);
-                    worked = true;
-                }
-                None => woken = true,
-            }
-        }
         self.flush();
+        self.hurry(now);
         if worked {
             self.spin.work(now);
         }
@@ -191,6 +198,46 @@ impl Worker {
         if woken { self.obey() } else { Ok(Next::Breathe) }
     }
 
+    /// Puts the sources that are ready into the order in which they are served. Returns whether there are
+    /// orders, too.
+    fn line_up(&mut self, events: &[epoll::Event], now: Instant) -> bool {
+        std::mem::swap(&mut self.backlog, &mut self.serving);
+        let left = self.serving.len();
+        let mut woken = false;
+        for event in events {
+            match Place::of_token(event.data.u64()) {
+                Some(place) if self.serving[..left].contains(&place) => {}
+                Some(place) => self.serving.push(place),
+                None => woken = true,
+            }
+        }
+        if self.serving.len() > 1 {
+            let is_bulky = |place: &Place| {
+                self.homes.get(place.home).is_some_and(|home| home.lock().is_bulky(place.slot))
+            };
+            self.serving.sort_unstable_by_key(|place| !is_bulky(place));
+            if let [first, .., last] = &self.serving[..]
+                && is_bulky(first)
+                && !is_bulky(last)
+            {
+                self.urgency.note(now);
+            }
+        }
+        woken
+    }
+
+    /// Tells the scheduler when the worker begins to be urgent, and when it does not hurry any more.
+    fn hurry(&mut self, now: Instant) {
+        let is_urgent = self.urgency.is_urgent(now);
+        if let Some(turn) = &mut self.turn
+            && turn.is_urgent() != is_urgent
+            && turn.set_urgent(is_urgent).is_err()
+        {
+            // It was allowed at first; whoever has taken it away knows why.
+            self.turn = None;
+        }
+    }
+
     /// Waits until there is something to do, and returns when that was.
     fn wait(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<Instant> {
         const IDLE: Timespec = Timespec { tv_sec: IDLE_MAX.as_secs().cast_signed(), tv_nsec: 0 };
@@ -200,14 +247,17 @@ impl Worker {
         let mut now = start;
         while events.is_empty() && self.backlog.is_empty() {
             match self.spin.idle(now) {
-                Idle::Look => {
+                // While this thread has the larger share, giving the CPU away is of no use to others.
+                Idle::Look if !self.urgency.is_urgent(now) => {
                     rustix::thread::sched_yield();
                     let back = Instant::now();
-                    self.spin.back(now, back);
+                    if self.spin.back(now, back) && !self.has_bulk {
+                        self.urgency.note(back);
+                    }
                     self.poll(events, &NOW)?;
                     now = back;
                 }
-                Idle::Sleep => {
+                Idle::Look | Idle::Sleep => {
                     self.poll(events, &IDLE)?;
                     now = Instant::now();
                     break;
@@ -242,6 +292,8 @@ impl Worker {
         let mut context =
             Context { tables: self.tables.load(), pool: &mut self.pool, counters: &self.counters };
         let received = slot.source.receive(&mut context, &mut self.batch);
+        slot.is_bulky = queue::is_bulky(&self.batch);
+        self.has_bulk |= slot.is_bulky;
         // What comes out of the tunnel has been merged there.
         if slot.port.is_some() && self.batch.len() > 1 {
             self.coalescer.merge(&mut self.batch, context.pool);

@@ -3,7 +3,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crossbeam::queue::ArrayQueue;
@@ -76,25 +76,37 @@ pub struct Asked {
 pub struct Responder {
     /// Those of this batch, not looked at yet.
     waiting: Vec<Asked>,
+    /// Shared by all who receive, and locked only for a probe or a reply.
+    limits: Arc<Mutex<Limits>>,
+    replies: Arc<ReplyQueue>,
+}
+
+/// How many are taken.
+#[derive(Debug)]
+struct Limits {
     all: Option<RateLimit>,
     places: Box<[Option<RateLimit>]>,
     hasher: RandomState,
-    replies: Arc<ReplyQueue>,
 }
 
 impl Default for Responder {
     fn default() -> Self {
-        Self {
-            waiting: Vec::with_capacity(WAITING_MAX),
-            all: None,
-            places: (0..PLACES).map(|_| None).collect(),
-            hasher: RandomState::default(),
-            replies: Arc::new(ReplyQueue::new()),
-        }
+        let places = (0..PLACES).map(|_| None).collect();
+        let limits = Limits { all: None, places, hasher: RandomState::default() };
+        Self::new(Arc::new(Mutex::new(limits)), Arc::new(ReplyQueue::new()))
     }
 }
 
 impl Responder {
+    fn new(limits: Arc<Mutex<Limits>>, replies: Arc<ReplyQueue>) -> Self {
+        Self { waiting: Vec::with_capacity(WAITING_MAX), limits, replies }
+    }
+
+    /// Makes one for another socket of the same tunnel: the limits are for both together.
+    pub fn another(&self) -> Self {
+        Self::new(Arc::clone(&self.limits), Arc::clone(&self.replies))
+    }
+
     /// Where replies go.
     pub fn replies(&self) -> &Arc<ReplyQueue> {
         &self.replies
@@ -133,7 +145,10 @@ impl Responder {
             return Some(Err(Reason::NodeGone));
         };
         let from = peer.underlay.ip();
-        if !self.may_take(from, now) {
+        // Every change of the limits is whole, whoever panicked.
+        let may_take =
+            self.limits.lock().unwrap_or_else(PoisonError::into_inner).may_take(from, now);
+        if !may_take {
             return Some(Err(Reason::ProbeExcess));
         }
         let Message { kind, nonce, mtu, .. } = asked.message;
@@ -148,7 +163,9 @@ impl Responder {
             },
         })
     }
+}
 
+impl Limits {
     fn may_take(&mut self, from: IpAddr, now: Instant) -> bool {
         let ix = usize::try_from(self.hasher.hash_one(from) % PLACES as u64).unwrap_or(0);
         let place = self.places[ix].get_or_insert_with(|| RateLimit::new(PER_NODE_S, now));
@@ -263,6 +280,23 @@ mod tests {
             }
         }
         assert_eq!(answered, PER_S);
+    }
+
+    #[test]
+    fn a_node_that_reaches_several_sockets_has_no_more() {
+        let (tables, first) = (tables(2), Responder::default());
+        let mut sockets = [first.another(), first.another(), first];
+        let (now, flood) = (Instant::now(), frame(Kind::Probe, OWN, peer_mac(1)));
+        let mut answered = 0;
+        for _ in 0..10 {
+            for responder in &mut sockets {
+                while responder.push(&flood, NodeIx(1), &tables).is_ok() {}
+                while let Some(taken) = responder.take(now, &tables) {
+                    answered += u32::from(taken.is_ok());
+                }
+            }
+        }
+        assert_eq!(answered, PER_NODE_S);
     }
 
     #[test]

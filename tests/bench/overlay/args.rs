@@ -49,6 +49,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(crate) weft_toml: Option<PathBuf>,
 
+    /// Measures nothing: shows the results of earlier runs, written by `--json`, as if they were of one run.
+    /// For a machine that is quiet for some minutes only. A figure that is in several is taken from the last.
+    #[arg(long, value_delimiter = ',', value_name = "FILE,...", conflicts_with_all = ["only", "quick", "all", "against"])]
+    pub(crate) join: Vec<PathBuf>,
+
     /// Writes all values to this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! The results as a file that programs read.
+//! The results as a file that programs read, this one among them.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::lines::LINES;
 use super::results::Results;
+use super::topology::Contestant;
 use super::wire::Wire;
 
 /// Writes all values and all judged lines to `path`.
@@ -16,6 +17,42 @@ pub(crate) fn write(path: &Path, results: &Results, wires: &[Wire]) -> Result<()
     let context = || format!("writing {}", path.display());
     let file = File::create(path).with_context(context)?;
     serde_json::to_writer_pretty(BufWriter::new(file), &value(results, wires)).with_context(context)
+}
+
+/// Adds the values in `path`, which [`write`] has written.
+pub(crate) fn read(path: &Path, results: &mut Results) -> Result<()> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let file: Written = serde_json::from_str(&text)
+        .with_context(|| format!("{} holds no results of this benchmark", path.display()))?;
+    for Row { wire, contestant, figure, values } in file.values {
+        let known = || {
+            let line = LINES.iter().find(|line| line.figure == figure)?;
+            Some((Contestant::of_name(&contestant)?, line.figure))
+        };
+        let (contestant, figure) = known().with_context(|| {
+            format!("{}: `{figure}` of `{contestant}` is not known here", path.display())
+        })?;
+        results.set(wire, contestant, figure, values);
+    }
+    results.left_out.extend(file.left_out);
+    results.failures.extend(file.failures);
+    Ok(())
+}
+
+/// What is read back.
+#[derive(Debug, serde::Deserialize)]
+struct Written {
+    values: Vec<Row>,
+    left_out: Vec<String>,
+    failures: Vec<String>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Row {
+    wire: Wire,
+    contestant: String,
+    figure: String,
+    values: Vec<Option<f64>>,
 }
 
 fn value(results: &Results, wires: &[Wire]) -> Value {

@@ -53,6 +53,14 @@ fn run() -> Result<ExitCode> {
         _ => {}
     }
     let args = Args::parse();
+    if !args.join.is_empty() {
+        let mut results = Results::default();
+        for path in &args.join {
+            json::read(path, &mut results)?;
+        }
+        show(&args, &results)?;
+        return Ok(code(&results));
+    }
     let weft_extra = match &args.weft_toml {
         Some(path) => {
             std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?
@@ -72,14 +80,24 @@ fn run() -> Result<ExitCode> {
     eprintln!("{schedule}");
     let done = schedule.run(&site, &mut results);
     // What was measured before a failure or ctrl-C is still true.
-    print!("{}", table::text(&results, &args.wires()));
+    show(&args, &results)?;
+    done?;
+    Ok(code(&results))
+}
+
+/// The table, and the files that are asked for.
+fn show(args: &Args, results: &Results) -> Result<()> {
+    print!("{}", table::text(results, &args.wires()));
     if let Some(path) = &args.json {
-        json::write(path, &results, &args.wires())?;
+        json::write(path, results, &args.wires())?;
     }
     if let Some(dir) = &args.charts {
-        let count = chart::draw(dir, &results)?;
+        let count = chart::draw(dir, results)?;
         eprintln!("{count} charts are in {}", dir.display());
     }
-    done?;
-    Ok(if results.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(())
+}
+
+fn code(results: &Results) -> ExitCode {
+    if results.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

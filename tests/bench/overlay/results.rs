@@ -61,6 +61,17 @@ impl Results {
         }
     }
 
+    /// Takes over all values of a figure, in the place of those that it had.
+    pub(crate) fn set(
+        &mut self,
+        wire: Wire,
+        contestant: Contestant,
+        figure: &'static str,
+        values: Vec<Option<f64>>,
+    ) {
+        self.values.insert((wire, contestant, figure), values);
+    }
+
     /// The values of a figure, one a round.
     pub(crate) fn of(
         &self,

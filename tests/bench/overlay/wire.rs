@@ -18,7 +18,17 @@ use super::tools;
 
 /// What joins the nodes.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum, serde::Serialize,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    clap::ValueEnum,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 pub(crate) enum Wire {
     /// MTU 1500, and super-frames cross unsegmented: a NIC with segmentation offload.

@@ -114,6 +114,11 @@ impl Coalescer {
         }
     }
 
+    /// What it may do.
+    pub fn options(&self) -> Options {
+        self.options
+    }
+
     /// Checks one packet, an Ethernet frame from inside the tunnel, and adds it to `batch`: at the end
     /// of the newest frame of its flow, or as a new frame from `pool`.
     ///

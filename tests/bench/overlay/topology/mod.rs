@@ -71,6 +71,12 @@ impl Contestant {
         }
     }
 
+    /// The one with this [`Contestant::name`]. Which other build it was, a name does not say.
+    pub(crate) fn of_name(name: &str) -> Option<Self> {
+        let others = [Self::Kernel, Self::Weft, Self::WeftOverV4, Self::OtherWeft(PathBuf::new())];
+        others.into_iter().chain(Self::OTHERS).find(|one| one.name() == name)
+    }
+
     /// What its name stands for, for a footnote.
     pub(crate) fn description(&self) -> String {
         match self {
