@@ -17,6 +17,7 @@ use crate::admin::api::{
     ProbesReport, Problem, ProblemTopic, Status,
 };
 use crate::admin::metrics::Report;
+use crate::events::Code;
 
 /// Log lines about new senders of refused tunnel packets, each time that reports are collected.
 const OFFENCE_LINES: u32 = 3;
@@ -185,7 +186,10 @@ impl Control {
             None if self.offence_lines == 0 => 1,
             None => {
                 self.offence_lines -= 1;
-                tracing::warn!(%address, "tunnel packets refused: {}", offence.reason.describe());
+                let text = format!("tunnel packets refused: {}", offence.reason.describe());
+                let about: [(&str, &dyn ToString); 2] =
+                    [("address", &address), ("reason", &reason)];
+                self.events.emit(Code::TunnelRefused, text, &about);
                 1
             }
         };

@@ -54,7 +54,7 @@ pub use self::codec::DATAGRAM_MAX;
 pub(crate) use self::codec::pod_len;
 use self::codec::{Envelope, Message, View};
 pub use self::counters::{Ages, Counters, Refused};
-pub use self::event::{CODES, Event, Holdings, LeaseState, Memory};
+pub use self::event::{Event, Holdings, LeaseState, Memory};
 use self::identity::Identity;
 use self::pod_store::PodStore;
 use self::pod_sync::PodSync;
