@@ -34,7 +34,8 @@ use crate::admin::api::{LeasePhase, ProblemTopic};
 use crate::control::{Control, HeldLease, Identity, SharedControl, Topic};
 use crate::dns::resolver::Resolver;
 use crate::dns::{self, Dns};
-use crate::{events, uninstall};
+use crate::events::{Code, log_gossip};
+use crate::uninstall;
 
 /// How often the daemon looks at its own health, takes up reports, and feeds the watchdog.
 const TICK: Duration = Duration::from_secs(1);
@@ -240,7 +241,10 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
     let (stop, stopped) = watch::channel(false);
     let mut servers = start_servers(&config, &control, &stopped).await?;
     sd_notify::notify(&[NotifyState::Ready]).context("cannot tell systemd that weftd is ready")?;
-    tracing::info!(network = config.network, "weftd runs");
+    let events = with(&control, |control| control.events().clone()).await?;
+    let version = env!("CARGO_PKG_VERSION");
+    let about: [(&str, &dyn ToString); 2] = [("network", &config.network), ("version", &version)];
+    events.emit(Code::DaemonStarted, "weftd runs", &about);
 
     let mut tick = interval(TICK);
     let mut look = interval(LOOK);
@@ -280,7 +284,8 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
         }
     }
 
-    tracing::info!("stopping: pods keep their interfaces and addresses");
+    let text = "stopping: pods keep their interfaces and addresses";
+    events.emit(Code::DaemonStopping, text, &[]);
     sd_notify::notify(&[NotifyState::Stopping]).context("cannot tell systemd that weftd stops")?;
     prober.abort();
     if let Some(gossip) = gossip {
@@ -376,7 +381,9 @@ async fn choose_underlay(
         };
         chosen.mtu = config.underlay.mtu.unwrap_or(chosen.mtu);
         let Underlay { address, interface, mtu } = &chosen;
-        tracing::info!(%address, interface, mtu, "underlay");
+        let about: [(&str, &dyn ToString); 3] =
+            [("address", address), ("interface", interface), ("mtu", mtu)];
+        control.events().emit(Code::UnderlayChosen, "underlay", &about);
         control.set_underlay(chosen.clone())?;
         Ok(Some(chosen))
     })
@@ -431,7 +438,9 @@ async fn look_after(
         if found == known {
             return Ok(None);
         }
-        tracing::warn!(mtu = found.mtu, before = known.mtu, "the underlay's MTU has changed");
+        let about: [(&str, &dyn ToString); 2] = [("mtu", &found.mtu), ("before", &known.mtu)];
+        let text = "the underlay's MTU has changed";
+        control.events().emit(Code::UnderlayChanged, text, &about);
         control.set_underlay(found.clone())?;
         Ok(Some(found))
     })
@@ -638,8 +647,7 @@ async fn take_up(control: &SharedControl, gossip: Option<&mut Gossip>, news: New
             .await
         }
         News::Event(event) => {
-            events::log(&event);
-            Ok(())
+            with(control, move |control| log_gossip(control.events(), &event)).await
         }
         News::Ended => bail!("the gossip ended by itself; the log above says why"),
     }

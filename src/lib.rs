@@ -5,6 +5,7 @@
 //! - [`daemon`] builds every part, supervises them and stops them in reverse order;
 //! - [`control`] turns what is declared and known into the switch's tables, and attaches pods;
 //! - [`host`] is the node's own place in the network: `weft0`, routes, masquerading;
+//! - [`events`] is what happens, with a code for each, in the log and for who watches;
 //! - [`admin`] answers the command line, the CNI plugin and Prometheus;
 //! - [`cli`] is the command line; [`lab`] makes clusters of namespaces on one machine;
 //! - [`sim`] is a cluster in one process, under virtual time, for packet-level tests.
@@ -15,7 +16,7 @@ pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod dns;
-mod events;
+pub mod events;
 pub mod host;
 pub mod lab;
 pub mod sim;

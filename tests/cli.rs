@@ -242,7 +242,18 @@ fn a_lab_stays_is_changed_by_later_commands_and_goes() {
         serde_json::from_slice(&place.run(&["lab", "show", "-o", "json"]).stdout).unwrap()
     };
     assert_eq!(shown(&place)["nodes"].as_array().unwrap().len(), 2);
+    let mut watch =
+        place.weft().args(["watch", "--node", "n1"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut seen = BufReader::new(watch.stdout.take().unwrap()).lines().map_while(Result::ok);
     succeed(&["lab", "add-node"]);
+    assert!(seen.any(|line| line.contains("  info   node-up  ") && line.contains("node n3 is up")));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    let last = succeed(&["leases", "--node", "n3"]);
+    assert!(last.starts_with("LEASE ") && last.matches("  held  ").count() == 6, "{last}");
+    assert!(last.contains(" n3* ") && last.lines().all(|line| line.len() <= 80), "{last}");
+    let nodes = succeed(&["nodes", "--node", "n1"]);
+    assert!(nodes.lines().all(|line| line.len() <= 120), "{nodes}");
     assert!(succeed(&["lab", "add-pod", "n3"]).contains("n3-p1: 10.244."));
     let pods: Value =
         serde_json::from_str(&succeed(&["pods", "--node", "n3", "-o", "json"])).unwrap();

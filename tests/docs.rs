@@ -9,11 +9,12 @@ use std::path::Path;
 
 use vswitch::verdict::Reason;
 use weft::admin::capability::CapabilityName;
+use weft::events::Code;
 
 /// Parts of `docs/operations.md`, between marks, are made from the code. To write them anew:
 /// `WEFT_WRITE_DOCS=1 cargo test --test docs`.
 #[test]
-fn every_drop_reason_and_every_capability_is_explained() {
+fn every_drop_reason_capability_and_event_is_explained() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
     let found = fs::read_to_string(&path).unwrap();
 
@@ -27,6 +28,12 @@ fn every_drop_reason_and_every_capability_is_explained() {
     }
     let expected = replace(&found, "reasons", &reasons);
     let expected = replace(&expected, "capabilities", &capabilities);
+    let mut events = String::from("\n| code | level | meaning | what to do |\n|---|---|---|---|\n");
+    for code in Code::ALL {
+        let (level, meaning, remedy) = (code.level().name(), code.meaning(), code.remedy());
+        writeln!(events, "| `{code}` | {level} | {meaning} | {remedy} |").unwrap();
+    }
+    let expected = replace(&expected, "events", &events);
 
     if std::env::var_os("WEFT_WRITE_DOCS").is_some() {
         fs::write(&path, expected).unwrap();

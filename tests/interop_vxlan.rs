@@ -13,6 +13,7 @@ use common::foreign::{Foreign, address};
 use common::traffic::{End, both_ways};
 use common::{TestLab, eventually, run};
 use ipnetwork::IpNetwork;
+use overlay::path::probe::PathState;
 use weft::lab::probe::Ping;
 use weft::lab::{Family, LabConfig, Namespace};
 
@@ -40,6 +41,43 @@ fn a_kernel_tunnel_endpoint_over_ipv6_with_offloads() {
 #[test]
 fn a_kernel_tunnel_endpoint_over_ipv6_without_offloads() {
     kernel_endpoint(Family::V6, false);
+}
+
+/// It is taken for a Weft node, as one would be whose daemon does not answer: it is probed for as long as the test
+/// runs, small and long, and searched for its MTU, and neither it nor its pods notice.
+#[test]
+fn a_kernel_tunnel_endpoint_is_not_disturbed_by_probes() {
+    if !common::has_programs(&[("ip", "iproute2"), ("bridge", "iproute2")])
+        || !common::may_make_labs()
+    {
+        return;
+    }
+    let config = LabConfig { nodes: 1, pods_per_node: 1, ..LabConfig::new("probed") };
+    let mut lab = TestLab::up(config);
+    let machine = lab.add_idle_node().unwrap();
+    let foreign = Foreign::join_as(&lab, &machine, "weft/0.0.0");
+    set_up_device(&lab, &foreign);
+    let kernel_pod = End {
+        name: "the kernel's pod".to_owned(),
+        namespace: set_up_pod(&lab, &foreign),
+        addresses: [true, false].map(|is_v4| address(&foreign.leases, is_v4, 2)).to_vec(),
+    };
+    let weft_pod = common::place::pod(&lab, "n1-p1");
+    let admin = lab.admin("n1").unwrap();
+    eventually("it is probed, and found not to answer", || {
+        both_ways(&weft_pod, &kernel_pod, BULK_LEN / 32);
+        let nodes = admin.nodes().unwrap();
+        let found = nodes.iter().find(|node| node.name == machine).unwrap();
+        found.path.as_ref().is_some_and(|path| path.state == PathState::Down)
+    });
+    let counters = admin.counters().unwrap();
+    assert!(counters.probes.sent > 20 && counters.probes.replies == 0, "{counters:?}");
+    assert!(counters.offenders.is_empty(), "nothing came back: {counters:?}");
+    let text = run(&foreign.namespace, &format!("bridge fdb show dev {DEVICE}"));
+    assert!(text.lines().all(|line| line.contains("permanent")), "nothing was learnt: {text}");
+    both_ways(&weft_pod, &kernel_pod, BULK_LEN / 8);
+    foreign.leave();
+    lab.assert_conserved();
 }
 
 fn kernel_endpoint(underlay: Family, offloads: bool) {

@@ -6,8 +6,10 @@
 
 mod common;
 
+use std::fs;
+use std::io::{BufRead, BufReader, Lines};
 use std::net::IpAddr;
-use std::process::Command;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ use common::traffic::End;
 use common::{TestLab, eventually, has_programs, may_make_labs, run};
 use overlay::path::probe::PathState;
 use weft::admin::api::{NodeStatus, PathStatus};
+use weft::events::{EventRecord, Level};
 use weft::lab::LabConfig;
 use weft::lab::probe::{Amount, Ping, Transfer, TransferReport};
 
@@ -52,6 +55,7 @@ fn a_firewall_against_vxlan_alone_is_noticed() {
 
     let traffic = steady(&here, there.addresses[0], Duration::from_secs(12));
     eventually("the switch sends", || path_is_probed_often(&lab, "n1"));
+    let mut watch = Watch::start(&lab, "n1");
     drop_at(&lab, "n2", "udp dport 4789");
     let start = Instant::now();
     eventually("the path is dead", || shown(&lab, "n1", "n2").data == "dead");
@@ -62,6 +66,12 @@ fn a_firewall_against_vxlan_alone_is_noticed() {
     let problem = status.problems.iter().find(|problem| problem.text.contains("no data passes"));
     assert!(problem.is_some_and(|problem| problem.text.contains("n2")), "{:?}", status.problems);
 
+    let event = watch.wait_for("path-down");
+    assert_eq!((event.level, event.node.as_str()), (Level::Error, "n1"));
+    assert!(event.text.contains("n2"), "{event:?}");
+    let log = fs::read_to_string(lab.log_path("n1")).unwrap();
+    assert!(log.contains(r#"code="path-down""#), "{log}");
+
     run(&lab.namespace("n2").unwrap(), "nft delete table inet health");
     let start = Instant::now();
     eventually("the path works again", || shown(&lab, "n1", "n2").data == "ok");
@@ -69,6 +79,8 @@ fn a_firewall_against_vxlan_alone_is_noticed() {
     eventually("the problem is gone", || {
         lab.admin("n1").unwrap().status().unwrap().problems.is_empty()
     });
+    assert_eq!(watch.wait_for("path-up").about["node"], "n2");
+    drop(watch);
     traffic.join().unwrap();
     for node in ["n1", "n2"] {
         assert!(lab.admin(node).unwrap().counters().unwrap().offenders.is_empty());
@@ -163,6 +175,41 @@ fn drop_at(lab: &TestLab, node: &str, matches: &str) {
     run(&namespace, "nft add table inet health");
     run(&namespace, "nft add chain inet health input { type filter hook input priority 0 ; }");
     run(&namespace, &format!("nft add rule inet health input {matches} drop"));
+}
+
+/// `weft watch`, running.
+struct Watch {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Watch {
+    /// Starts it, and waits until it misses nothing any more.
+    fn start(lab: &TestLab, node: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+        let socket = lab.admin(node).unwrap().socket().to_owned();
+        command.args(["watch", "-o", "json", "--socket"]).arg(socket);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+        assert!(said.contains("watching"), "{said}");
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// Reads on to the next event with this code.
+    fn wait_for(&mut self, code: &str) -> EventRecord {
+        let records = self.lines.by_ref().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+        let mut records = records.inspect(|record: &EventRecord| eprintln!("{record:?}"));
+        records.find(|record| record.code == code).expect("the daemon goes on telling")
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
 }
 
 fn full(target: IpAddr, packet_len: u16) -> Ping {

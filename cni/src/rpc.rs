@@ -1,11 +1,12 @@
 //! The way between the shim or the command line and the daemon: HTTP/1.1 with JSON over a Unix socket.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Collected, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -23,6 +24,9 @@ pub const CNI_PATH: &str = "/v1/cni";
 
 /// Largest answer that is read, in bytes: a node's whole state fits many times.
 const BODY_LEN_MAX: usize = 64 << 20;
+
+/// Longest line of an answer without end, in bytes.
+const LINE_LEN_MAX: usize = 1 << 20;
 
 /// How long a connection may take. On a Unix socket it takes microseconds, unless the daemon hangs.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -191,23 +195,90 @@ impl Client {
         self.post(CNI_PATH, request).await
     }
 
+    /// Asks for `path`, whose answer is an object of JSON on each line and may have no end. Each goes to `each`, until
+    /// that breaks off or the daemon ends. `begun` is called when the daemon has begun to answer.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn lines<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        begun: impl FnOnce(),
+        mut each: impl FnMut(T) -> ControlFlow<()>,
+    ) -> Result<(), ClientError> {
+        let stream = self.connect().await?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(&error))?;
+        let _driver = AbortOnDrop(tokio::spawn(connection).abort_handle());
+        let request = self.build(Method::GET, path, Bytes::new())?;
+        let response = self.within(self.answer_timeout, sender.send_request(request)).await?;
+        let response = response.map_err(|error| self.broken(&error))?;
+        let (status, mut body) = (response.status(), response.into_body());
+        if !status.is_success() {
+            let body = Limited::new(body, BODY_LEN_MAX).collect().await;
+            let body = body.map(Collected::to_bytes).map_err(|error| self.broken(&error))?;
+            return Err(self.refused(status, &body));
+        }
+        begun();
+        let mut waiting = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| self.broken(&error))?;
+            let Ok(data) = frame.into_data() else { continue };
+            waiting.extend_from_slice(&data);
+            while let Some(end) = waiting.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = waiting.drain(..=end).collect();
+                let item =
+                    serde_json::from_slice(&line).map_err(|error| self.unreadable(&error))?;
+                if each(item).is_break() {
+                    return Ok(());
+                }
+            }
+            if waiting.len() > LINE_LEN_MAX {
+                return Err(self.unreadable(&"a line has no end"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let stream = self.within(CONNECT_TIMEOUT, UnixStream::connect(&self.socket)).await?;
+        stream.map_err(|cause| ClientError::Connect { socket: self.socket.clone(), cause })
+    }
+
+    fn build(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "weftd")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.unreadable(&error))
+    }
+
+    fn refused(&self, status: StatusCode, body: &[u8]) -> ClientError {
+        ClientError::Refused {
+            socket: self.socket.clone(),
+            status: status.as_u16(),
+            message: refusal(body),
+        }
+    }
+
     async fn request<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
-        let stream = self.within(CONNECT_TIMEOUT, UnixStream::connect(&self.socket)).await?;
-        let stream =
-            stream.map_err(|cause| ClientError::Connect { socket: self.socket.clone(), cause })?;
+        let stream = self.connect().await?;
         let (status, body) =
             self.within(self.answer_timeout, self.exchange(stream, method, path, body)).await??;
         if !status.is_success() {
-            return Err(ClientError::Refused {
-                socket: self.socket.clone(),
-                status: status.as_u16(),
-                message: refusal(&body),
-            });
+            return Err(self.refused(status, &body));
         }
         // 204 No Content: the answer is that there is nothing to say.
         let body = if body.is_empty() { Bytes::from_static(b"null") } else { body };
@@ -225,13 +296,7 @@ impl Client {
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(&error))?;
         // Ends with the sender, or at the latest with this call.
         let _driver = AbortOnDrop(tokio::spawn(connection).abort_handle());
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "weftd")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|error| self.unreadable(&error))?;
+        let request = self.build(method, path, body)?;
         let response = sender.send_request(request).await.map_err(|error| self.broken(&error))?;
         let status = response.status();
         let body = Limited::new(response.into_body(), BODY_LEN_MAX).collect().await;

@@ -4,6 +4,8 @@
 //! | --- | --- | --- | --- |
 //! | GET | `/v1/status` | | [`Status`] |
 //! | GET | `/v1/nodes` | | list of [`NodeStatus`] |
+//! | GET | `/v1/leases` | | [`LeasesReport`] |
+//! | GET | `/v1/watch` | | [`crate::events::EventRecord`]s without end, one to a line |
 //! | GET | `/v1/pods` | | list of [`PodStatus`] |
 //! | GET | `/v1/counters` | | [`CountersReport`] |
 //! | GET | `/v1/dns` | | [`DnsStatus`](crate::dns::report::DnsStatus), or null without a name server |
@@ -198,6 +200,94 @@ pub struct NodeStatus {
     pub keys: Vec<KeyId>,
     /// The path to it; absent for this node, and for nodes that cannot be sent to.
     pub path: Option<PathStatus>,
+}
+
+/// Who has which subnet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeasesReport {
+    /// The cluster ranges.
+    pub ranges: Vec<IpNetwork>,
+    /// Subnets that this node's configuration keeps free.
+    pub reserved: Vec<IpNetwork>,
+    /// All leases that the node knows, in the order of their addresses.
+    pub leases: Vec<LeaseStatus>,
+    /// Addresses of pods out of subnets that their nodes have lost.
+    pub exceptions: Vec<ExceptionStatus>,
+    /// What contradicts itself, and what is being done.
+    pub conflicts: Vec<ConflictStatus>,
+}
+
+/// An address that a pod keeps although its node has lost the subnet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExceptionStatus {
+    /// The address.
+    pub address: IpAddr,
+    /// Name of the node of the pod.
+    pub node: String,
+    /// Identity of that node.
+    pub node_id: String,
+    /// Whether packets to the address are sent there; not, when the subnet's holder gave it to a pod of its own.
+    pub leads_there: bool,
+    /// Name of the node that holds the subnet now, if any does.
+    pub holder: Option<String>,
+}
+
+/// A subnet, and who has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// The subnet.
+    pub prefix: IpNetwork,
+    /// Name of the node.
+    pub node: String,
+    /// Identity of the node.
+    pub node_id: String,
+    /// Whether it is the node that answers.
+    pub this_node: bool,
+    /// Whether the node is alive.
+    pub node_state: MemberState,
+    /// What the node has of it.
+    pub state: LeaseHolding,
+    /// Whether the node's configuration says that it must be this one.
+    pub fixed: bool,
+    /// Higher than that of every earlier holder whom the node knew of.
+    pub epoch: u64,
+    /// Name of the node that keeps it, where this one is losing it.
+    pub winner: Option<String>,
+    /// Seconds until it is anybody's, where it is reserved; earlier, when no other is free.
+    pub free_in_s: Option<u64>,
+}
+
+/// What a node has of a subnet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LeaseHolding {
+    /// It is in use.
+    Held,
+    /// It is announced, so that whoever knows better can object.
+    Claiming,
+    /// Another node has a better claim, and this one is giving it up.
+    Losing,
+    /// The node is dead or has left; it is kept for its return.
+    Reserved,
+}
+
+impl LeaseHolding {
+    /// The name, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Claiming => "claiming",
+            Self::Losing => "losing",
+            Self::Reserved => "reserved",
+        }
+    }
+}
+
+/// Something that should be unique and is not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictStatus {
+    /// Both parties, and what is being done.
+    pub text: String,
 }
 
 /// The path to another node, as probes through the tunnel find it.

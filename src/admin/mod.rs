@@ -10,12 +10,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
+use axum::body::Body;
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use cni::rpc::{CniRequest, CniResponse};
+use futures_util::stream;
 use serde::Deserialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
@@ -66,9 +68,15 @@ pub async fn serve(
     control: SharedControl,
     stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
+    let watched = stop.clone();
     let router = Router::new()
         .route("/v1/status", get(async |State(control)| read(control, Control::status).await))
         .route("/v1/nodes", get(async |State(control)| read(control, Control::nodes).await))
+        .route(
+            "/v1/leases",
+            get(async |State(control)| read(control, Control::leases_report).await),
+        )
+        .route("/v1/watch", get(move |State(control)| watch(control, watched)))
         .route("/v1/pods", get(async |State(control)| read(control, Control::pods).await))
         .route("/v1/counters", get(async |State(control)| read(control, Control::counters).await))
         .route("/v1/dns", get(async |State(control)| read(control, Control::dns_status).await))
@@ -130,6 +138,21 @@ async fn read<T: serde::Serialize + Send + 'static>(
     action: fn(&Control) -> T,
 ) -> Result<Json<T>, Response> {
     blocking(control, move |control| action(control)).await.map(Json)
+}
+
+/// All events from now on, one JSON object to a line, until the client or the daemon ends.
+async fn watch(control: SharedControl, stop: watch::Receiver<bool>) -> Result<Response, Response> {
+    let events = blocking(control, |control| control.events().watch()).await?;
+    let lines = stream::unfold((events, stop), async |(mut events, mut stop)| {
+        let record = tokio::select! {
+            record = events.next() => record?,
+            // An error means that the sender is gone: the daemon is ending, too.
+            _ = stop.wait_for(|stop| *stop) => return None,
+        };
+        let line = serde_json::to_string(&*record).map(|line| line + "\n");
+        Some((line, (events, stop)))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
 }
 
 async fn cni(

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vswitch::mac::Mac;
 
+use crate::events::Level;
+
 /// A userspace virtual switch that carries the Kubernetes networking model.
 ///
 /// `weft demo` shows on this machine, in half a minute, what it does. `weft lab` keeps such a cluster to
@@ -70,6 +72,25 @@ Examples:
   weft nodes --node n1                node n1 of the lab `lab`
   sudo weft nodes -o json | jq -r '.[] | select(.state != \"alive\") | .name'")]
     Nodes(ViewArgs),
+
+    /// Lists who has which subnet, what is reserved for whom, and conflicts
+    #[command(after_help = "\
+Examples:
+  sudo weft leases
+  weft leases --node n1               as node n1 of the lab `lab` sees them
+  sudo weft leases -o json | jq -r '.leases[] | select(.state == \"reserved\") | .prefix'")]
+    Leases(ViewArgs),
+
+    /// Shows what happens on the node and in the cluster, as it happens
+    ///
+    /// Each event has a code that does not change from release to release: docs/operations.md lists them all, with
+    /// what to do. Who reads too slowly is told how many events were missed; the daemon's log has them all.
+    #[command(after_help = "\
+Examples:
+  sudo weft watch
+  sudo weft watch --level warn        only what is not as it should be
+  sudo weft watch -o json | jq -r 'select(.code == \"path-down\") | .text'")]
+    Watch(WatchArgs),
 
     /// Lists the pods on the node, with their addresses and traffic
     #[command(after_help = "\
@@ -209,6 +230,44 @@ pub(super) struct TargetArgs {
     /// Looks at this node of a lab, such as n1
     #[arg(long, global = true, value_name = "NODE")]
     pub(super) node: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WatchArgs {
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+
+    /// Ends after so many events
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) count: Option<u64>,
+
+    /// Leaves out what is less than this
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    pub(super) level: Option<LeastLevel>,
+}
+
+/// The least level of events that are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LeastLevel {
+    /// All events.
+    Info,
+    /// What is not as it should be.
+    Warn,
+    /// What a person has to look at.
+    Error,
+}
+
+impl LeastLevel {
+    pub(super) fn level(self) -> Level {
+        match self {
+            Self::Info => Level::Info,
+            Self::Warn => Level::Warn,
+            Self::Error => Level::Error,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

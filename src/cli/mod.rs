@@ -9,6 +9,7 @@ mod lab;
 mod signals;
 mod table;
 mod view;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -50,6 +51,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Lab(arguments) => return lab::run(arguments, &mut out),
         Command::Status(arguments) => view::status(&arguments, &mut out)?,
         Command::Nodes(arguments) => view::nodes(&arguments, &mut out)?,
+        Command::Leases(arguments) => view::leases(&arguments, &mut out)?,
+        Command::Watch(arguments) => watch::watch(&arguments, &mut out)?,
         Command::Pods(arguments) => view::pods(&arguments, &mut out)?,
         Command::Counters(arguments) => view::counters(&arguments, &mut out)?,
         Command::Key(arguments) => key::run(&arguments, &mut out)?,

@@ -67,7 +67,7 @@ impl fmt::Display for Table {
 }
 
 /// Names come from other nodes and from pods: nothing in them may steer the terminal.
-fn sanitize(cell: &str) -> String {
+pub(super) fn sanitize(cell: &str) -> String {
     let cell = if cell.is_empty() { "-" } else { cell };
     cell.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -12,8 +12,8 @@ use vswitch::verdict::Reason;
 use super::args::{Format, PortArgs, PortCommand, TargetArgs, ViewArgs};
 use super::table::Table;
 use crate::admin::api::{
-    CountersReport, FallbackCount, KernelDropped, NodeStatus, PathStatus, PodStatus, PortRequest,
-    ProblemTopic, Status,
+    CountersReport, ExceptionStatus, FallbackCount, KernelDropped, LeaseStatus, LeasesReport,
+    NodeStatus, PathStatus, PodStatus, PortRequest, ProblemTopic, Status,
 };
 use crate::admin::capability::{Capability, Place};
 use crate::lab::{self, Admin, Labs};
@@ -64,6 +64,11 @@ pub(super) fn port(arguments: &PortArgs, out: &mut impl Write) -> Result<()> {
             Ok(())
         }
     }
+}
+
+pub(super) fn leases(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
+    let leases = target(&arguments.target)?.leases()?;
+    print(&leases, arguments.output.output, out, |out| print_leases(&leases, out))
 }
 
 /// Writes `value` as JSON, or as `table` does.
@@ -260,6 +265,60 @@ fn width(path: &PathStatus) -> String {
     }
 }
 
+fn print_leases(report: &LeasesReport, out: &mut impl Write) -> io::Result<()> {
+    let mut table = Table::new(["LEASE", "NODE", "STATE", "EPOCH", "NOTE"]).right([3]);
+    for lease in &report.leases {
+        let mark = if lease.this_node { "*" } else { "" };
+        table.row([
+            lease.prefix.to_string(),
+            format!("{}{mark}", lease.node),
+            lease.state.name().to_owned(),
+            lease.epoch.to_string(),
+            lease_note(lease),
+        ]);
+    }
+    write!(out, "{table}")?;
+    if !report.exceptions.is_empty() {
+        let mut table = Table::new(["EXCEPTION", "NODE", "SUBNET NOW", ""]);
+        for exception in &report.exceptions {
+            let ExceptionStatus { address, node, leads_there, holder, .. } = exception;
+            let note = if *leads_there {
+                "the pod keeps it until it ends"
+            } else {
+                "cut off: delete the pod, so that it comes back with another"
+            };
+            let holder = holder.clone().unwrap_or_else(|| "nobody".to_owned());
+            table.row([address.to_string(), node.clone(), holder, note.to_owned()]);
+        }
+        write!(out, "\n{table}")?;
+    }
+    if !report.reserved.is_empty() {
+        writeln!(out, "\nRESERVED (by this node's configuration)\n{}", join(&report.reserved))?;
+    }
+    if !report.conflicts.is_empty() {
+        let mut table = Table::new(["CONFLICT, AND WHAT IS BEING DONE"]);
+        for conflict in &report.conflicts {
+            table.row([conflict.text.clone()]);
+        }
+        write!(out, "\n{table}")?;
+    }
+    Ok(())
+}
+
+fn lease_note(lease: &LeaseStatus) -> String {
+    let fixed = lease.fixed.then(|| "fixed".to_owned());
+    let winner = lease.winner.as_ref().map(|winner| format!("{winner} keeps it"));
+    let free = lease.free_in_s.map(|seconds| {
+        let state = lease.node_state.name();
+        match seconds {
+            0 => format!("{state}; free for anybody"),
+            seconds => format!("{state}; kept for {}", duration(seconds)),
+        }
+    });
+    let notes: Vec<_> = [fixed, winner, free].into_iter().flatten().collect();
+    join(&notes)
+}
+
 fn pods_table(pods: &[PodStatus]) -> Table {
     let heading = ["POD", "INTERFACE", "ADDRESSES", "MAC", "MTU", "SENT", "RECEIVED", "DROPPED"];
     let mut table = Table::new(heading).right(4..8);
@@ -390,6 +449,7 @@ fn duration(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use crate::admin::api::{ConflictStatus, LeaseHolding};
     use overlay::subnet::MemberState;
     use vswitch::mac::Mac;
 
@@ -583,6 +643,80 @@ d                alive  1d01h  dead    12.3 ms    3%       1500  10.244.112.0/24
         );
         assert!(text.lines().all(|line| line.chars().count() <= 120));
         assert_eq!((rtt(310), rtt(250_000)), ("310 us".to_owned(), "250 ms".to_owned()));
+    }
+
+    #[test]
+    fn leases_say_who_keeps_what_and_for_how_long() {
+        let held = LeaseStatus {
+            prefix: "10.244.1.0/24".parse().unwrap(),
+            node: "a".to_owned(),
+            node_id: "00ff".to_owned(),
+            this_node: true,
+            node_state: MemberState::Alive,
+            state: LeaseHolding::Held,
+            fixed: true,
+            epoch: 12,
+            winner: None,
+            free_in_s: None,
+        };
+        let losing = LeaseStatus {
+            node: "b".to_owned(),
+            this_node: false,
+            state: LeaseHolding::Losing,
+            fixed: false,
+            epoch: 3,
+            winner: Some("a".to_owned()),
+            ..held.clone()
+        };
+        let reserved = LeaseStatus {
+            prefix: "10.244.9.0/24".parse().unwrap(),
+            node: "c".to_owned(),
+            state: LeaseHolding::Reserved,
+            node_state: MemberState::Dead,
+            winner: None,
+            free_in_s: Some(3_600 * 23),
+            ..losing.clone()
+        };
+        let mut report = LeasesReport {
+            ranges: vec!["10.244.0.0/16".parse().unwrap()],
+            reserved: vec!["10.244.0.0/24".parse().unwrap()],
+            exceptions: vec![ExceptionStatus {
+                address: [10, 244, 7, 2].into(),
+                node: "b".to_owned(),
+                node_id: "00ff".to_owned(),
+                leads_there: true,
+                holder: None,
+            }],
+            leases: vec![held, losing, reserved],
+            conflicts: vec![ConflictStatus { text: "subnet x is held by a and by b".to_owned() }],
+        };
+        let print = |report: &LeasesReport| {
+            let mut text = Vec::new();
+            print_leases(report, &mut text).unwrap();
+            String::from_utf8(text).unwrap()
+        };
+        assert_eq!(
+            print(&report),
+            "\
+LEASE          NODE  STATE     EPOCH  NOTE
+10.244.1.0/24  a*    held         12  fixed
+10.244.1.0/24  b     losing        3  a keeps it
+10.244.9.0/24  c     reserved      3  dead; kept for 23 h 0 min
+
+EXCEPTION   NODE  SUBNET NOW
+10.244.7.2  b     nobody      the pod keeps it until it ends
+
+RESERVED (by this node's configuration)
+10.244.0.0/24
+
+CONFLICT, AND WHAT IS BEING DONE
+subnet x is held by a and by b
+"
+        );
+        report.reserved.clear();
+        report.exceptions.clear();
+        report.conflicts.clear();
+        assert_eq!(print(&report).lines().count(), 4);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::compile;
 use super::device::{self, Device, DeviceError};
 use super::{Control, Topic};
 use crate::admin::api::{LeasePhase, PodStatus, ProblemTopic};
+use crate::events::Code as EventCode;
 
 /// What `container_id` is for the port of a device of the host: `ifname` names the device.
 pub(super) const DEVICE_CONTAINER: &str = "host-device";
@@ -147,7 +148,8 @@ impl Control {
     pub fn reattach(&mut self) -> Result<(), AttachError> {
         let boot_id = self.identity.boot_id.clone();
         for gone in self.ipam.reconcile(&boot_id, device::may_be_alive)? {
-            tracing::info!(attachment = %gone.attachment, "pod is gone, its addresses are free again");
+            let text = "pod is gone, its addresses are free again";
+            self.events().emit(EventCode::PodGone, text, &[("attachment", &gone.attachment)]);
         }
         self.plug_missing();
         Ok(())
@@ -179,7 +181,8 @@ impl Control {
         let Some(attachment) = found.map(|(attachment, _)| attachment.clone()) else {
             return;
         };
-        tracing::warn!(%attachment, why, "the pod's interface vanished");
+        let text = format!("the pod's interface vanished: {why}");
+        self.events().emit(EventCode::PodInterfaceLost, text, &[("attachment", &attachment)]);
         if let Err(error) = self.drop_port(&attachment) {
             self.raise(Topic::Pod(attachment), error.to_string());
         }

@@ -9,6 +9,7 @@ use ipam::{Allocation, Attachment};
 
 use super::Control;
 use super::attach::AttachError;
+use crate::events::Code as EventCode;
 
 impl Control {
     /// Carries out a CNI request.
@@ -27,11 +28,15 @@ impl Control {
                 if environment.command == Command::Status {
                     return CniResponse::Error(error);
                 }
-                tracing::warn!(
-                    command = %environment.command,
-                    container = environment.container_id,
-                    interface = environment.ifname,
-                    "CNI request failed: {error}"
+                let about: [(&str, &dyn ToString); 3] = [
+                    ("command", &environment.command),
+                    ("container", &environment.container_id),
+                    ("interface", &environment.ifname),
+                ];
+                self.events().emit(
+                    EventCode::CniFailed,
+                    format!("CNI request failed: {error}"),
+                    &about,
                 );
                 CniResponse::Error(error)
             }
@@ -49,7 +54,11 @@ impl Control {
             .attach(&attachment, &attach.netns, &attach.conf.name, pod)
             .map_err(|error| attach_error(&error))?;
         let addresses: Vec<_> = allocation.addresses().map(|ip| ip.to_string()).collect();
-        tracing::info!(%attachment, addresses = addresses.join(" "), "pod attached");
+        let name = attach.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name));
+        let (name, addresses) = (name.unwrap_or_default(), addresses.join(" "));
+        let about: [(&str, &dyn ToString); 3] =
+            [("attachment", &attachment), ("pod", &name), ("addresses", &addresses)];
+        self.events().emit(EventCode::PodAttached, "pod attached", &about);
         let assigned = self.assigned(&allocation);
         // A later interface of a pod leaves the default routes to the first.
         let defaults = link::default_gateways(&attach.netns, &attach.ifname, &assigned.gateways)?;
@@ -63,7 +72,8 @@ impl Control {
         let known = self.allocation(&attachment).is_some();
         self.detach(&attachment).map_err(|error| attach_error(&error))?;
         if known {
-            tracing::info!(%attachment, "pod detached");
+            let about: [(&str, &dyn ToString); 1] = [("attachment", &attachment)];
+            self.events().emit(EventCode::PodDetached, "pod detached", &about);
         }
         Ok(())
     }

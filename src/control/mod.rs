@@ -19,6 +19,7 @@ pub mod compile;
 pub mod device;
 mod exceptions;
 pub(crate) mod kernel_drops;
+mod leases;
 mod paths;
 mod ports;
 mod report;
@@ -59,6 +60,7 @@ pub use self::shared::SharedControl;
 use crate::admin::api::{LeasePhase, Offender, ProblemTopic};
 use crate::dns::report::DnsStatus;
 use crate::dns::{self, resolver::Resolver};
+use crate::events::{Code, EventLog};
 use crate::host::long_frames::{self, Probed};
 use crate::host::{Host, nft, sysctl};
 
@@ -122,6 +124,34 @@ pub enum Topic {
 }
 
 impl Topic {
+    /// The code of the event that there is such a problem, and of the one that it is solved.
+    fn codes(&self) -> (Code, Code) {
+        let raised = match self {
+            Self::Path(_) => return (Code::PathNarrow, Code::PathWide),
+            Self::Data(_) => return (Code::PathDown, Code::PathUp),
+            Self::Sysctl(_) => Code::ProblemSysctl,
+            Self::Pod(_) => Code::ProblemPod,
+            Self::CutOff(_) => Code::ProblemCutOff,
+            Self::Lending => Code::ProblemStorage,
+            Self::Node(topic) => match topic {
+                ProblemTopic::Underlay => Code::ProblemUnderlay,
+                ProblemTopic::Tunnel => Code::ProblemTunnel,
+                ProblemTopic::Gossip => Code::ProblemGossip,
+                ProblemTopic::Storage => Code::ProblemStorage,
+                ProblemTopic::Lease => Code::ProblemLease,
+                ProblemTopic::Host => Code::ProblemHost,
+                ProblemTopic::Masquerade => Code::ProblemMasquerade,
+                ProblemTopic::Sysctl => Code::ProblemSysctl,
+                ProblemTopic::Pod => Code::ProblemPod,
+                ProblemTopic::Tables => Code::ProblemTables,
+                ProblemTopic::Conflict | ProblemTopic::Path | ProblemTopic::Data => {
+                    Code::ProblemOther
+                }
+            },
+        };
+        (raised, Code::ProblemSolved)
+    }
+
     /// The topic as the admin socket names it.
     fn kind(&self) -> ProblemTopic {
         match self {
@@ -140,6 +170,7 @@ impl Topic {
 pub struct Control {
     config: Arc<NodeConfig>,
     identity: Identity,
+    events: EventLog,
     started: Instant,
     engine: Engine,
     ipam: Ipam,
@@ -207,6 +238,7 @@ impl Control {
         let dns = config.dns.enabled.then(dns);
         Ok(Self {
             config,
+            events: EventLog::new(&identity.name),
             identity,
             started,
             engine,
@@ -263,6 +295,11 @@ impl Control {
         self.dns.as_deref().map(|resolver| DnsStatus::of(resolver, &self.config.dns))
     }
 
+    /// Where all that happens is told.
+    pub fn events(&self) -> &EventLog {
+        &self.events
+    }
+
     /// Takes up a new view of the cluster.
     pub fn set_map(&mut self, map: Arc<SubnetMap>) {
         self.map = map;
@@ -308,11 +345,12 @@ impl Control {
         self.set_up_host();
         self.publish();
         if was_unproven && !changed {
-            tracing::info!("the lease is this node's still");
+            self.events.emit(Code::LeaseTakenUp, "the lease is this node's still", &[]);
         }
         if changed {
             let leases: Vec<_> = self.leases().iter().map(ToString::to_string).collect();
-            tracing::info!(leases = leases.join(" "), "lease taken up");
+            let leases = leases.join(" ");
+            self.events.emit(Code::LeaseTakenUp, "lease taken up", &[("leases", &leases)]);
             self.configure_all();
         }
     }
@@ -557,7 +595,7 @@ impl Control {
     /// Notes a problem, and logs it once.
     pub fn raise(&mut self, topic: Topic, problem: String) {
         if self.problems.get(&topic) != Some(&problem) {
-            tracing::warn!("{problem}");
+            self.events.emit(topic.codes().0, problem.as_str(), &[]);
             self.problems.insert(topic, problem);
         }
     }
@@ -565,7 +603,7 @@ impl Control {
     /// Notes that there is no such problem, or no more.
     pub fn clear(&mut self, topic: &Topic) {
         if let Some(problem) = self.problems.remove(topic) {
-            tracing::info!("solved: {problem}");
+            self.events.emit(topic.codes().1, format!("solved: {problem}"), &[]);
         }
     }
 

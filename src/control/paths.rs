@@ -14,6 +14,7 @@ use vswitch::tables::Peer;
 
 use super::{Control, Topic};
 use crate::admin::api::PathStatus;
+use crate::events::Code;
 
 impl Control {
     /// Takes up what has been found out of the path to a node.
@@ -28,14 +29,14 @@ impl Control {
                 let problem = describe_down(member);
                 self.raise(Topic::Data(to), problem);
             }
-            Finding::Up { after } => {
-                self.clear(&Topic::Data(to));
-                match after {
-                    Some(after) => tracing::info!(
-                        "the path to node {name} ({to}) works again, after {after:.1?}"
-                    ),
-                    None => tracing::debug!("the path to node {name} ({to}) works"),
-                }
+            Finding::Up { after: None } => {
+                let text = format!("data passes to node {name}");
+                self.events().emit(Code::PathUp, text, &[("node", &name), ("address", &to)]);
+            }
+            Finding::Up { after: Some(after) } => {
+                self.problems.remove(&Topic::Data(to));
+                let text = format!("data passes to node {name} again, after {after:.1?}");
+                self.events().emit(Code::PathUp, text, &[("node", &name), ("address", &to)]);
             }
             Finding::Mtu { from, to: mtu, .. } => {
                 tracing::debug!(from, mtu, "the path to node {name} ({to}) carries another length");

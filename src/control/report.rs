@@ -18,6 +18,7 @@ use crate::admin::api::{
     PoolStatus, ProbesReport, Problem, ProblemTopic, Status,
 };
 use crate::admin::metrics::Report;
+use crate::events::Code;
 
 /// Senders with a wrong seal that are listed as problems.
 const STRANGERS_SHOWN: usize = 8;
@@ -209,7 +210,10 @@ impl Control {
             None if self.offence_lines == 0 => 1,
             None => {
                 self.offence_lines -= 1;
-                tracing::warn!(%address, "tunnel packets refused: {}", offence.reason.describe());
+                let text = format!("tunnel packets refused: {}", offence.reason.describe());
+                let about: [(&str, &dyn ToString); 2] =
+                    [("address", &address), ("reason", &reason)];
+                self.events.emit(Code::TunnelRefused, text, &about);
                 1
             }
         };

@@ -1,13 +1,15 @@
 //! The client of a daemon's admin socket, for code that is not asynchronous.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 use cni::rpc::{Client, ClientError};
 
-use crate::admin::api::{CountersReport, NodeStatus, PodStatus, PortRequest, Status};
+use crate::admin::api::{CountersReport, LeasesReport, NodeStatus, PodStatus, PortRequest, Status};
 use crate::dns::report::{DnsAnswer, DnsStatus};
+use crate::events::EventRecord;
 
 /// How long an answer may take. The daemon has every answer at hand; a command line should not hang.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +45,27 @@ impl Admin {
     /// When the daemon does not answer.
     pub fn nodes(&self) -> Result<Vec<NodeStatus>> {
         wait(self.client.get("/v1/nodes"))
+    }
+
+    /// Who has which subnet.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn leases(&self) -> Result<LeasesReport> {
+        wait(self.client.get("/v1/leases"))
+    }
+
+    /// Gives each event to `each` as it happens, until that breaks off or the daemon ends. `begun` is called when
+    /// nothing is missed any more.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or the connection breaks.
+    pub fn watch(
+        &self,
+        begun: impl FnOnce(),
+        each: impl FnMut(EventRecord) -> ControlFlow<()>,
+    ) -> Result<()> {
+        wait(self.client.lines("/v1/watch", begun, each))
     }
 
     /// The pods on the node.

@@ -40,6 +40,12 @@ impl Foreign {
     /// Makes the idle machine `name` a member, and waits until all see it with its leases.
     #[track_caller]
     pub(crate) fn join(lab: &Lab, name: &str) -> Self {
+        Self::join_as(lab, name, "")
+    }
+
+    /// The same, with this name and version of its software in its record.
+    #[track_caller]
+    pub(crate) fn join_as(lab: &Lab, name: &str, software: &str) -> Self {
         let node = lab.state().node(name).unwrap();
         let id = NodeId::generate().unwrap();
         let config = AgentConfig {
@@ -51,7 +57,7 @@ impl Foreign {
                 gossip_port: 7946,
                 vxlan_port: 4789,
                 underlay_mtu: node.mtu,
-                software: String::new(),
+                software: software.to_owned(),
                 has_seeds: true,
                 memory: Memory::default(),
             },

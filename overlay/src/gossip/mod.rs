@@ -59,7 +59,7 @@ use self::codec::{Envelope, Message, View};
 pub use self::counters::{Ages, Counters, Refused};
 pub use self::envelope::Protection;
 use self::envelope::{Envelopes, Outgoing};
-pub use self::event::{CODES, Event, Holdings, LeaseState, Memory};
+pub use self::event::{Event, Holdings, LeaseState, Memory};
 use self::identity::Identity;
 use self::pod_store::PodStore;
 use self::pod_sync::PodSync;
