@@ -231,6 +231,14 @@ impl SwimCodec {
         let header = Self.decode_header(&mut body).map_err(|_| Refused::Malformed)?;
         Ok((header, len - body.len()))
     }
+
+    /// Reads the members that follow a header, as far as they decode (foca's `payload` module: a count
+    /// in two bytes, then as many members).
+    pub(super) fn members(tail: &[u8]) -> Vec<foca::Member<Identity>> {
+        let Some((count, mut rest)) = tail.split_first_chunk::<2>() else { return Vec::new() };
+        let decoded = (0..u16::from_be_bytes(*count)).map_while(|_| Self.decode_member(&mut rest).ok());
+        decoded.collect()
+    }
 }
 
 impl Codec<Identity> for SwimCodec {

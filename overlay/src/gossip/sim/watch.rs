@@ -1,0 +1,645 @@
+//! The promises, looked at after every step.
+//!
+//! | | |
+//! |---|---|
+//! | I1 | no address is used by two live attachments |
+//! | I2 | no subnet has two holders |
+//! | I3 | after a heal, all maps are equal within a bound |
+//! | I4 | a lease that is held is never lost in silence, and never to nobody |
+//! | I5 | a route between two undisturbed nodes never goes away because of what happens elsewhere |
+//! | I6 | nothing that is over comes back: no dead node, no older record, no forgotten one |
+//!
+//! I1 and I2 cannot hold between two nodes that cannot hear of each other. So they are asked of nodes that
+//! are *joined*: that can talk, directly or by others, and know the way. Two that were cut off from each
+//! other have [`Bounds::heal`] to settle what both of them were granted meanwhile. Two of whom one was just
+//! started have [`Bounds::restart`] for what it remembers, and no time at all for what it claims: nobody
+//! is granted what a node holds that it could have asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+
+use super::Network;
+use crate::gossip::{Event, LeaseState};
+use crate::node_id::NodeId;
+use crate::subnet::{Claim, SubnetMap, rank};
+
+/// A promise that was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// When, since the start of the run.
+    pub at: Duration,
+    /// Which promise: `I1` to `I6`.
+    pub invariant: &'static str,
+    /// By whom, and how.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} broken after {:.6} s: {}", self.invariant, self.at.as_secs_f64(), self.what)
+    }
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// From when two nodes can talk again until they agree.
+    pub heal: Duration,
+    /// From a start with a remembered lease until whoever has a better claim was heard.
+    pub restart: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { heal: Duration::from_secs(12), restart: Duration::from_secs(5) }
+    }
+}
+
+/// What happened in a run, in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Steps that were looked at: datagrams that arrived, and timers.
+    pub steps: u64,
+    /// How often two nodes held one subnet, though they could not know.
+    pub disputes: u64,
+    /// Leases that were lost to a better claim.
+    pub losses: u64,
+    /// Most pods at a time.
+    pub pods: usize,
+    /// The longest that it took to agree.
+    pub slowest: Duration,
+}
+
+/// Looks at a network.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// How long things may take.
+    pub bounds: Bounds,
+    /// What was seen.
+    pub tally: Tally,
+    nodes: Vec<Seen>,
+    /// Since when two nodes can send to each other.
+    direct: BTreeMap<(usize, usize), Since>,
+    /// Since when two nodes can hear of each other.
+    joined: BTreeMap<(usize, usize), Since>,
+    by_id: BTreeMap<NodeId, Vec<usize>>,
+    /// Every lease that was ever held, by whom, with which epoch.
+    grants: BTreeSet<(IpNetwork, NodeId, u64)>,
+    /// What two nodes have both.
+    overlaps: BTreeSet<(Double, usize, usize)>,
+    /// What two joined nodes have both, and until when they may.
+    doubles: BTreeMap<(Double, usize, usize), Instant>,
+    next_due: Option<Instant>,
+    pods: BTreeMap<IpAddr, BTreeSet<usize>>,
+}
+
+/// What should have one owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Double {
+    Subnet(IpNetwork),
+    Address(IpAddr),
+}
+
+/// Since when two nodes have been together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Since {
+    at: Instant,
+    /// Whether one of them was started then; otherwise both were there, and a cut was healed.
+    by_start: bool,
+}
+
+/// A node, as it was looked at last.
+#[derive(Debug, Default)]
+struct Seen {
+    life: u32,
+    is_running: bool,
+    map: Option<Arc<SubnetMap>>,
+    held: Vec<(IpNetwork, u64)>,
+    /// Since when it has claimed what it does not hold yet.
+    claims: Vec<(IpNetwork, Instant)>,
+    /// What it was granted and has not been told to be lost.
+    entitled: Vec<(IpNetwork, u64)>,
+    events_read: usize,
+    pods: BTreeSet<IpAddr>,
+    /// Who was dead or gone to it after they had stopped.
+    buried: BTreeSet<NodeId>,
+    /// Whom it has forgotten after they had stopped.
+    forgotten: BTreeSet<NodeId>,
+}
+
+/// How many pods each node is given.
+const PODS: usize = 2;
+
+impl Watch {
+    /// Has a look at what changed at node `ix` in the last step.
+    pub(super) fn look(&mut self, network: &Network, ix: usize) -> Result<(), Violation> {
+        self.tally.steps += 1;
+        let node = &network.nodes[ix];
+        if self.nodes.get(ix).is_none_or(|seen| {
+            seen.is_running != node.gossip.is_some() || seen.life != node.life
+        }) {
+            self.rewire(network)?;
+        }
+        self.follow_leases(network, ix)?;
+        self.follow_map(network, ix)?;
+        if self.next_due.is_some_and(|due| network.now >= due) {
+            self.check_doubles(network)?;
+        }
+        Ok(())
+    }
+
+    /// Takes note of who can talk to whom, after that was changed.
+    pub(super) fn rewire(&mut self, network: &Network) -> Result<(), Violation> {
+        let count = network.nodes.len();
+        let mut started = BTreeSet::new();
+        while self.nodes.len() < count {
+            self.nodes.push(Seen::default());
+        }
+        for (ix, node) in network.nodes.iter().enumerate() {
+            let seen = &mut self.nodes[ix];
+            let is_running = node.gossip.is_some();
+            if is_running && seen.life != node.life {
+                started.insert(ix);
+                seen.life = node.life;
+                seen.map = None;
+                seen.held.clear();
+                seen.claims.clear();
+                seen.buried.clear();
+                seen.forgotten.clear();
+            }
+            seen.is_running = is_running;
+        }
+        self.by_id.clear();
+        for (ix, node) in network.nodes.iter().enumerate() {
+            self.by_id.entry(node.local.id).or_default().push(ix);
+        }
+        for ix in &started {
+            let id = network.nodes[*ix].local.id;
+            for seen in &mut self.nodes {
+                seen.buried.remove(&id);
+                seen.forgotten.remove(&id);
+            }
+        }
+        self.connect(network, &started);
+        for ix in started {
+            self.follow_leases(network, ix)?;
+        }
+        self.find_doubles(network);
+        Ok(())
+    }
+
+    fn connect(&mut self, network: &Network, started: &BTreeSet<usize>) {
+        let awake: Vec<usize> = (0..network.nodes.len())
+            .filter(|ix| {
+                let node = &network.nodes[*ix];
+                node.gossip.is_some() && (node.asleep.is_none() || node.is_dozing)
+            })
+            .collect();
+        let mut direct = BTreeMap::new();
+        let mut group: Vec<usize> = (0..network.nodes.len()).collect();
+        for one in &awake {
+            for other in awake.iter().filter(|other| *other > one) {
+                if !network.gets_through(*one, *other) || !network.gets_through(*other, *one) {
+                    continue;
+                }
+                let pair = (*one, *other);
+                let by_start = started.contains(one) || started.contains(other);
+                let since = Since { at: network.now, by_start };
+                direct.insert(pair, *self.direct.get(&pair).filter(|_| !by_start).unwrap_or(&since));
+                if knows(network, *one, *other) || knows(network, *other, *one) {
+                    let (from, to) = (group[*other], group[*one]);
+                    group.iter_mut().filter(|group| **group == from).for_each(|group| *group = to);
+                }
+            }
+        }
+        let mut joined = BTreeMap::new();
+        for one in &awake {
+            for other in awake.iter().filter(|other| *other > one && group[**other] == group[*one]) {
+                let pair = (*one, *other);
+                let by_start = started.contains(one) || started.contains(other);
+                let since = Since { at: network.now, by_start };
+                joined.insert(pair, *self.joined.get(&pair).filter(|_| !by_start).unwrap_or(&since));
+            }
+        }
+        self.direct = direct;
+        self.joined = joined;
+    }
+
+    fn follow_leases(&mut self, network: &Network, ix: usize) -> Result<(), Violation> {
+        let node = &network.nodes[ix];
+        let Some(gossip) = &node.gossip else { return Ok(()) };
+        let mut lost: Vec<(IpNetwork, NodeId)> = Vec::new();
+        for (_, event) in &node.events[self.nodes[ix].events_read..] {
+            match event {
+                Event::LeaseLost { prefix, winner, held: true } => lost.push((*prefix, *winner)),
+                Event::LeaseForgotten { prefix } => {
+                    self.nodes[ix].entitled.retain(|(entitled, _)| entitled != prefix);
+                }
+                _ => {}
+            }
+        }
+        self.nodes[ix].events_read = node.events.len();
+        let mut held = Vec::new();
+        let mut claims = Vec::new();
+        for lease in gossip.claims.records() {
+            let Some(prefix) = lease.prefix() else { continue };
+            if lease.held {
+                held.push((prefix, lease.epoch));
+            } else {
+                let known = self.nodes[ix].claims.iter().find(|(claim, _)| *claim == prefix);
+                claims.push((prefix, known.map_or(network.now, |(_, since)| *since)));
+            }
+        }
+        for (prefix, winner) in &lost {
+            self.judge_loss(network, ix, *prefix, *winner)?;
+        }
+        if held == self.nodes[ix].held {
+            self.nodes[ix].claims = claims;
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.nodes[ix].held, held.clone());
+        for (prefix, epoch) in &before {
+            let kept = held.iter().any(|(now, _)| now == prefix);
+            if !kept && !lost.iter().any(|(lost, _)| lost == prefix) {
+                let what = format!("{} holds {prefix} (epoch {epoch}) no more, and tells nobody", node.local.name);
+                return self.broken(network, "I4", what);
+            }
+        }
+        let claimed = std::mem::replace(&mut self.nodes[ix].claims, claims);
+        for (prefix, epoch) in held.iter().filter(|lease| !before.contains(lease)) {
+            self.grants.insert((*prefix, node.local.id, *epoch));
+            let claimed_at = claimed.iter().find(|(claim, _)| claim == prefix).map(|(_, at)| *at);
+            self.judge_grant(network, ix, *prefix, *epoch, claimed_at)?;
+        }
+        self.attach_pods(ix);
+        self.find_doubles(network);
+        Ok(())
+    }
+
+    /// Whether a lease was rightly lost.
+    fn judge_loss(&mut self, network: &Network, ix: usize, prefix: IpNetwork, winner: NodeId) -> Result<(), Violation> {
+        self.tally.losses += 1;
+        let node = &network.nodes[ix];
+        let own = node.local.id;
+        let entitled = self.nodes[ix].entitled.iter().find(|(entitled, _)| *entitled == prefix);
+        let epoch = entitled.map_or(0, |(_, epoch)| *epoch);
+        self.nodes[ix].entitled.retain(|(entitled, _)| *entitled != prefix);
+        if winner == own {
+            let twins = self.by_id.get(&own).map_or(0, Vec::len);
+            if twins < 2 {
+                let what = format!("{} gives up {prefix} for a twin that does not exist", node.local.name);
+                return self.broken(network, "I4", what);
+            }
+            return Ok(());
+        }
+        let better = self.grants.iter().any(|(granted, holder, theirs)| {
+            let theirs = (Claim::Held, *theirs, *holder);
+            overlap(*granted, prefix) && *holder == winner && rank(theirs, (Claim::Held, epoch, own)).is_gt()
+        });
+        if !better {
+            let what = format!(
+                "{} (epoch {epoch}) loses {prefix} to {}, who never held it with a better claim",
+                node.local.name,
+                self.name_of(network, winner)
+            );
+            return self.broken(network, "I4", what);
+        }
+        Ok(())
+    }
+
+    /// Whether a lease was rightly granted.
+    fn judge_grant(
+        &mut self,
+        network: &Network,
+        ix: usize,
+        prefix: IpNetwork,
+        epoch: u64,
+        claimed_at: Option<Instant>,
+    ) -> Result<(), Violation> {
+        let node = &network.nodes[ix];
+        let other = self.nodes[ix].entitled.iter().find(|(entitled, _)| {
+            *entitled != prefix && entitled.is_ipv6() == prefix.is_ipv6()
+        });
+        if let Some((entitled, _)) = other {
+            let what = format!("{} was granted {entitled}, and holds {prefix} now: nobody was told of a loss", node.local.name);
+            return self.broken(network, "I4", what);
+        }
+        let entitled = &mut self.nodes[ix].entitled;
+        entitled.retain(|(entitled, _)| *entitled != prefix);
+        entitled.push((prefix, epoch));
+        let Some(claimed_at) = claimed_at else { return Ok(()) };
+        for other in (0..self.nodes.len()).filter(|other| *other != ix) {
+            let theirs = self.nodes[other].held.iter().find(|(held, _)| overlap(*held, prefix));
+            let Some((held, their_epoch)) = theirs.filter(|_| self.nodes[other].is_running) else { continue };
+            if self.are_joined(ix, other) && self.settled_at(network, ix) <= claimed_at {
+                let what = format!(
+                    "{} was granted {prefix} (epoch {epoch}), claimed {:.3} s ago, though {} holds {held} (epoch {their_epoch}) and could be asked",
+                    node.local.name,
+                    (network.now - claimed_at).as_secs_f64(),
+                    network.nodes[other].local.name,
+                );
+                return self.broken(network, "I2", what);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a node its pods, and takes away those whose subnet it holds no more.
+    fn attach_pods(&mut self, ix: usize) {
+        let held = self.nodes[ix].held.clone();
+        let (keep, gone): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) = self.nodes[ix]
+            .pods
+            .iter()
+            .partition(|pod| held.iter().any(|(prefix, _)| prefix.contains(**pod)));
+        self.nodes[ix].pods = keep;
+        for pod in gone {
+            if let Some(users) = self.pods.get_mut(&pod) {
+                users.remove(&ix);
+            }
+        }
+        for (prefix, _) in held {
+            // The first is the node's own.
+            for pod in prefix.iter().skip(2).take(PODS) {
+                self.nodes[ix].pods.insert(pod);
+                self.pods.entry(pod).or_default().insert(ix);
+            }
+        }
+        self.tally.pods = self.tally.pods.max(self.pods.values().map(BTreeSet::len).sum());
+    }
+
+    fn find_doubles(&mut self, network: &Network) {
+        let running: Vec<usize> = (0..self.nodes.len()).filter(|ix| self.nodes[*ix].is_running).collect();
+        let mut found: BTreeSet<(Double, usize, usize)> = BTreeSet::new();
+        let mut leases: Vec<(IpNetwork, usize)> = running
+            .iter()
+            .flat_map(|ix| self.nodes[*ix].held.iter().map(|(prefix, _)| (*prefix, *ix)))
+            .collect();
+        leases.sort_unstable();
+        // Subnets overlap only with what follows them in this order, up to the first that does not.
+        for (at, (prefix, one)) in leases.iter().enumerate() {
+            for (other_prefix, other) in leases[at + 1..].iter().take_while(|(next, _)| overlap(*next, *prefix)) {
+                if one != other {
+                    let subnet = if prefix.prefix() > other_prefix.prefix() { prefix } else { other_prefix };
+                    found.insert((Double::Subnet(*subnet), *one.min(other), *one.max(other)));
+                }
+            }
+        }
+        for (address, users) in self.pods.iter().filter(|(_, users)| users.len() > 1) {
+            let users: Vec<_> = users.iter().filter(|ix| self.nodes[**ix].is_running).collect();
+            for (at, one) in users.iter().enumerate() {
+                for other in &users[at + 1..] {
+                    found.insert((Double::Address(*address), **one, **other));
+                }
+            }
+        }
+        let fresh = found.difference(&self.overlaps);
+        let subnets = fresh.filter(|(what, _, _)| matches!(what, Double::Subnet(_)));
+        self.tally.disputes += subnets.count() as u64;
+        let doubles = found.iter().filter_map(|double| {
+            let (_, one, other) = double;
+            let begun = self.joined.get(&(*one, *other))?;
+            let until = self.settled_at(network, *one).max(begun.at + self.bounds.restart);
+            Some((*double, until))
+        });
+        self.doubles = doubles.collect();
+        self.next_due = self.doubles.values().min().copied();
+        self.overlaps = found;
+    }
+
+    fn check_doubles(&mut self, network: &Network) -> Result<(), Violation> {
+        let due = self.doubles.iter().find(|(_, due)| network.now >= **due);
+        let Some(((what, one, other), _)) = due else { return Ok(()) };
+        let name = |ix: usize| network.nodes[ix].local.name.as_str();
+        let epoch = |ix: usize, prefix: IpNetwork| {
+            let held = self.nodes[ix].held.iter().find(|(held, _)| overlap(*held, prefix));
+            held.map_or(0, |(_, epoch)| *epoch)
+        };
+        let (one, other) = (*one, *other);
+        let since = self.joined.get(&(one, other)).map_or(network.now, |since| since.at);
+        let together = (network.now - since).as_secs_f64();
+        match *what {
+            Double::Subnet(prefix) => {
+                let text = format!(
+                    "{} (epoch {}) and {} (epoch {}) hold {prefix}, though they have been together for {together:.1} s",
+                    name(one), epoch(one, prefix), name(other), epoch(other, prefix),
+                );
+                self.broken(network, "I2", text)
+            }
+            Double::Address(address) => {
+                let text = format!(
+                    "pods of {} and of {} use {address}, though they have been together for {together:.1} s",
+                    name(one), name(other),
+                );
+                self.broken(network, "I1", text)
+            }
+        }
+    }
+
+    fn follow_map(&mut self, network: &Network, ix: usize) -> Result<(), Violation> {
+        let Some(gossip) = &network.nodes[ix].gossip else { return Ok(()) };
+        let map = gossip.map();
+        let former = self.nodes[ix].map.clone();
+        if former.as_ref().is_some_and(|former| Arc::ptr_eq(former, map)) {
+            return Ok(());
+        }
+        let own = network.nodes[ix].local.id;
+        if let Some(former) = &former {
+            for member in former.members.values().filter(|member| member.id != own) {
+                let now = map.members.get(&member.id);
+                if let Some(now) = now.filter(|now| now.version < member.version) {
+                    let what = format!(
+                        "{} goes back from version {} to {} of the record of {}",
+                        network.nodes[ix].local.name, member.version, now.version, member.name
+                    );
+                    return self.broken(network, "I6", what);
+                }
+                for prefix in member.routes() {
+                    if !now.is_some_and(|now| now.routes().any(|route| route == prefix)) {
+                        self.judge_lost_route(network, ix, member.id, prefix)?;
+                    }
+                }
+                if now.is_none() && self.has_stopped(member.id) {
+                    self.nodes[ix].forgotten.insert(member.id);
+                }
+            }
+        }
+        for member in map.members.values().filter(|member| member.id != own) {
+            if !self.has_stopped(member.id) {
+                continue;
+            }
+            let name = &network.nodes[ix].local.name;
+            if self.nodes[ix].forgotten.contains(&member.id) {
+                let what = format!("{name} knows {} again, which has stopped and was forgotten", member.name);
+                return self.broken(network, "I6", what);
+            }
+            if !member.state.is_active() {
+                self.nodes[ix].buried.insert(member.id);
+            } else if self.nodes[ix].buried.contains(&member.id) {
+                let what = format!("{name} believes that {} lives again, which has stopped and was dead to it", member.name);
+                return self.broken(network, "I6", what);
+            }
+        }
+        self.nodes[ix].map = Some(Arc::clone(map));
+        Ok(())
+    }
+
+    /// Whether a route went away though nothing is wrong with either end.
+    fn judge_lost_route(&mut self, network: &Network, ix: usize, to: NodeId, prefix: IpNetwork) -> Result<(), Violation> {
+        let Some([other]) = self.by_id.get(&to).map(Vec::as_slice) else { return Ok(()) };
+        let other = *other;
+        let pair = (ix.min(other), ix.max(other));
+        let undisturbed = self.direct.get(&pair).is_some_and(|since| network.now >= since.at + self.bounds.heal);
+        let holds = self.nodes[other].held.iter().any(|(held, _)| *held == prefix);
+        let leaving = network.nodes[other].gossip.as_ref().is_none_or(|gossip| gossip.lease_state() == LeaseState::Left);
+        let disputed = (0..self.nodes.len()).any(|third| {
+            third != other
+                && self.nodes[third].is_running
+                && (network.nodes[third].address.ip() == network.nodes[other].address.ip()
+                    || self.nodes[third].held.iter().any(|(held, _)| overlap(*held, prefix)))
+        });
+        if undisturbed && holds && !leaving && !disputed {
+            let what = format!(
+                "{} routes {prefix} to {} no more, though nothing is wrong between them",
+                network.nodes[ix].local.name, network.nodes[other].local.name
+            );
+            return self.broken(network, "I5", what);
+        }
+        Ok(())
+    }
+
+    /// Why the nodes do not agree yet; `None` if they do.
+    pub(super) fn disagreement(&self, network: &Network) -> Option<String> {
+        let running: Vec<usize> = network.running().collect();
+        for ix in &running {
+            let node = &network.nodes[*ix];
+            let name = &node.local.name;
+            let gossip = node.gossip.as_ref()?;
+            let map = gossip.map();
+            let state = gossip.lease_state();
+            let settled = match &state {
+                LeaseState::Held { .. } => true,
+                LeaseState::Exhausted { .. } => self.all_are_held(network),
+                LeaseState::Suspended { .. } => self.by_id.get(&node.local.id).is_some_and(|twins| twins.len() > 1),
+                LeaseState::Waiting | LeaseState::Claiming { .. } | LeaseState::Left => false,
+            };
+            if !settled {
+                return Some(format!("{name} is {state:?}"));
+            }
+            for other in running.iter().filter(|other| *other == ix || self.are_joined(*ix, **other)) {
+                let theirs = &network.nodes[*other];
+                let suspended = matches!(theirs.gossip.as_ref()?.lease_state(), LeaseState::Suspended { .. });
+                let Some(member) = map.members.get(&theirs.local.id) else {
+                    return Some(format!("{name} does not know {}", theirs.local.name));
+                };
+                if suspended {
+                    continue;
+                }
+                let shadowed = member.shadowed;
+                if !member.state.is_active() && !shadowed {
+                    return Some(format!("to {name}, {} is {}", theirs.local.name, member.state.name()));
+                }
+                let mut routes: Vec<_> = member.routes().collect();
+                let mut held: Vec<_> = self.nodes[*other].held.iter().map(|(prefix, _)| *prefix).collect();
+                routes.sort_unstable();
+                held.sort_unstable();
+                if routes != held && !shadowed {
+                    return Some(format!("{name} routes {routes:?} to {}, which holds {held:?}", theirs.local.name));
+                }
+                let their_map = theirs.gossip.as_ref()?.map();
+                if let Some(difference) = difference(map, their_map) {
+                    return Some(format!("the maps of {name} and {} differ: {difference}", theirs.local.name));
+                }
+            }
+            for member in map.members.values().filter(|member| member.state.is_active()) {
+                let alive = self.by_id.get(&member.id).into_iter().flatten().any(|other| {
+                    *other == *ix || (self.nodes[*other].is_running && self.are_joined(*ix, *other))
+                });
+                if !alive {
+                    return Some(format!("{name} believes that {} is alive", member.name));
+                }
+            }
+        }
+        None
+    }
+
+    /// Has a node forget what it was granted, because its disk was changed or its operator said so.
+    pub(super) fn excuse(&mut self, ix: usize) {
+        if let Some(seen) = self.nodes.get_mut(ix) {
+            seen.entitled.clear();
+        }
+    }
+
+    fn all_are_held(&self, network: &Network) -> bool {
+        let config = &network.config.lease;
+        let ranges = config.ranges.iter().filter(|range| range.is_ipv4());
+        let all: u32 = ranges.map(|range| 1 << (config.prefix_len_v4 - range.prefix()).min(20)).sum();
+        let held = self.nodes.iter().filter(|seen| seen.is_running);
+        let held: BTreeSet<_> = held.flat_map(|seen| seen.held.iter().map(|(prefix, _)| *prefix)).collect();
+        held.len() >= usize::try_from(all).unwrap_or(usize::MAX)
+    }
+
+    /// When all those that `ix` is joined with have had the time to hear of each other.
+    ///
+    /// Whoever was just started asks before it claims, so only cuts that were healed take time.
+    fn settled_at(&self, network: &Network, ix: usize) -> Instant {
+        let with = |(one, other): &(usize, usize)| {
+            (*one == ix || self.are_joined(ix, *one)) && (*other == ix || self.are_joined(ix, *other))
+        };
+        let around = self.joined.iter().filter(|(pair, _)| with(pair));
+        let settled = around.map(|(_, since)| match since.by_start {
+            true => since.at,
+            false => since.at + self.bounds.heal,
+        });
+        settled.max().unwrap_or(network.started)
+    }
+
+    fn are_joined(&self, one: usize, other: usize) -> bool {
+        self.joined.contains_key(&(one.min(other), one.max(other)))
+    }
+
+    fn has_stopped(&self, id: NodeId) -> bool {
+        self.by_id.get(&id).is_none_or(|nodes| nodes.iter().all(|ix| !self.nodes[*ix].is_running))
+    }
+
+    fn name_of(&self, network: &Network, id: NodeId) -> String {
+        let ix = self.by_id.get(&id).and_then(|nodes| nodes.first());
+        ix.map_or_else(|| id.to_string(), |ix| network.nodes[*ix].local.name.clone())
+    }
+
+    fn broken<T>(&self, network: &Network, invariant: &'static str, what: String) -> Result<T, Violation> {
+        Err(Violation { at: network.elapsed(), invariant, what })
+    }
+}
+
+fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    one.contains(other.network()) || other.contains(one.network())
+}
+
+/// Whether `one` has a way to find `other`.
+fn knows(network: &Network, one: usize, other: usize) -> bool {
+    let node = &network.nodes[one];
+    let (address, id) = (network.nodes[other].address, network.nodes[other].local.id);
+    node.seeds.contains(&address)
+        || node.local.memory.peers.contains(&address)
+        || node.gossip.as_ref().is_some_and(|gossip| gossip.map().members.contains_key(&id))
+}
+
+/// Where two maps differ in what they say of who lives and who holds what.
+fn difference(one: &SubnetMap, other: &SubnetMap) -> Option<String> {
+    let ids: BTreeSet<&NodeId> = one.members.keys().chain(other.members.keys()).collect();
+    ids.into_iter().find_map(|id| {
+        let tell = |map: &SubnetMap| {
+            map.members.get(id).map(|member| {
+                let leases: Vec<_> = member.leases.iter().map(|lease| (lease.prefix, lease.claim, lease.epoch)).collect();
+                (member.version, member.state.is_active(), leases)
+            })
+        };
+        let (here, there) = (tell(one), tell(other));
+        (here != there).then(|| format!("{}: {here:?} and {there:?}", id.short()))
+    })
+}
