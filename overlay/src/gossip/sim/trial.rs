@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -16,7 +17,7 @@ use super::clock::Clock;
 use super::history::History;
 use super::watch::{Tally, Violation, Watch};
 use super::{Faults, Network};
-use crate::gossip::{LocalNode, Memory};
+use crate::gossip::{Event, LeaseState, LocalNode, Memory};
 
 /// What came of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,6 +154,24 @@ impl Trial {
         let bits = u8::try_from(count.next_power_of_two().ilog2()).unwrap_or_default();
         let range = format!("10.244.0.0/{}", 24 - bits);
         self.network.config.lease.ranges = range.parse().into_iter().collect();
+    }
+
+    /// Makes all clockwork so many times slower, for hours that pass quickly.
+    pub fn slow_motion(&mut self, times: u32) {
+        let timing = &mut self.network.config.timing;
+        for pause in [
+            &mut timing.probe_period,
+            &mut timing.probe_rtt,
+            &mut timing.suspect,
+            &mut timing.swim_gossip,
+            &mut timing.sync,
+            &mut timing.dead_dial,
+            &mut timing.seed_retry,
+            &mut timing.seed_retry_max,
+            &mut timing.conflict,
+        ] {
+            *pause *= times;
+        }
     }
 
     /// Kills nodes, as `kill -9` does.
@@ -347,6 +366,32 @@ impl Trial {
     /// Whether something that happens so often, from 0 to 1, happens now.
     pub fn chance(&mut self, probability: f64) -> bool {
         self.random.random_bool(probability)
+    }
+
+    // What is to be seen
+
+    /// The subnets that a node holds.
+    pub fn held(&self, node: usize) -> Vec<IpNetwork> {
+        self.network.held(node)
+    }
+
+    /// Whether a node has stood down for another one with its id.
+    pub fn is_suspended(&self, node: usize) -> bool {
+        let gossip = self.network.gossip(node);
+        gossip.is_some_and(|gossip| matches!(gossip.lease_state(), LeaseState::Suspended { .. }))
+    }
+
+    /// Fails if anybody was ever declared dead.
+    pub fn nobody_died(&mut self) {
+        let died = (0..self.network.nodes.len()).find_map(|ix| {
+            let mut events = self.network.events(ix).iter();
+            let (at, event) =
+                events.find(|(_, event)| matches!(event, Event::MemberDown { .. }))?;
+            Some(format!("node-{ix} tells after {:.3} s: {event:?}", at.as_secs_f64()))
+        });
+        if let Some(died) = died {
+            self.fail("I5", died);
+        }
     }
 
     // Expectations of a case
