@@ -403,8 +403,7 @@ pub const CASES: &[Case] = &[
         t.agree();
         let order = t.shuffled(3);
         t.full_disk(&order[..2], true);
-        let (full, good) = (t.network.next_local(), t.join());
-        let full = t.join_as(full, &[0]);
+        let (full, good) = (t.join(), t.join());
         t.full_disk(&[full], true);
         t.wait_about(0..20);
         t.restart(&order[..1]);

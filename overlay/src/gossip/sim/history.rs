@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::super::Event;
 use super::super::codec::{self, Datagram, Message, RecordItem, SwimCodec, View};
+use super::super::pod_store::Delta;
 use super::super::record::Record;
 
 /// What happened, in its order.
@@ -141,6 +142,24 @@ fn message(message: &Message) -> String {
             let items: Vec<_> = items.iter().map(item).collect();
             format!("records: {}", items.join("; "))
         }
+        Message::Clocks { session, items, .. } => {
+            let items: Vec<_> = items
+                .iter()
+                .map(|item| format!("{} at {}", item.id.short(), item.clock.change))
+                .collect();
+            format!("of pods I know ({session:08x}): {}", items.join(", "))
+        }
+        Message::PodRequest { wants } => {
+            let wants: Vec<_> = wants
+                .iter()
+                .map(|want| format!("{} after {}", want.id.short(), want.clock.change))
+                .collect();
+            format!("send me the pods of {}", wants.join(", "))
+        }
+        Message::Pods { items, answers } => {
+            let items: Vec<_> = items.iter().map(delta).collect();
+            format!("pods ({answers:?}): {}", items.join("; "))
+        }
     }
 }
 
@@ -158,6 +177,15 @@ fn view(view: Option<&View>) -> String {
 fn item(item: &RecordItem) -> String {
     let dead = item.dead_for_s.map_or_else(String::new, |age| format!(" dead for {age} s"));
     format!("{}{dead}", record(&item.record))
+}
+
+fn delta(delta: &Delta) -> String {
+    let changes = delta.changes.iter().map(|change| match &change.pod {
+        Some(item) => format!("+{}", item.pod.name),
+        None => format!("-{}", change.key),
+    });
+    let changes: Vec<_> = changes.collect();
+    format!("{} {}..{} {}", delta.id.short(), delta.base, delta.upto, changes.join(" "))
 }
 
 fn record(record: &Record) -> String {

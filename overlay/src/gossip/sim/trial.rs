@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use rand::rngs::StdRng;
@@ -40,6 +40,8 @@ pub struct Trial {
     /// With whom newcomers begin.
     doors: Vec<usize>,
     violation: Option<Violation>,
+    /// What time it is, and how many steps it has been.
+    beats: (Instant, u32),
 }
 
 impl fmt::Debug for Trial {
@@ -70,8 +72,10 @@ pub fn replay(case: &Case, seed: u64) -> (Outcome, History) {
 impl Trial {
     fn new(seed: u64) -> Self {
         let random = StdRng::seed_from_u64(seed ^ 0x7472_6961_6c00_0000);
+        let network = Network::new(seed);
         Self {
-            network: Network::new(seed),
+            beats: (network.now, 0),
+            network,
             watch: Watch::default(),
             random,
             doors: vec![0],
@@ -431,22 +435,55 @@ impl Trial {
         while !self.is_over()
             && let Some(step) = self.network.step(end)
         {
-            if let super::Step::At(ix) = step
-                && let Err(violation) = self.watch.look(&self.network, ix)
-            {
-                self.violation = Some(violation);
+            if let super::Step::At(ix) = step {
+                self.look(ix);
             }
+            self.beat();
         }
         if !self.is_over() {
             self.network.now = end;
         }
     }
 
-    fn changed(&mut self) {
-        if !self.is_over()
-            && let Err(violation) = self.watch.rewire(&self.network)
+    /// Looks at a node, and does on it what its container runtime would.
+    fn look(&mut self, ix: usize) {
+        let mut looked = self.watch.look(&self.network, ix);
+        while looked.is_ok()
+            && let Some(pods) = self.watch.take_pods(ix)
         {
+            self.network.set_pods(ix, pods);
+            looked = self.watch.look(&self.network, ix);
+        }
+        if let Err(violation) = looked {
             self.violation = Some(violation);
+        }
+    }
+
+    /// Fails if time stands still: a node that wants to be woken again and again at one time would keep a
+    /// processor busy for ever.
+    fn beat(&mut self) {
+        let (at, beats) = &mut self.beats;
+        if *at == self.network.now {
+            *beats += 1;
+        } else {
+            (*at, *beats) = (self.network.now, 0);
+        }
+        if *beats > BEATS_MAX {
+            self.fail("busy", format!("{BEATS_MAX} steps, and no time has passed"));
+        }
+    }
+
+    fn changed(&mut self) {
+        if self.is_over() {
+            return;
+        }
+        if let Err(violation) = self.watch.rewire(&self.network) {
+            self.violation = Some(violation);
+        }
+        for ix in 0..self.network.nodes.len() {
+            if self.network.nodes[ix].gossip.is_some() && !self.is_over() {
+                self.look(ix);
+            }
         }
     }
 
@@ -488,6 +525,9 @@ impl Trial {
         nodes.collect()
     }
 }
+
+/// Most steps that may happen at one time: a thousand nodes that start at once need some.
+const BEATS_MAX: u32 = 100_000;
 
 /// How often agreement is looked for.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);

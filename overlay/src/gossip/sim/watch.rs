@@ -26,7 +26,8 @@ use ipnetwork::IpNetwork;
 use super::Network;
 use crate::gossip::{Event, LeaseState};
 use crate::node_id::NodeId;
-use crate::subnet::{Claim, SubnetMap, rank};
+use crate::pods::{LocalPod, Pod, PodMap};
+use crate::subnet::{Claim, Standing, SubnetMap, rank};
 
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +96,11 @@ pub struct Watch {
     /// What two joined nodes have both, and until when they may.
     doubles: BTreeMap<(Double, usize, usize), Instant>,
     next_due: Option<Instant>,
-    pods: BTreeMap<IpAddr, BTreeSet<usize>>,
+    /// Who uses an address.
+    users: BTreeMap<IpAddr, BTreeSet<usize>>,
+    /// The numbers of all pods that there are.
+    pods: BTreeSet<u64>,
+    pods_made: u64,
 }
 
 /// What should have one owner.
@@ -119,13 +124,19 @@ struct Seen {
     life: u32,
     is_running: bool,
     map: Option<Arc<SubnetMap>>,
+    /// What it holds and uses.
     held: Vec<(IpNetwork, u64)>,
-    /// Since when it has claimed what it does not hold yet.
+    /// Since when it has wanted what it does not hold yet, and whether it held that before.
     claims: Vec<(IpNetwork, Instant)>,
     /// What it was granted and has not been told to be lost.
     entitled: Vec<(IpNetwork, u64)>,
     events_read: usize,
-    pods: BTreeSet<IpAddr>,
+    /// Its pods, with their numbers.
+    pods: BTreeMap<IpAddr, u64>,
+    pods_changed: bool,
+    pod_map: Option<Arc<PodMap>>,
+    /// Pods that it knew, and that are gone.
+    buried_pods: BTreeSet<u64>,
     /// Who was dead or gone to it after they had stopped.
     buried: BTreeSet<NodeId>,
     /// Whom it has forgotten after they had stopped.
@@ -147,6 +158,7 @@ impl Watch {
         }
         self.follow_leases(network, ix)?;
         self.follow_map(network, ix)?;
+        self.follow_pods(network, ix)?;
         if self.next_due.is_some_and(|due| network.now >= due) {
             self.check_doubles(network)?;
         }
@@ -171,6 +183,8 @@ impl Watch {
                 seen.claims.clear();
                 seen.buried.clear();
                 seen.forgotten.clear();
+                seen.pod_map = None;
+                seen.buried_pods.clear();
             }
             seen.is_running = is_running;
         }
@@ -234,21 +248,25 @@ impl Watch {
         let node = &network.nodes[ix];
         let Some(gossip) = &node.gossip else { return Ok(()) };
         let mut lost: Vec<(IpNetwork, NodeId)> = Vec::new();
+        let mut released = Vec::new();
         for (_, event) in &node.events[self.nodes[ix].events_read..] {
             match event {
                 Event::LeaseLost { prefix, winner, held: true } => lost.push((*prefix, *winner)),
-                Event::LeaseForgotten { prefix } => {
+                Event::LeaseReleased { prefix, .. } => {
                     self.nodes[ix].entitled.retain(|(entitled, _)| entitled != prefix);
+                    released.push(*prefix);
                 }
+                Event::LeaseUnproven { prefix } => released.push(*prefix),
                 _ => {}
             }
         }
         self.nodes[ix].events_read = node.events.len();
         let mut held = Vec::new();
         let mut claims = Vec::new();
+        let used = gossip.claims.summary().held;
         for lease in gossip.claims.records() {
             let Some(prefix) = lease.prefix() else { continue };
-            if lease.held {
+            if used.contains(&prefix) {
                 held.push((prefix, lease.epoch));
             } else {
                 let known = self.nodes[ix].claims.iter().find(|(claim, _)| *claim == prefix);
@@ -265,7 +283,8 @@ impl Watch {
         let before = std::mem::replace(&mut self.nodes[ix].held, held.clone());
         for (prefix, epoch) in &before {
             let kept = held.iter().any(|(now, _)| now == prefix);
-            if !kept && !lost.iter().any(|(lost, _)| lost == prefix) {
+            let told = released.contains(prefix) || lost.iter().any(|(lost, _)| lost == prefix);
+            if !kept && !told {
                 let what = format!("{} holds {prefix} (epoch {epoch}) no more, and tells nobody", node.local.name);
                 return self.broken(network, "I4", what);
             }
@@ -298,8 +317,9 @@ impl Watch {
             return Ok(());
         }
         let better = self.grants.iter().any(|(granted, holder, theirs)| {
-            let theirs = (Claim::Held, *theirs, *holder);
-            overlap(*granted, prefix) && *holder == winner && rank(theirs, (Claim::Held, epoch, own)).is_gt()
+            let standing = |epoch, id| Standing { fixed: false, claim: Claim::Held, epoch, id };
+            let is_better = rank(standing(*theirs, *holder), standing(epoch, own)).is_gt();
+            overlap(*granted, prefix) && *holder == winner && is_better
         });
         if !better {
             let what = format!(
@@ -349,27 +369,77 @@ impl Watch {
         Ok(())
     }
 
-    /// Gives a node its pods, and takes away those whose subnet it holds no more.
+    /// Gives a node its pods, and takes away those whose subnet is another's.
     fn attach_pods(&mut self, ix: usize) {
-        let held = self.nodes[ix].held.clone();
-        let (keep, gone): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) = self.nodes[ix]
-            .pods
-            .iter()
-            .partition(|pod| held.iter().any(|(prefix, _)| prefix.contains(**pod)));
-        self.nodes[ix].pods = keep;
-        for pod in gone {
-            if let Some(users) = self.pods.get_mut(&pod) {
+        let seen = &mut self.nodes[ix];
+        let entitled = &seen.entitled;
+        let stays = |pod: &IpAddr| entitled.iter().any(|(prefix, _)| prefix.contains(*pod));
+        let gone: Vec<(IpAddr, u64)> =
+            seen.pods.iter().filter(|(pod, _)| !stays(pod)).map(|(pod, number)| (*pod, *number)).collect();
+        for (pod, number) in gone {
+            seen.pods.remove(&pod);
+            seen.pods_changed = true;
+            self.pods.remove(&number);
+            if let Some(users) = self.users.get_mut(&pod) {
                 users.remove(&ix);
             }
         }
-        for (prefix, _) in held {
+        for (prefix, _) in &seen.held {
             // The first is the node's own.
             for pod in prefix.iter().skip(2).take(PODS) {
-                self.nodes[ix].pods.insert(pod);
-                self.pods.entry(pod).or_default().insert(ix);
+                seen.pods.entry(pod).or_insert_with(|| {
+                    self.pods_made += 1;
+                    self.pods.insert(self.pods_made);
+                    self.users.entry(pod).or_default().insert(ix);
+                    seen.pods_changed = true;
+                    self.pods_made
+                });
             }
         }
-        self.tally.pods = self.tally.pods.max(self.pods.values().map(BTreeSet::len).sum());
+        self.tally.pods = self.tally.pods.max(self.pods.len());
+    }
+
+    /// The pods that a node has now, if they have changed since it was asked last.
+    pub(super) fn take_pods(&mut self, ix: usize) -> Option<Vec<LocalPod>> {
+        let seen = self.nodes.get_mut(ix)?;
+        std::mem::take(&mut seen.pods_changed).then(|| {
+            let pods = seen.pods.iter().map(|(address, number)| {
+                let pod = Pod {
+                    namespace: "default".to_owned(),
+                    name: format!("pod-{number}"),
+                    uid: Some(number.to_string()),
+                    addresses: vec![*address],
+                    labels: BTreeMap::new(),
+                    host_network: false,
+                };
+                LocalPod { pod, age: Duration::ZERO }
+            });
+            pods.collect()
+        })
+    }
+
+    fn follow_pods(&mut self, network: &Network, ix: usize) -> Result<(), Violation> {
+        let Some(gossip) = &network.nodes[ix].gossip else { return Ok(()) };
+        let map = gossip.pods();
+        let former = self.nodes[ix].pod_map.clone();
+        if former.as_ref().is_some_and(|former| Arc::ptr_eq(former, map)) {
+            return Ok(());
+        }
+        let now = numbers(map);
+        let before = former.map(|former| numbers(&former)).unwrap_or_default();
+        let gone = before.difference(&now).filter(|number| !self.pods.contains(number));
+        let gone: Vec<u64> = gone.copied().collect();
+        let seen = &mut self.nodes[ix];
+        if let Some(number) = now.intersection(&seen.buried_pods).next() {
+            let what = format!(
+                "{} knows pod-{number} again, which has ended and was gone",
+                network.nodes[ix].local.name
+            );
+            return self.broken(network, "I6", what);
+        }
+        seen.buried_pods.extend(gone);
+        seen.pod_map = Some(Arc::clone(map));
+        Ok(())
     }
 
     fn find_doubles(&mut self, network: &Network) {
@@ -389,7 +459,7 @@ impl Watch {
                 }
             }
         }
-        for (address, users) in self.pods.iter().filter(|(_, users)| users.len() > 1) {
+        for (address, users) in self.users.iter().filter(|(_, users)| users.len() > 1) {
             let users: Vec<_> = users.iter().filter(|ix| self.nodes[**ix].is_running).collect();
             for (at, one) in users.iter().enumerate() {
                 for other in &users[at + 1..] {
@@ -514,7 +584,8 @@ impl Watch {
 
     /// Why the nodes do not agree yet; `None` if they do.
     pub(super) fn disagreement(&self, network: &Network) -> Option<String> {
-        let running: Vec<usize> = network.running().collect();
+        let awake = network.running().filter(|ix| network.nodes[*ix].asleep.is_none());
+        let running: Vec<usize> = awake.collect();
         for ix in &running {
             let node = &network.nodes[*ix];
             let name = &node.local.name;
@@ -525,7 +596,11 @@ impl Watch {
                 LeaseState::Held { .. } => true,
                 LeaseState::Exhausted { .. } => self.all_are_held(network),
                 LeaseState::Suspended { .. } => self.by_id.get(&node.local.id).is_some_and(|twins| twins.len() > 1),
-                LeaseState::Waiting | LeaseState::Claiming { .. } | LeaseState::Left => false,
+                LeaseState::Waiting
+                | LeaseState::Claiming { .. }
+                | LeaseState::Returning { .. }
+                | LeaseState::Blocked { .. }
+                | LeaseState::Left => false,
             };
             if !settled {
                 return Some(format!("{name} is {state:?}"));
@@ -557,11 +632,19 @@ impl Watch {
             }
             for member in map.members.values().filter(|member| member.state.is_active()) {
                 let alive = self.by_id.get(&member.id).into_iter().flatten().any(|other| {
-                    *other == *ix || (self.nodes[*other].is_running && self.are_joined(*ix, *other))
+                    *other == *ix || (running.contains(other) && self.are_joined(*ix, *other))
                 });
                 if !alive {
                     return Some(format!("{name} believes that {} is alive", member.name));
                 }
+            }
+            let there = running.iter().filter(|other| *other == ix || self.are_joined(*ix, **other));
+            let real: BTreeSet<u64> =
+                there.flat_map(|other| self.nodes[*other].pods.values().copied()).collect();
+            let known = numbers(gossip.pods());
+            let shadowed = map.members.values().any(|member| member.shadowed);
+            if known != real && !shadowed {
+                return Some(format!("{name} knows the pods {known:?}, and there are {real:?}"));
             }
         }
         None
@@ -627,6 +710,11 @@ fn knows(network: &Network, one: usize, other: usize) -> bool {
     node.seeds.contains(&address)
         || node.local.memory.peers.contains(&address)
         || node.gossip.as_ref().is_some_and(|gossip| gossip.map().members.contains_key(&id))
+}
+
+/// The numbers of the pods that a node knows.
+fn numbers(map: &PodMap) -> BTreeSet<u64> {
+    map.iter().filter_map(|entry| entry.pod.uid.as_deref()?.parse().ok()).collect()
 }
 
 /// Where two maps differ in what they say of who lives and who holds what.
