@@ -110,6 +110,8 @@ pub(super) struct View {
     pub(super) incarnation: Option<(u64, bool)>,
     /// The version of its record.
     pub(super) version: Option<u64>,
+    /// Whether that record is forgotten, and only its version known.
+    pub(super) buried: bool,
 }
 
 /// A record's version, without the record.
@@ -345,7 +347,7 @@ mod tests {
 
     fn messages() -> Vec<Message> {
         let id = NodeId([7; 16]);
-        let view = View { id, incarnation: Some((3, true)), version: Some(1000) };
+        let view = View { id, incarnation: Some((3, true)), version: Some(1000), buried: true };
         vec![
             Message::Hello { you: None },
             Message::Welcome { you: Some(view) },

@@ -164,13 +164,14 @@ fn message(message: &Message) -> String {
 }
 
 fn view(view: Option<&View>) -> String {
-    let Some(View { id, incarnation, version }) = view else { return String::new() };
+    let Some(View { id, incarnation, version, buried }) = view else { return String::new() };
     let life = match incarnation {
         Some((life, true)) => format!("dead in life {life}"),
         Some((life, false)) => format!("in life {life}"),
         None => "unknown".to_owned(),
     };
-    let record = version.map_or_else(String::new, |version| format!(", record v{version}"));
+    let forgotten = if *buried { " (forgotten)" } else { "" };
+    let record = version.map_or_else(String::new, |version| format!(", record v{version}{forgotten}"));
     format!(", you are {} {life}{record}", id.short())
 }
 

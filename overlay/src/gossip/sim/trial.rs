@@ -167,6 +167,7 @@ impl Trial {
             &mut timing.probe_period,
             &mut timing.probe_rtt,
             &mut timing.suspect,
+            &mut timing.appeal,
             &mut timing.swim_gossip,
             &mut timing.sync,
             &mut timing.dead_dial,

@@ -11,9 +11,9 @@
 //!
 //! I1 and I2 cannot hold between two nodes that cannot hear of each other. So they are asked of nodes that
 //! are *joined*: that can talk, directly or by others, and know the way. Two that were cut off from each
-//! other have [`Bounds::heal`] to settle what both of them were granted meanwhile. Two of whom one was just
-//! started have [`Bounds::restart`] for what it remembers, and no time at all for what it claims: nobody
-//! is granted what a node holds that it could have asked.
+//! other have [`Bounds::heal`] to settle what both of them were granted meanwhile. There is no such time
+//! for what a node is granted, or uses again after a restart, although it could have asked somebody who
+//! knew of another holder: that breaks I2 at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -51,13 +51,13 @@ impl fmt::Display for Violation {
 pub struct Bounds {
     /// From when two nodes can talk again until they agree.
     pub heal: Duration,
-    /// From a start with a remembered lease until whoever has a better claim was heard.
-    pub restart: Duration,
+    /// From its start until a node knows what there is to know, and is a good one to ask.
+    pub start: Duration,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { heal: Duration::from_secs(12), restart: Duration::from_secs(5) }
+        Self { heal: Duration::from_secs(12), start: Duration::from_secs(5) }
     }
 }
 
@@ -122,6 +122,7 @@ struct Since {
 #[derive(Debug, Default)]
 struct Seen {
     life: u32,
+    started: Option<Instant>,
     is_running: bool,
     map: Option<Arc<SubnetMap>>,
     /// What it holds and uses.
@@ -177,6 +178,7 @@ impl Watch {
             let is_running = node.gossip.is_some();
             if is_running && seen.life != node.life {
                 started.insert(ix);
+                seen.started = Some(network.now);
                 seen.life = node.life;
                 seen.map = None;
                 seen.held.clear();
@@ -266,6 +268,9 @@ impl Watch {
         let used = gossip.claims.summary().held;
         for lease in gossip.claims.records() {
             let Some(prefix) = lease.prefix() else { continue };
+            if lease.held {
+                self.grants.insert((prefix, node.local.id, lease.epoch));
+            }
             if used.contains(&prefix) {
                 held.push((prefix, lease.epoch));
             } else {
@@ -275,6 +280,9 @@ impl Watch {
         }
         for (prefix, winner) in &lost {
             self.judge_loss(network, ix, *prefix, *winner)?;
+        }
+        if !lost.is_empty() || !released.is_empty() {
+            self.attach_pods(ix);
         }
         if held == self.nodes[ix].held {
             self.nodes[ix].claims = claims;
@@ -291,7 +299,6 @@ impl Watch {
         }
         let claimed = std::mem::replace(&mut self.nodes[ix].claims, claims);
         for (prefix, epoch) in held.iter().filter(|lease| !before.contains(lease)) {
-            self.grants.insert((*prefix, node.local.id, *epoch));
             let claimed_at = claimed.iter().find(|(claim, _)| claim == prefix).map(|(_, at)| *at);
             self.judge_grant(network, ix, *prefix, *epoch, claimed_at)?;
         }
@@ -356,7 +363,7 @@ impl Watch {
         for other in (0..self.nodes.len()).filter(|other| *other != ix) {
             let theirs = self.nodes[other].held.iter().find(|(held, _)| overlap(*held, prefix));
             let Some((held, their_epoch)) = theirs.filter(|_| self.nodes[other].is_running) else { continue };
-            if self.are_joined(ix, other) && self.settled_at(network, ix) <= claimed_at {
+            if self.could_ask(network, ix, other, claimed_at) {
                 let what = format!(
                     "{} was granted {prefix} (epoch {epoch}), claimed {:.3} s ago, though {} holds {held} (epoch {their_epoch}) and could be asked",
                     node.local.name,
@@ -426,9 +433,14 @@ impl Watch {
             return Ok(());
         }
         let now = numbers(map);
-        let before = former.map(|former| numbers(&former)).unwrap_or_default();
-        let gone = before.difference(&now).filter(|number| !self.pods.contains(number));
-        let gone: Vec<u64> = gone.copied().collect();
+        // What vanishes with its node may be shown again with it, until its end is heard of.
+        let members = &gossip.map().members;
+        let is_active = |id| members.get(id).is_some_and(|member| member.state.is_active());
+        let before = former.iter().flat_map(|former| former.iter());
+        let before = before.filter(|entry| is_active(&entry.node)).filter_map(|entry| number(&entry.pod));
+        let gone: Vec<u64> = before
+            .filter(|number| !now.contains(number) && !self.pods.contains(number))
+            .collect();
         let seen = &mut self.nodes[ix];
         if let Some(number) = now.intersection(&seen.buried_pods).next() {
             let what = format!(
@@ -473,7 +485,7 @@ impl Watch {
         let doubles = found.iter().filter_map(|double| {
             let (_, one, other) = double;
             let begun = self.joined.get(&(*one, *other))?;
-            let until = self.settled_at(network, *one).max(begun.at + self.bounds.restart);
+            let until = self.settled_at(network, *one).max(begun.at + self.bounds.heal);
             Some((*double, until))
         });
         self.doubles = doubles.collect();
@@ -539,7 +551,12 @@ impl Watch {
             }
         }
         for member in map.members.values().filter(|member| member.id != own) {
-            if !self.has_stopped(member.id) {
+            // At its address another one answers.
+            let address = member.underlay;
+            let is_replaced = (0..self.nodes.len()).any(|other| {
+                self.nodes[other].is_running && network.nodes[other].address.ip() == address
+            });
+            if !self.has_stopped(member.id) || is_replaced {
                 continue;
             }
             let name = &network.nodes[ix].local.name;
@@ -681,6 +698,25 @@ impl Watch {
         settled.max().unwrap_or(network.started)
     }
 
+    /// Whether `ix`, which wants something since `since`, could learn what `other` holds by asking those
+    /// whom it knew: one of them had been there for long enough to know.
+    fn could_ask(&self, network: &Network, ix: usize, other: usize, since: Instant) -> bool {
+        let has_twin = network.nodes[ix].local.id == network.nodes[other].local.id;
+        let node = &network.nodes[ix];
+        let mut others = (0..self.nodes.len()).filter(|asked| *asked != ix);
+        let knows_one = others.any(|asked| {
+            let seen = &self.nodes[asked];
+            let address = network.nodes[asked].address;
+            let known = node.seeds.contains(&address) || node.local.memory.peers.contains(&address);
+            let reached = self.direct.contains_key(&(ix.min(asked), ix.max(asked)));
+            let in_time = seen.started.is_some_and(|at| at + self.bounds.start <= since);
+            let knows = asked == other || self.are_joined(asked, other);
+            known && reached && seen.is_running && in_time && knows
+        });
+        let settled = self.settled_at(network, ix) <= since;
+        knows_one && settled && !has_twin && self.are_joined(ix, other)
+    }
+
     fn are_joined(&self, one: usize, other: usize) -> bool {
         self.joined.contains_key(&(one.min(other), one.max(other)))
     }
@@ -712,9 +748,13 @@ fn knows(network: &Network, one: usize, other: usize) -> bool {
         || node.gossip.as_ref().is_some_and(|gossip| gossip.map().members.contains_key(&id))
 }
 
+fn number(pod: &Pod) -> Option<u64> {
+    pod.uid.as_deref()?.parse().ok()
+}
+
 /// The numbers of the pods that a node knows.
 fn numbers(map: &PodMap) -> BTreeSet<u64> {
-    map.iter().filter_map(|entry| entry.pod.uid.as_deref()?.parse().ok()).collect()
+    map.iter().filter_map(|entry| number(&entry.pod)).collect()
 }
 
 /// Where two maps differ in what they say of who lives and who holds what.
@@ -728,6 +768,9 @@ fn difference(one: &SubnetMap, other: &SubnetMap) -> Option<String> {
             })
         };
         let (here, there) = (tell(one), tell(other));
-        (here != there).then(|| format!("{}: {here:?} and {there:?}", id.short()))
+        // The dead are not forgotten at the same moment everywhere.
+        let is_dead = |it: &Option<(u64, bool, _)>| it.as_ref().is_none_or(|(_, lives, _)| !lives);
+        let forgotten = (here.is_none() || there.is_none()) && is_dead(&here) && is_dead(&there);
+        (here != there && !forgotten).then(|| format!("{}: {here:?} and {there:?}", id.short()))
     })
 }
