@@ -146,16 +146,13 @@ pub struct Gossip {
     pods: PodStore,
     pod_sync: PodSync,
     claims: Claims,
-<<<<<<< HEAD
+    appeals: Appeals,
     holdings: Holdings,
     /// Subnets that were this node's: its record announces them as ranges for as long as it has exceptions
     /// in them.
     retained: Vec<IpNetwork>,
     /// How many addresses found no place in the own record.
     left_out: usize,
-=======
-    appeals: Appeals,
->>>>>>> abdb733 (wip3)
     seeds: Seeds,
     counters: Counters,
 
@@ -276,13 +273,10 @@ impl Gossip {
             now,
             swim,
             claims,
-<<<<<<< HEAD
+            appeals: Appeals::default(),
             holdings: Holdings::default(),
             retained: local.memory.retained.clone(),
             left_out: 0,
-=======
-            appeals: Appeals::default(),
->>>>>>> abdb733 (wip3)
             seeds: Seeds::default(),
             counters: Counters::default(),
             version,
