@@ -472,6 +472,11 @@ impl Gossip {
         if let Some(departure) = self.departure {
             return (departure.repeats > 0).then_some(departure.next);
         }
+        self.timers().into_iter().filter_map(|(_, at)| at).min()
+    }
+
+    /// What is waited for, each with its name and its time.
+    fn timers(&self) -> [(&'static str, Option<Instant>); 11] {
         let waits =
             self.claims.is_returning() || (!self.claims_looked.1 && self.disk_trouble.is_none());
         // While a twin has the id there is nothing to claim.
@@ -480,20 +485,19 @@ impl Gossip {
         let save_at = self.disk_trouble.filter(|_| self.unsaved).map(|trouble| trouble.retry_at);
         let dirty = self.dirty || self.pod_sync.is_dirty();
         let view_at = dirty.then(|| self.viewed + view::PAUSE);
-        let times = [
-            Some(self.next_sync),
-            Some(self.next_dial),
-            self.rumor_at,
-            self.swim.poll_timeout(),
-            self.seeds.poll_timeout(),
-            self.claims.poll_timeout(),
-            self.appeals.poll_timeout(),
-            self.pod_sync.poll_timeout(),
-            claim_at,
-            save_at,
-            view_at,
-        ];
-        times.into_iter().flatten().min()
+        [
+            ("sync", Some(self.next_sync)),
+            ("dial", Some(self.next_dial)),
+            ("rumor", self.rumor_at),
+            ("swim", self.swim.poll_timeout()),
+            ("seeds", self.seeds.poll_timeout()),
+            ("claims", self.claims.poll_timeout()),
+            ("appeals", self.appeals.poll_timeout()),
+            ("pods", self.pod_sync.poll_timeout()),
+            ("claim", claim_at),
+            ("save", save_at),
+            ("view", view_at),
+        ]
     }
 
     /// What is to be sent next, and where to. Nothing, while this node's present life is not on disk.

@@ -470,7 +470,16 @@ impl Trial {
             (*at, *beats) = (self.network.now, 0);
         }
         if *beats > BEATS_MAX {
-            self.fail("busy", format!("{BEATS_MAX} steps, and no time has passed"));
+            let busy = self.network.wakes.first().map(|(_, ix)| *ix);
+            let node = busy.map(|ix| &self.network.nodes[ix]);
+            let late = node.into_iter().flat_map(|node| {
+                let now = node.clock.read(self.network.now);
+                let timers = node.gossip.iter().flat_map(|gossip| gossip.timers());
+                timers.filter(move |(_, at)| at.is_some_and(|at| at <= now)).map(|(name, _)| name)
+            });
+            let late: Vec<_> = late.collect();
+            let what = format!("{BEATS_MAX} steps, and no time has passed: {busy:?} {late:?}");
+            self.fail("busy", what);
         }
     }
 

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 
 use super::Network;
-use crate::gossip::{Event, LeaseState};
+use crate::gossip::{Event, Gossip, LeaseState};
 use crate::node_id::NodeId;
 use crate::pods::{LocalPod, Pod, PodMap};
 use crate::subnet::{Claim, Standing, SubnetMap, rank};
@@ -124,6 +124,7 @@ struct Seen {
     life: u32,
     started: Option<Instant>,
     is_running: bool,
+    speaks: bool,
     map: Option<Arc<SubnetMap>>,
     /// What it holds and uses.
     held: Vec<(IpNetwork, u64)>,
@@ -153,7 +154,10 @@ impl Watch {
         self.tally.steps += 1;
         let node = &network.nodes[ix];
         if self.nodes.get(ix).is_none_or(|seen| {
-            seen.is_running != node.gossip.is_some() || seen.life != node.life
+            let speaks = node.gossip.as_ref().is_some_and(Gossip::may_speak);
+            seen.is_running != node.gossip.is_some()
+                || seen.life != node.life
+                || seen.speaks != speaks
         }) {
             self.rewire(network)?;
         }
@@ -189,6 +193,7 @@ impl Watch {
                 seen.buried_pods.clear();
             }
             seen.is_running = is_running;
+            seen.speaks = node.gossip.as_ref().is_some_and(Gossip::may_speak);
         }
         self.by_id.clear();
         for (ix, node) in network.nodes.iter().enumerate() {
@@ -213,7 +218,9 @@ impl Watch {
         let awake: Vec<usize> = (0..network.nodes.len())
             .filter(|ix| {
                 let node = &network.nodes[*ix];
-                node.gossip.is_some() && (node.asleep.is_none() || node.is_dozing)
+                // Who has nothing reserved on its disk, and cannot write to it, has to be silent.
+                let speaks = node.gossip.as_ref().is_some_and(Gossip::may_speak);
+                speaks && (node.asleep.is_none() || node.is_dozing)
             })
             .collect();
         let mut direct = BTreeMap::new();
