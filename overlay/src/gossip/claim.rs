@@ -93,7 +93,7 @@ pub(super) struct Summary {
     pub(super) blocked: Option<(IpNetwork, NodeId)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Claims {
     own: NodeId,
     config: LeaseConfig,
@@ -104,7 +104,7 @@ pub(super) struct Claims {
     attempts: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Family {
     v6: bool,
     slots: Slots,
@@ -520,6 +520,9 @@ fn hash(id: NodeId, attempt: u64) -> u64 {
     let (halves, _) = id.0.as_chunks::<8>();
     halves.iter().fold(attempt, |hash, half| stir(hash ^ u64::from_be_bytes(*half)))
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {

@@ -103,6 +103,8 @@ pub(super) struct View {
     pub(super) incarnation: Option<(u64, bool)>,
     /// The version of its record.
     pub(super) version: Option<u64>,
+    /// Whether that record is forgotten, and only its version known.
+    pub(super) buried: bool,
 }
 
 /// A record's version, without the record.
@@ -182,6 +184,14 @@ impl SwimCodec {
         let len = body.len();
         let header = Self.decode_header(&mut body).map_err(|_| Refused::Malformed)?;
         Ok((header, len - body.len()))
+    }
+
+    /// Reads the members that follow a header, as far as they decode (foca's `payload` module: a count
+    /// in two bytes, then as many members).
+    pub(super) fn members(tail: &[u8]) -> Vec<foca::Member<Identity>> {
+        let Some((count, mut rest)) = tail.split_first_chunk::<2>() else { return Vec::new() };
+        let decoded = (0..u16::from_be_bytes(*count)).map_while(|_| Self.decode_member(&mut rest).ok());
+        decoded.collect()
     }
 }
 
@@ -289,7 +299,7 @@ mod tests {
 
     fn messages() -> Vec<Message> {
         let id = NodeId([7; 16]);
-        let view = View { id, incarnation: Some((3, true)), version: Some(1000) };
+        let view = View { id, incarnation: Some((3, true)), version: Some(1000), buried: true };
         vec![
             Message::Hello { you: None },
             Message::Welcome { you: Some(view) },

@@ -16,6 +16,7 @@
 //! The same seed, calls and times give the same datagrams, byte for byte.
 
 mod addresses;
+mod appeal;
 mod claim;
 mod codec;
 mod counters;
@@ -52,6 +53,7 @@ use rand::seq::IteratorRandom;
 use rand::{RngExt, SeedableRng};
 
 use self::claim::{Change, Claims, Summary};
+use self::appeal::Appeals;
 pub use self::claim::{Release, RememberedLease};
 pub use self::codec::DATAGRAM_MAX;
 pub(crate) use self::codec::pod_len;
@@ -152,6 +154,7 @@ pub struct Gossip {
     pods: PodStore,
     pod_sync: PodSync,
     claims: Claims,
+    appeals: Appeals,
     holdings: Holdings,
     /// Subnets that were this node's: its record announces them as ranges for as long as it has exceptions
     /// in them.
@@ -285,6 +288,7 @@ impl Gossip {
             now,
             swim,
             claims,
+            appeals: Appeals::default(),
             holdings: Holdings::default(),
             retained: local.memory.retained.clone(),
             left_out: 0,
@@ -502,6 +506,7 @@ impl Gossip {
             self.spread_rumors();
         }
         self.tend_pods();
+        self.tend_appeals();
         self.settle();
     }
 
@@ -510,25 +515,32 @@ impl Gossip {
         if let Some(departure) = self.departure {
             return (departure.repeats > 0).then_some(departure.next);
         }
+        self.timers().into_iter().filter_map(|(_, at)| at).min()
+    }
+
+    /// What is waited for, each with its name and its time.
+    fn timers(&self) -> [(&'static str, Option<Instant>); 11] {
         let waits =
             self.claims.is_returning() || (!self.claims_looked.1 && self.disk_trouble.is_none());
-        let claim_at = waits.then(|| self.claim_deadline()).filter(|_| !self.synced);
+        // While a twin has the id there is nothing to claim.
+        let waits = waits && !self.synced && !self.suspended;
+        let claim_at = waits.then(|| self.claim_deadline());
         let save_at = self.disk_trouble.filter(|_| self.unsaved).map(|trouble| trouble.retry_at);
         let dirty = self.dirty || self.pod_sync.is_dirty();
         let view_at = dirty.then(|| self.viewed + view::PAUSE);
-        let times = [
-            Some(self.next_sync),
-            Some(self.next_dial),
-            self.rumor_at,
-            self.swim.poll_timeout(),
-            self.seeds.poll_timeout(),
-            self.claims.poll_timeout(),
-            self.pod_sync.poll_timeout(),
-            claim_at,
-            save_at,
-            view_at,
-        ];
-        times.into_iter().flatten().min()
+        [
+            ("sync", Some(self.next_sync)),
+            ("dial", Some(self.next_dial)),
+            ("rumor", self.rumor_at),
+            ("swim", self.swim.poll_timeout()),
+            ("seeds", self.seeds.poll_timeout()),
+            ("claims", self.claims.poll_timeout()),
+            ("appeals", self.appeals.poll_timeout()),
+            ("pods", self.pod_sync.poll_timeout()),
+            ("claim", claim_at),
+            ("save", save_at),
+            ("view", view_at),
+        ]
     }
 
     /// What is to be sent next, and where to. Nothing, while this node's present life is not on disk.
@@ -703,7 +715,14 @@ impl Gossip {
     fn follow_news(&mut self) {
         for news in self.swim.take_news() {
             self.dirty = true;
-            let News::Changed(member) = news else { continue };
+            let member = match news {
+                News::Changed(member) => member,
+                News::Accused(member) => {
+                    self.hear(member);
+                    continue;
+                }
+                News::Renewed => continue,
+            };
             let alive = self.swim.state(member.id, member.address);
             let alive = alive.is_some_and(|(_, state)| state != foca::State::Down);
             let outdated = self.store.get(member.id).is_none_or(|stored| {
@@ -712,6 +731,35 @@ impl Gossip {
             if alive && outdated && member.id != self.local.id {
                 self.send(member.address, Message::Request { ids: vec![member.id] });
             }
+        }
+    }
+
+    /// Asks a node that others declared dead, and that routes lead to, whether it is.
+    fn hear(&mut self, member: Identity) {
+        let (id, address) = (member.id, member.address);
+        let is_routed = self.map.members.get(&id).is_some_and(|known| {
+            known.state.is_active() && SocketAddr::new(known.underlay, known.gossip_port) == address
+        });
+        let time = self.config.timing.appeal;
+        if is_routed && self.appeals.open((id, address), time, self.now) {
+            let view = self.view_of(id, address);
+            self.send(address, Message::Hello { you: Some(view) });
+        }
+    }
+
+    fn tend_appeals(&mut self) {
+        if self.appeals.poll_timeout().is_none_or(|at| at > self.now) {
+            return;
+        }
+        let swim = &self.swim;
+        let lives = |(id, address)| {
+            swim.state(id, address).is_none_or(|(_, state)| state != foca::State::Down)
+        };
+        let (due, ended) = self.appeals.tend(self.config.timing.appeal, self.now, lives);
+        self.dirty |= ended;
+        for (id, address) in due {
+            let view = self.view_of(id, address);
+            self.send(address, Message::Hello { you: Some(view) });
         }
     }
 
@@ -799,7 +847,9 @@ impl Gossip {
             foca::State::Alive => false,
         };
         let incarnation = state.map(|(known, state)| (known.incarnation, must_renew(state)));
-        View { id, incarnation, version: self.store.get(id).map(|stored| stored.record.version) }
+        let known = self.store.get(id).map(|stored| stored.record.version);
+        let version = known.or_else(|| self.store.grave(id));
+        View { id, incarnation, version, buried: known.is_none() && version.is_some() }
     }
 
     /// Whether a node has been suspect for longer than suspicions last. Whoever suspected it has begun a

@@ -184,7 +184,10 @@ impl Gossip {
         let newer =
             self.store.get(self.local.id).is_none_or(|own| own.record.compare(&record).is_lt());
         if address == self.swim.identity().address {
-            if newer && record.version < COUNTER_SANE {
+            // Without a memory of its own, this life may have counted as far as the former one had.
+            let forgot = self.local.memory == Memory::default();
+            let is_former = record.incarnation < self.swim.identity().incarnation;
+            if (newer || (forgot && is_former)) && record.version < COUNTER_SANE {
                 self.go_above(record.version);
                 // Equal versions with different content: one more makes the difference.
                 self.version = self.version.max(record.version);

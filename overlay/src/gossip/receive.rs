@@ -69,7 +69,7 @@ impl Gossip {
         if !self.swim.has_room() && self.swim.state(header.src.id, header.src.address).is_none() {
             return Err(Refused::TooManyNodes);
         }
-        self.swim.handle(body, header_len, self.now)
+        self.swim.handle(body, header_len, header.src, self.now)
     }
 
     fn receive_message(&mut self, envelope: Envelope) -> Result<(), Refused> {
@@ -129,6 +129,12 @@ impl Gossip {
             && (incarnation > own || (incarnation == own && down))
         {
             self.swim.overtake(incarnation, self.now);
+        }
+        // What is buried cannot be sent.
+        if view.buried
+            && let Some(version) = view.version.filter(|version| *version < publish::COUNTER_SANE)
+        {
+            self.go_above(version);
         }
         // The record itself is wanted: it may tell of leases that this node has forgotten.
         if view.version.is_some_and(|version| version > self.version) {

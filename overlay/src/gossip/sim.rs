@@ -15,8 +15,18 @@
 //!
 //! The same seed and calls give the same run. A crash is [`Network::kill`]: it leaves nothing but what
 //! the node had saved.
+//!
+//! [`cases`] are what such a network is put through, [`trial`] runs one of them with one seed, [`watch`]
+//! looks after every step whether the promises hold, and [`sweep`] does that with many seeds.
 
-use std::collections::{BTreeMap, BTreeSet};
+pub mod cases;
+mod clock;
+pub mod history;
+pub mod sweep;
+pub mod trial;
+pub mod watch;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -25,7 +35,9 @@ use ipnetwork::IpNetwork;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
-use super::envelope::SEALED_PREFIX;
+use self::clock::Clock;
+use self::history::{Fate, History};
+use super::envelope::{SEALED_PREFIX, look_into};
 use super::{
     Event, Gossip, GossipConfig, Holdings, LocalNode, Memory, Protection, check_pods,
 };
@@ -47,12 +59,15 @@ pub struct Faults {
     pub corruption: f64,
     /// How long a datagram travels; different times put datagrams out of order.
     pub delay: Range<Duration>,
+    /// How long a disk takes to write what is saved; zero writes at once.
+    pub disk: Range<Duration>,
 }
 
 impl Default for Faults {
     fn default() -> Self {
         let delay = Duration::from_micros(200)..Duration::from_millis(2);
-        Self { loss: 0.0, duplication: 0.0, corruption: 0.0, delay }
+        let disk = Duration::ZERO..Duration::ZERO;
+        Self { loss: 0.0, duplication: 0.0, corruption: 0.0, delay, disk }
     }
 }
 
@@ -76,9 +91,12 @@ pub struct Network {
     wire: BTreeMap<(Instant, u64), Packet>,
     packets: u64,
     wakes: BTreeSet<(Instant, usize)>,
+    /// Who is at an address.
+    bound: BTreeMap<SocketAddr, BTreeSet<usize>>,
+    /// From whom nothing gets to whom.
+    cuts: BTreeSet<(usize, usize)>,
     capture: Option<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>,
-    /// Which nodes have which address; empty when it is to be made anew.
-    by_address: BTreeMap<SocketAddr, Vec<usize>>,
+    history: Option<History>,
 }
 
 /// A machine that gossip runs on.
@@ -91,19 +109,34 @@ struct Node {
     local: LocalNode,
     seeds: Vec<SocketAddr>,
     gossip: Option<Gossip>,
+    /// How often it was started.
+    life: u32,
+    clock: Clock,
+    /// Where it listens in this life.
+    address: SocketAddr,
     events: Vec<(Duration, Event)>,
     side: u32,
     disk_refuses: bool,
+    /// What its disk is writing, and when that is done.
+    writing: Option<(Instant, Memory)>,
+    /// What has arrived while it slept; `None` while it is awake.
+    asleep: Option<VecDeque<(SocketAddr, Vec<u8>)>>,
+    /// Whether its sleep is too short to count as one.
+    is_dozing: bool,
     wake: Option<Instant>,
     /// The pods on the machine, which outlive the daemon.
     pods: Vec<LocalPod>,
 }
 
+/// Most datagrams that wait for a node that sleeps, as a socket's buffer has an end.
+const INBOX_MAX: usize = 256;
+
 #[derive(Debug)]
 struct Packet {
     from: SocketAddr,
     to: SocketAddr,
-    side: Option<u32>,
+    /// Who has sent it, from which side; nobody can cut off what came from outside.
+    sender: Option<(usize, u32)>,
     datagram: Vec<u8>,
 }
 
@@ -125,6 +158,15 @@ pub fn seal(
     datagram
 }
 
+/// What has happened in one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Something happened to this node.
+    At(usize),
+    /// A datagram got lost on its way.
+    Nowhere,
+}
+
 impl Network {
     /// An empty network. `seed` decides on all ids, losses and delays.
     pub fn new(seed: u64) -> Self {
@@ -142,8 +184,10 @@ impl Network {
             wire: BTreeMap::new(),
             packets: 0,
             wakes: BTreeSet::new(),
+            bound: BTreeMap::new(),
+            cuts: BTreeSet::new(),
             capture: None,
-            by_address: BTreeMap::new(),
+            history: None,
         }
     }
 
@@ -158,7 +202,7 @@ impl Network {
     pub fn set_keys(&mut self, ix: usize, keys: KeyRing) {
         let node = &mut self.nodes[ix];
         if let Some(gossip) = &mut node.gossip {
-            gossip.set_keys(&keys, self.now);
+            gossip.set_keys(&keys, node.clock.read(self.now));
         }
         node.keys = Some(keys);
         self.drain(ix);
@@ -211,24 +255,33 @@ impl Network {
 
     /// Adds and starts a node. Returns its index.
     pub fn add(&mut self, local: LocalNode, seeds: Vec<SocketAddr>) -> usize {
-        let (config, keys, events) = (self.config.clone(), self.keys.clone(), Vec::new());
+        let ix = self.install(local, seeds);
+        self.start(ix);
+        ix
+    }
+
+    /// Adds a node without starting it.
+    fn install(&mut self, local: LocalNode, seeds: Vec<SocketAddr>) -> usize {
         self.nodes.push(Node {
-            config,
-            keys,
+            config: self.config.clone(),
+            keys: self.keys.clone(),
             up_since: Duration::ZERO,
+            address: SocketAddr::new(local.underlay, local.gossip_port),
             local,
             seeds,
             gossip: None,
-            events,
+            life: 0,
+            clock: Clock::right(self.now),
+            events: Vec::new(),
             side: 0,
             disk_refuses: false,
+            writing: None,
+            asleep: None,
+            is_dozing: false,
             wake: None,
             pods: Vec::new(),
         });
-        self.by_address.clear();
-        let ix = self.nodes.len() - 1;
-        self.start(ix);
-        ix
+        self.nodes.len() - 1
     }
 
     /// Starts a node that was killed, with what it had saved.
@@ -240,20 +293,51 @@ impl Network {
             Some(keys) => Protection::Sealed { keys, secrets },
             None => Protection::Insecure,
         };
-        let (config, local) = (node.config.clone(), node.local.clone());
-        let mut gossip = Gossip::new(config, local, protection, seed, self.now);
-        for seed in &node.seeds {
-            gossip.join(*seed, self.now);
+        let now = node.clock.read(self.now);
+        if let Some(there) = self.bound.get_mut(&node.address) {
+            there.remove(&ix);
         }
-        gossip.set_pods(node.pods.clone(), self.now).expect("they were checked when they were set");
+        node.address = SocketAddr::new(node.local.underlay, node.local.gossip_port);
+        self.bound.entry(node.address).or_default().insert(ix);
+        let mut gossip = Gossip::new(node.config.clone(), node.local.clone(), protection, seed, now);
+        for seed in &node.seeds {
+            gossip.join(*seed, now);
+        }
+        gossip.set_pods(node.pods.clone(), now).expect("they were checked when they were set");
+        node.life += 1;
         node.gossip = Some(gossip);
         node.up_since = self.now - self.started;
+        node.asleep = None;
+        node.writing = None;
         self.drain(ix);
     }
 
     /// Ends a node as `kill -9` does.
     pub fn kill(&mut self, ix: usize) {
         self.nodes[ix].gossip = None;
+        self.nodes[ix].writing = None;
+        self.reschedule(ix);
+    }
+
+    /// Stops a node's process, as a hypervisor does; what arrives waits for it.
+    pub fn freeze(&mut self, ix: usize) {
+        self.nodes[ix].asleep.get_or_insert_default();
+        self.reschedule(ix);
+    }
+
+    /// Lets a stopped process go on: it reads what has arrived, and then looks at the clock.
+    pub fn thaw(&mut self, ix: usize) {
+        let Some(inbox) = self.nodes[ix].asleep.take() else { return };
+        for (from, datagram) in inbox {
+            self.hand_in(ix, from, &datagram);
+        }
+        self.wake_up(ix);
+    }
+
+    /// Lets a node's clock, as it sees it, jump ahead.
+    pub fn jump(&mut self, ix: usize, ahead: Duration) {
+        let node = &mut self.nodes[ix];
+        node.clock = node.clock.ahead(self.now, ahead);
         self.reschedule(ix);
     }
 
@@ -274,7 +358,6 @@ impl Network {
 
     /// What a node is started with; changes take effect at its next start.
     pub fn local(&mut self, ix: usize) -> &mut LocalNode {
-        self.by_address.clear();
         &mut self.nodes[ix].local
     }
 
@@ -284,9 +367,11 @@ impl Network {
     /// When one of them cannot be told to others.
     pub fn set_pods(&mut self, ix: usize, pods: Vec<LocalPod>) {
         check_pods(&pods).expect("pods that can be told");
-        self.nodes[ix].pods.clone_from(&pods);
-        if let Some(gossip) = &mut self.nodes[ix].gossip {
-            gossip.set_pods(pods, self.now).expect("they were just checked");
+        let node = &mut self.nodes[ix];
+        node.pods.clone_from(&pods);
+        if let Some(gossip) = &mut node.gossip {
+            let now = node.clock.read(self.now);
+            gossip.set_pods(pods, now).expect("they were just checked");
         }
         self.drain(ix);
     }
@@ -312,25 +397,28 @@ impl Network {
 
     /// Lets a node say goodbye; it ends once it has.
     pub fn leave(&mut self, ix: usize) {
-        if let Some(gossip) = &mut self.nodes[ix].gossip {
-            gossip.leave(self.now);
+        let node = &mut self.nodes[ix];
+        if let Some(gossip) = &mut node.gossip {
+            gossip.leave(node.clock.read(self.now));
         }
         self.drain(ix);
     }
 
     /// Gives a node another lease configuration while it runs.
     pub fn configure(&mut self, ix: usize, lease: LeaseConfig) {
-        self.nodes[ix].config.lease = lease.clone();
-        if let Some(gossip) = &mut self.nodes[ix].gossip {
-            gossip.configure(lease, self.now);
+        let node = &mut self.nodes[ix];
+        node.config.lease = lease.clone();
+        if let Some(gossip) = &mut node.gossip {
+            gossip.configure(lease, node.clock.read(self.now));
         }
         self.drain(ix);
     }
 
     /// Tells a node which addresses its pods have, and which it leaves to others, as its daemon would.
     pub fn set_holdings(&mut self, ix: usize, holdings: Holdings) {
-        if let Some(gossip) = &mut self.nodes[ix].gossip {
-            gossip.set_holdings(holdings, self.now);
+        let node = &mut self.nodes[ix];
+        if let Some(gossip) = &mut node.gossip {
+            gossip.set_holdings(holdings, node.clock.read(self.now));
         }
         self.drain(ix);
     }
@@ -343,16 +431,27 @@ impl Network {
         }
     }
 
+    /// Lets nothing through that `from` sends to `to`; the other direction stays as it is.
+    pub fn cut(&mut self, from: usize, to: usize) {
+        self.cuts.insert((from, to));
+    }
+
     /// Connects everybody with everybody.
     pub fn heal(&mut self) {
+        self.cuts.clear();
         for node in &mut self.nodes {
             node.side = 0;
         }
     }
 
+    /// Whether datagrams get from one node to another.
+    fn gets_through(&self, from: usize, to: usize) -> bool {
+        self.nodes[from].side == self.nodes[to].side && !self.cuts.contains(&(from, to))
+    }
+
     /// Puts a datagram on the wire, on every side of it.
     pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
-        self.send(Packet { from, to, side: None, datagram });
+        self.send(Packet { from, to, sender: None, datagram });
     }
 
     /// Starts to keep a copy of every datagram that is sent, and gives away what was kept so far: from
@@ -423,7 +522,7 @@ impl Network {
     /// Runs for some time.
     pub fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
-        while self.step(end) {}
+        while self.step(end).is_some() {}
         self.now = end;
     }
 
@@ -441,48 +540,74 @@ impl Network {
         true
     }
 
-    /// Does the next thing that happens until `end`; `false` if nothing does.
-    fn step(&mut self, end: Instant) -> bool {
+    /// Does the next thing that happens until `end`; `None` if nothing does.
+    fn step(&mut self, end: Instant) -> Option<Step> {
         let wake = self.wakes.first().copied();
         let arrival = self.wire.first_key_value().map(|(key, _)| *key);
         match (arrival, wake) {
             (Some((at, _)), wake) if at <= end && wake.is_none_or(|(wake, _)| at <= wake) => {
                 self.now = self.now.max(at);
-                if let Some((_, packet)) = self.wire.pop_first() {
-                    self.deliver(packet);
-                }
-                true
+                let (_, packet) = self.wire.pop_first()?;
+                Some(self.deliver(packet).map_or(Step::Nowhere, Step::At))
             }
             (_, Some((at, ix))) if at <= end => {
                 self.now = self.now.max(at);
-                if let Some(gossip) = &mut self.nodes[ix].gossip {
-                    gossip.handle_timeout(self.now);
-                }
-                self.drain(ix);
-                true
+                self.wake_up(ix);
+                Some(Step::At(ix))
             }
-            (Some(_) | None, Some(_) | None) => false,
+            (Some(_) | None, Some(_) | None) => None,
         }
     }
 
-    fn deliver(&mut self, packet: Packet) {
-        if self.by_address.is_empty() {
-            for ix in 0..self.nodes.len() {
-                self.by_address.entry(self.address(ix)).or_default().push(ix);
+    /// Does what time has come for at a node.
+    fn wake_up(&mut self, ix: usize) {
+        let node = &mut self.nodes[ix];
+        let now = node.clock.read(self.now);
+        if let Some((_, memory)) = node.writing.take_if(|(done, _)| *done <= self.now) {
+            node.local.memory = memory;
+            if let Some(gossip) = &mut node.gossip {
+                gossip.handle_saved(now);
             }
         }
-        let reaches = |node: &Node| packet.side.is_none_or(|side| side == node.side);
-        let there = self.by_address.get(&packet.to).into_iter().flatten().copied();
-        let receivers: Vec<_> = there
-            .filter(|ix| self.nodes[*ix].gossip.is_some() && reaches(&self.nodes[*ix]))
-            .collect();
+        if let Some(gossip) = &mut node.gossip
+            && gossip.poll_timeout().is_some_and(|at| at <= now)
+        {
+            gossip.handle_timeout(now);
+        }
+        self.drain(ix);
+    }
+
+    /// Brings a datagram to where it goes; returns who got it.
+    fn deliver(&mut self, packet: Packet) -> Option<usize> {
+        let reaches = |ix: &usize| {
+            let sent = |(from, side): (usize, u32)| {
+                side == self.nodes[*ix].side && !self.cuts.contains(&(from, *ix))
+            };
+            self.nodes[*ix].gossip.is_some() && packet.sender.is_none_or(sent)
+        };
+        let there = self.bound.get(&packet.to).into_iter().flatten();
+        let receivers: Vec<_> = there.copied().filter(reaches).collect();
         if receivers.is_empty() {
-            return;
+            self.note(&packet, Fate::CutOff);
+            return None;
         }
         // Of several nodes with one address, anyone may get it.
         let ix = receivers[self.rng.random_range(0..receivers.len())];
-        if let Some(gossip) = &mut self.nodes[ix].gossip {
-            gossip.handle_datagram(packet.from, &packet.datagram, self.now);
+        self.note(&packet, Fate::Arrives(ix));
+        if let Some(inbox) = &mut self.nodes[ix].asleep {
+            if inbox.len() < INBOX_MAX {
+                inbox.push_back((packet.from, packet.datagram));
+            }
+            return Some(ix);
+        }
+        self.hand_in(ix, packet.from, &packet.datagram);
+        Some(ix)
+    }
+
+    fn hand_in(&mut self, ix: usize, from: SocketAddr, datagram: &[u8]) {
+        let node = &mut self.nodes[ix];
+        if let Some(gossip) = &mut node.gossip {
+            gossip.handle_datagram(from, datagram, node.clock.read(self.now));
         }
         self.drain(ix);
     }
@@ -491,24 +616,34 @@ impl Network {
     fn drain(&mut self, ix: usize) {
         let node = &mut self.nodes[ix];
         let mut sent = Vec::new();
-        let from = SocketAddr::new(node.local.underlay, node.local.gossip_port);
         if let Some(gossip) = &mut node.gossip {
+            let now = node.clock.read(self.now);
             while let Some(memory) = gossip.poll_memory() {
                 if node.disk_refuses {
-                    gossip.handle_save_failed(self.now);
-                } else {
+                    gossip.handle_save_failed(now);
+                } else if self.faults.disk.is_empty() {
                     node.local.memory = memory;
-                    gossip.handle_saved(self.now);
+                    gossip.handle_saved(now);
+                } else {
+                    let takes = self.rng.random_range(self.faults.disk.clone());
+                    node.writing = Some((self.now + takes, memory));
+                    break;
                 }
             }
             while let Some((to, datagram)) = gossip.poll_transmit() {
-                sent.push(Packet { from, to, side: Some(node.side), datagram });
+                let sender = Some((ix, node.side));
+                sent.push(Packet { from: node.address, to, sender, datagram });
             }
             while let Some(event) = gossip.poll_event() {
-                node.events.push((self.now - self.started, event));
+                let at = self.now - self.started;
+                if let Some(history) = &mut self.history {
+                    history.event(at, &node.local.name, &event);
+                }
+                node.events.push((at, event));
             }
             if gossip.has_left() {
                 node.gossip = None;
+                node.writing = None;
             }
         }
         for packet in sent {
@@ -522,7 +657,11 @@ impl Network {
         if let Some(wake) = node.wake {
             self.wakes.remove(&(wake, ix));
         }
-        node.wake = node.gossip.as_ref().and_then(Gossip::poll_timeout);
+        let due = node.gossip.as_ref().and_then(Gossip::poll_timeout);
+        let due = due.map(|at| node.clock.when(at));
+        let written = node.writing.as_ref().map(|(done, _)| *done);
+        let wake = [due, written].into_iter().flatten().min();
+        node.wake = wake.filter(|_| node.asleep.is_none());
         if let Some(wake) = node.wake {
             self.wakes.insert((wake, ix));
         }
@@ -535,11 +674,12 @@ impl Network {
             capture.push((packet.from, packet.to, packet.datagram.clone()));
         }
         if self.rng.random_bool(self.faults.loss) {
+            self.note(&packet, Fate::Lost);
             return;
         }
         if self.rng.random_bool(self.faults.duplication) {
-            let Packet { from, to, side, ref datagram } = packet;
-            self.put_on_wire(Packet { from, to, side, datagram: datagram.clone() });
+            let Packet { from, to, sender, ref datagram } = packet;
+            self.put_on_wire(Packet { from, to, sender, datagram: datagram.clone() });
         }
         if self.rng.random_bool(self.faults.corruption) && !packet.datagram.is_empty() {
             for _ in 0..self.rng.random_range(1..8) {
@@ -554,5 +694,25 @@ impl Network {
         let delay = self.rng.random_range(self.faults.delay.clone());
         self.packets += 1;
         self.wire.insert((self.now + delay, self.packets), packet);
+    }
+
+    /// Writes into the history what becomes of a datagram.
+    fn note(&mut self, packet: &Packet, fate: Fate) {
+        let Some(history) = &mut self.history else { return };
+        let name = |address: SocketAddr, ix: Option<usize>| match ix {
+            Some(ix) => self.nodes[ix].local.name.clone(),
+            None => address.to_string(),
+        };
+        let from = name(packet.from, packet.sender.map(|(ix, _)| ix));
+        let to = match fate {
+            Fate::Arrives(ix) => Some(ix),
+            Fate::Lost | Fate::CutOff => {
+                self.bound.get(&packet.to).and_then(|there| there.first().copied())
+            }
+        };
+        let keys = packet.sender.and_then(|(ix, _)| self.nodes[ix].keys.as_ref());
+        let said = look_into(&self.config.network, keys, &packet.datagram);
+        let at = self.now - self.started;
+        history.datagram(at, &from, &name(packet.to, to), fate, said.as_deref());
     }
 }

@@ -84,7 +84,7 @@ fn overlapping(spans: &[Span], span: Span) -> Option<Span> {
 }
 
 /// The subnets of one family, numbered.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Slots {
     pub(super) ranges: Vec<(IpNetwork, u64)>,
     prefix_len: u8,

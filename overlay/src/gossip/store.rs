@@ -30,6 +30,8 @@ pub(super) enum Outcome {
     Known,
     /// A newer one was there.
     Stale,
+    /// It was forgotten: its owner had been dead for long enough.
+    Buried,
     /// There is no room.
     Full,
 }
@@ -40,11 +42,22 @@ pub(super) struct Store {
     sums: [u64; BUCKETS],
     nodes_max: usize,
     changes: u64,
+    /// The versions of records that were forgotten: what others still have of them is not news. With the
+    /// number of each burial, so that the oldest graves make room.
+    graves: BTreeMap<NodeId, (u64, u64)>,
+    burials: u64,
 }
 
 impl Store {
     pub(super) fn new(nodes_max: usize) -> Self {
-        Self { records: BTreeMap::new(), sums: [0; BUCKETS], nodes_max, changes: 0 }
+        Self {
+            records: BTreeMap::new(),
+            sums: [0; BUCKETS],
+            nodes_max,
+            changes: 0,
+            graves: BTreeMap::new(),
+            burials: 0,
+        }
     }
 
     /// Keeps the newer of `record` and the one that is there.
@@ -58,6 +71,9 @@ impl Store {
             Some(Ordering::Equal) => return Outcome::Known,
             Some(Ordering::Greater) => return Outcome::Stale,
             Some(Ordering::Less) => {}
+            None if self.grave(id).is_some_and(|version| record.version <= version) => {
+                return Outcome::Buried;
+            }
             None if self.records.len() >= self.nodes_max => return Outcome::Full,
             None => {}
         }
@@ -80,6 +96,7 @@ impl Store {
     fn put(&mut self, stored: Stored) {
         self.changes += 1;
         let id = stored.record.id;
+        self.graves.remove(&id);
         let sum = &mut self.sums[bucket(id)];
         *sum = sum.wrapping_add(weight(&stored));
         if let Some(old) = self.records.insert(id, stored) {
@@ -93,6 +110,24 @@ impl Store {
         let sum = &mut self.sums[bucket(id)];
         *sum = sum.wrapping_sub(weight(&old));
         Some(old.record)
+    }
+
+    /// Forgets a record, and remembers that it did: who still has it tells no news.
+    pub(super) fn bury(&mut self, id: NodeId) {
+        let Some(record) = self.remove(id) else { return };
+        if self.graves.len() >= self.nodes_max {
+            let oldest = self.graves.iter().min_by_key(|(_, (_, burial))| *burial);
+            if let Some(id) = oldest.map(|(id, _)| *id) {
+                self.graves.remove(&id);
+            }
+        }
+        self.burials += 1;
+        self.graves.insert(id, (record.version, self.burials));
+    }
+
+    /// The version of a record that was forgotten.
+    pub(super) fn grave(&self, id: NodeId) -> Option<u64> {
+        self.graves.get(&id).map(|(version, _)| *version)
     }
 
     pub(super) fn get(&self, id: NodeId) -> Option<&Stored> {
@@ -202,6 +237,25 @@ mod tests {
         assert_eq!(store.offer(record(2, 1), None), Outcome::News);
         assert_eq!(store.offer(record(3, 1), None), Outcome::Full);
         assert_eq!(store.offer(record(2, 2), None), Outcome::News);
+    }
+
+    #[test]
+    fn what_was_forgotten_comes_back_only_with_a_newer_record() {
+        let mut store = Store::new(2);
+        store.offer(record(1, 5), None);
+        store.bury(record(1, 5).id);
+        assert_eq!(store.offer(record(1, 5), None), Outcome::Buried);
+        assert_eq!(store.offer(record(1, 4), None), Outcome::Buried);
+        assert_eq!(store.offer(record(1, 6), None), Outcome::News);
+        assert_eq!(store.grave(record(1, 6).id), None);
+
+        // As many graves are kept as records, the newest ones.
+        for id in 2..5 {
+            store.offer(record(id, 1), None);
+            store.bury(record(id, 1).id);
+        }
+        let graves = [2, 3, 4].map(|id| store.grave(record(id, 1).id));
+        assert_eq!(graves, [None, Some(1), Some(1)]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use foca::{AccumulatingRuntime, Foca, Member, NoCustomBroadcast, OwnedNotification, State, Timer};
+use foca::{AccumulatingRuntime, Foca, Identity as _, Member, NoCustomBroadcast, OwnedNotification, State, Timer};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -33,6 +33,8 @@ pub(super) struct Swim {
 pub(super) enum News {
     /// Somebody came up, went down or returned in a new life.
     Changed(Identity),
+    /// Others say of somebody that it is dead.
+    Accused(Identity),
     /// This node was declared dead, and lives on in a new life.
     Renewed,
 }
@@ -82,18 +84,32 @@ impl Swim {
         self.states().find(|(member, _)| member.id == id && member.address == address)
     }
 
-    /// Takes a datagram's body of `header_len` bytes of header and a tail of news.
+    fn is_down(&self, member: Identity) -> bool {
+        self.state(member.id, member.address).is_some_and(|(_, state)| state == State::Down)
+    }
+
+    /// Takes a datagram's body, sent by `from`, of `header_len` bytes of header and a tail of news.
     pub(super) fn handle(
         &mut self,
         body: &[u8],
         header_len: usize,
+        from: Identity,
         now: Instant,
     ) -> Result<(), Refused> {
         // Once there is no more room for members, news about others stay outside.
         let full = self.foca.iter_membership_state().len() >= self.nodes_max;
         let body = if full { body.get(..header_len).unwrap_or(body) } else { body };
         let result = self.foca.handle_data(body, &mut self.runtime);
+        let known = self.news.len();
         self.collect(now);
+        // What somebody says of itself is no hearsay.
+        let told = self.news[known..].iter().filter_map(|news| match news {
+            News::Changed(member) if member.addr() != from.addr() => Some(*member),
+            News::Changed(_) | News::Accused(_) | News::Renewed => None,
+        });
+        let accused = told.filter(|member| self.is_down(*member)).map(News::Accused);
+        let accused: Vec<_> = accused.collect();
+        self.news.extend(accused);
         result.map_err(|error| match error {
             foca::Error::Decode(_)
             | foca::Error::MalformedPacket

@@ -241,14 +241,15 @@ impl Gossip {
         items: Vec<RecordItem>,
     ) -> Result<(), Refused> {
         let mut refused = None;
-        let mut outdated = Vec::new();
+        let (mut outdated, mut buried) = (Vec::new(), Vec::new());
         for item in items {
-            let id = item.record.id;
+            let (id, address) = (item.record.id, item.record.address());
             if let Some(pull) = &mut self.pull {
                 pull.wanted.remove(&id);
             }
             match self.take_record(item) {
                 Ok(Outcome::Stale) => outdated.push(id),
+                Ok(Outcome::Buried) => buried.push((id, address)),
                 Ok(Outcome::Full) => self.counters.refuse(Refused::TooManyNodes),
                 Ok(Outcome::News | Outcome::Known) => {}
                 Err(reason) => {
@@ -257,6 +258,12 @@ impl Gossip {
                     }
                 }
             }
+        }
+        // If it lives, it must know how far its record had come.
+        for (id, address) in buried {
+            self.allow(1)?;
+            let view = self.view_of(id, address);
+            self.send(address, Message::Hello { you: Some(view) });
         }
         // Whoever passes on something old has not heard the news.
         let items = outdated.into_iter().filter_map(|id| self.record_item(id)).collect();

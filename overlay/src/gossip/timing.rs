@@ -15,6 +15,8 @@ pub struct Timing {
     pub probe_rtt: Duration,
     /// How long a node that did not answer may contradict before it counts as dead. Default 3 s.
     pub suspect: Duration,
+    /// How long a node that others declare dead is asked itself before that is believed. Default 1.5 s.
+    pub appeal: Duration,
     /// How often news about lives are passed on, while there are any. Default 200 ms.
     pub swim_gossip: Duration,
     /// How often records are compared with one other node. Default 1 s.
@@ -39,6 +41,7 @@ impl Default for Timing {
             probe_period: Duration::from_millis(700),
             probe_rtt: Duration::from_millis(250),
             suspect: Duration::from_secs(3),
+            appeal: Duration::from_millis(1500),
             swim_gossip: Duration::from_millis(200),
             sync: Duration::from_secs(1),
             rumor: Duration::from_millis(20),

@@ -90,6 +90,9 @@ impl Gossip {
         match states.get(&(record.id, record.address())) {
             Some(foca::State::Alive) => MemberState::Alive,
             Some(foca::State::Suspect) => MemberState::Suspect,
+            Some(foca::State::Down) if self.appeals.is_open((record.id, record.address())) => {
+                MemberState::Suspect
+            }
             Some(foca::State::Down) | None => MemberState::Dead,
         }
     }
@@ -207,7 +210,7 @@ impl Gossip {
         });
         let expired: BTreeSet<NodeId> = expired.map(|stored| stored.record.id).collect();
         for id in &expired {
-            self.store.remove(*id);
+            self.store.bury(*id);
             self.forget_pods(*id);
             self.dirty = true;
         }
