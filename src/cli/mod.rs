@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod dns;
 mod lab;
+mod objects;
 mod signals;
 mod table;
 mod view;
@@ -51,6 +52,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Nodes(arguments) => view::nodes(&arguments, &mut out)?,
         Command::Pods(arguments) => view::pods(&arguments, &mut out)?,
         Command::Counters(arguments) => view::counters(&arguments, &mut out)?,
+        Command::Objects(arguments) => objects::objects(&arguments, &mut out)?,
+        Command::Validate(arguments) => return objects::validate(&arguments, &mut out),
         Command::Port(arguments) => view::port(&arguments, &mut out)?,
         Command::Dns(arguments) => dns::run(&arguments, &mut out)?,
         Command::Bench(arguments) => bench::run(&arguments, &mut out)?,
