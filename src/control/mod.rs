@@ -17,12 +17,16 @@ mod capabilities;
 mod cni_verbs;
 pub mod compile;
 pub mod device;
+pub mod endpoints;
 mod exceptions;
+pub mod facts;
 pub(crate) mod kernel_drops;
 mod leases;
+mod objects;
 mod paths;
 mod ports;
 mod report;
+pub mod services;
 mod shared;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -54,6 +58,8 @@ pub use self::attach::AttachError;
 use self::attach::Attached;
 use self::capabilities::FallbackCounts;
 use self::kernel_drops::KernelDrops;
+use self::objects::Objects;
+pub use self::objects::SharedCluster;
 pub(crate) use self::paths::is_up;
 use self::ports::PortNumbers;
 pub use self::shared::SharedControl;
@@ -144,6 +150,9 @@ impl Topic {
                 ProblemTopic::Sysctl => Code::ProblemSysctl,
                 ProblemTopic::Pod => Code::ProblemPod,
                 ProblemTopic::Tables => Code::ProblemTables,
+                ProblemTopic::Objects => Code::ProblemObjects,
+                ProblemTopic::Dns => Code::ProblemDns,
+                ProblemTopic::Keys => Code::ProblemKeys,
                 ProblemTopic::Conflict | ProblemTopic::Path | ProblemTopic::Data => {
                     Code::ProblemOther
                 }
@@ -186,6 +195,7 @@ pub struct Control {
     cut_off: BTreeSet<IpAddr>,
     /// Since when nobody knows the nodes any more that addresses were left to.
     absent: BTreeMap<NodeId, Instant>,
+    objects: Objects,
     underlay: Option<Underlay>,
     /// Who answers pods' names, unless the configuration leaves that to others.
     dns: Option<Arc<Resolver>>,
@@ -229,12 +239,14 @@ impl Control {
         let engine = Engine::start(&config.switch, Arc::new(empty))?;
         let numbers = PortNumbers::new(config.switch.ports_max);
         let started = Instant::now();
+        let objects = Objects::new(&config, &identity.name, started);
         let seed = SysRng.try_next_u64().context("the kernel gives no random number")?;
         let (paths, findings) =
             PathMonitor::new(identity.id.vtep_mac(), engine.prober_counters(), seed);
         // What asks for loops must not be guessed.
         let secret = SysRng.try_next_u64().context("the kernel gives no random number")?;
-        let dns = || Arc::new(dns::resolver(&config.dns, &config.lease.ranges, secret));
+        let ranges = [&config.lease.ranges[..], &config.services.ranges].concat();
+        let dns = || Arc::new(dns::resolver(&config.dns, &ranges, secret));
         let dns = config.dns.enabled.then(dns);
         Ok(Self {
             config,
@@ -256,6 +268,7 @@ impl Control {
             services: Arc::new(ServiceTable::empty()),
             cut_off: BTreeSet::new(),
             absent: BTreeMap::new(),
+            objects,
             underlay: None,
             dns,
             tunnel: None,
@@ -304,6 +317,7 @@ impl Control {
     pub fn set_map(&mut self, map: Arc<SubnetMap>) {
         self.map = map;
         self.follow_exceptions();
+        self.set_node_facts();
         self.publish();
     }
 

@@ -191,6 +191,13 @@ codes! {
         "Delete the pod, so that it comes back with another address.";
     ProblemTables = "problem-tables", Error:
         "More nodes are known than the switch's tables hold." => "Use several clusters.";
+    ProblemObjects = "problem-objects", Warn:
+        "Objects of the cluster are refused, or cannot be read." => "See `weft objects`.";
+    ProblemDns = "problem-dns", Error:
+        "Pods' names are not answered." => "The text says what is in the way of it.";
+    ProblemKeys = "problem-keys", Error:
+        "The file with the cluster's keys cannot be used, or others use keys that this node has not." =>
+        "See `weft key list`.";
     ProblemOther = "problem-other", Warn:
         "Something else is wrong with the node." => "The text says what, and what to do.";
     ProblemSolved = "problem-solved", Info:
