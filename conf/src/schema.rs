@@ -193,6 +193,22 @@ const OVERLAY: Section = Section {
             doc: "Most nodes that this one remembers, dead ones included, at about 300 bytes each. At the \
                   bound, further nodes are refused and counted.",
         },
+        Field {
+            name: "pods_max",
+            kind: Kind::Whole { min: 1000, max: 10_000_000, unit: "pods" },
+            default: Default::Fixed,
+            doc: "Most pods that this node remembers, of all nodes together, at about 600 bytes each. At the \
+                  bound, pods of further nodes are refused and counted.",
+        },
+        Field {
+            name: "preset",
+            kind: Kind::Choice(&["auto", "small", "medium", "large"]),
+            default: Default::Fixed,
+            doc: "For how many nodes the clockwork of gossip is set: `small` up to 256, `medium` up to 1500, \
+                  `large` beyond. `auto` follows the number of live nodes. In larger clusters a suspected node \
+                  has longer to contradict, and news are gathered for longer before they are passed on. Nodes \
+                  may differ.",
+        },
     ],
 };
 

@@ -24,11 +24,42 @@ pub struct Config {
     /// Most nodes that this one remembers, dead ones included. Default 5000; bounds 2 to 65 000. A record
     /// costs about 300 bytes. At the bound records of further nodes are refused and counted.
     pub nodes_max: u32,
+
+    /// Most pods that this one remembers, of all nodes together. Default 250 000; bounds 1000 to
+    /// 10 000 000. A pod costs about 600 bytes. At the bound pods of further nodes are refused and counted.
+    pub pods_max: u32,
+
+    /// For how many nodes the clockwork of gossip is set. Default [`Preset::Auto`].
+    pub preset: Preset,
+}
+
+/// For how many nodes the clockwork of gossip is set. In a larger cluster news take more steps, and there
+/// are more of them: a suspect has longer to contradict, and news are gathered for longer before they are
+/// passed on. Nodes may differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// By the number of live nodes, changing as that does.
+    #[default]
+    Auto,
+    /// Up to 256 nodes.
+    Small,
+    /// Up to 1500 nodes.
+    Medium,
+    /// More.
+    Large,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { vxlan_port: 4789, vni: 1, gossip_port: 7946, nodes_max: 5000 }
+        Self {
+            vxlan_port: 4789,
+            vni: 1,
+            gossip_port: 7946,
+            nodes_max: 5000,
+            pods_max: 250_000,
+            preset: Preset::Auto,
+        }
     }
 }
 
@@ -53,6 +84,10 @@ impl Config {
         if !(2..=65_000).contains(&self.nodes_max) {
             let text = format!("{} is out of bounds: write 2 to 65000", self.nodes_max);
             problems.push(("nodes_max", text));
+        }
+        if !(1000..=10_000_000).contains(&self.pods_max) {
+            let text = format!("{} is out of bounds: write 1000 to 10000000", self.pods_max);
+            problems.push(("pods_max", text));
         }
         problems
     }
@@ -279,9 +314,17 @@ mod tests {
 
     #[test]
     fn every_problem_is_told_at_once() {
-        let config = Config { vxlan_port: 0, vni: 1 << 24, gossip_port: 0, nodes_max: 1 };
+        let config = Config {
+            vxlan_port: 0,
+            vni: 1 << 24,
+            gossip_port: 0,
+            nodes_max: 1,
+            pods_max: 1,
+            preset: Preset::Auto,
+        };
         let fields: Vec<_> = config.validate().into_iter().map(|(field, _)| field).collect();
-        assert_eq!(fields, ["vxlan_port", "gossip_port", "gossip_port", "vni", "nodes_max"]);
+        let wrong = ["vxlan_port", "gossip_port", "gossip_port", "vni", "nodes_max", "pods_max"];
+        assert_eq!(fields, wrong);
 
         let lease = LeaseConfig {
             ranges: ["10.1.2.3/16", "10.1.0.0/20", "224.0.0.0/8", "fd00::/56", "fd01::/56"]

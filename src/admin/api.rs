@@ -5,6 +5,7 @@
 //! | GET | `/v1/status` | | [`Status`] |
 //! | GET | `/v1/nodes` | | list of [`NodeStatus`] |
 //! | GET | `/v1/pods` | | list of [`PodStatus`] |
+//! | GET | `/v1/map/pods` | | list of [`MapPod`] |
 //! | GET | `/v1/counters` | | [`CountersReport`] |
 //! | POST | `/v1/ports` | [`PortRequest`] | [`PodStatus`] |
 //! | DELETE | `/v1/ports/NAME` | | |
@@ -205,6 +206,29 @@ pub struct PathStatus {
     pub pod_mtu: u16,
     /// Longest packet that pods there may send to this node, as that one told.
     pub pod_mtu_back: Option<u16>,
+}
+
+/// A pod of any node, as gossip told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapPod {
+    /// Kubernetes namespace, where the runtime told it.
+    pub namespace: Option<String>,
+    /// Pod name; where the runtime did not tell it, the container's id, or the name of a device of the host.
+    pub name: String,
+    /// Unique id, where the runtime told it.
+    pub uid: Option<String>,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Labels, where the runtime told them.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it is in its node's network.
+    pub host_network: bool,
+    /// Name of its node.
+    pub node: Option<String>,
+    /// Identity of its node.
+    pub node_id: String,
+    /// For how many seconds there has been one.
+    pub age_s: u64,
 }
 
 /// A port of the switch with a pod (or virtual machine) behind it.

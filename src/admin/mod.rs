@@ -67,6 +67,7 @@ pub async fn serve(
         .route("/v1/status", get(async |State(control)| read(control, Control::status).await))
         .route("/v1/nodes", get(async |State(control)| read(control, Control::nodes).await))
         .route("/v1/pods", get(async |State(control)| read(control, Control::pods).await))
+        .route("/v1/map/pods", get(map_pods))
         .route("/v1/counters", get(async |State(control)| read(control, Control::counters).await))
         .route("/v1/ports", post(add_port))
         .route("/v1/ports/{device}", delete(remove_port))
@@ -125,6 +126,12 @@ async fn read<T: serde::Serialize + Send + 'static>(
     action: fn(&Control) -> T,
 ) -> Result<Json<T>, Response> {
     blocking(control, move |control| action(control)).await.map(Json)
+}
+
+/// Written out beside the control side: there may be some ten thousand.
+async fn map_pods(State(control): State<SharedControl>) -> Result<Response, Response> {
+    let pods = blocking(control, |control| control.map_pods()).await?;
+    Ok(Json(pods.list()).into_response())
 }
 
 async fn cni(

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use overlay::path::probe::PathState;
 use serde::Serialize;
 use vswitch::verdict::Reason;
 
-use super::args::{Format, PortArgs, PortCommand, TargetArgs, ViewArgs};
+use super::args::{Format, PodsArgs, PortArgs, PortCommand, TargetArgs, ViewArgs};
 use super::table::Table;
 use crate::admin::api::{
-    CountersReport, FallbackCount, KernelDropped, NodeStatus, PathStatus, PodStatus, PortRequest,
-    ProblemTopic, Status,
+    CountersReport, FallbackCount, KernelDropped, MapPod, NodeStatus, PathStatus, PodStatus,
+    PortRequest, ProblemTopic, Status,
 };
 use crate::admin::capability::{Capability, Place};
 use crate::lab::{self, Admin, Labs};
@@ -27,9 +27,26 @@ pub(super) fn nodes(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
     print(&nodes, arguments.output.output, out, |out| write!(out, "{}", nodes_table(&nodes)))
 }
 
-pub(super) fn pods(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
-    let pods = target(&arguments.target)?.pods()?;
-    print(&pods, arguments.output.output, out, |out| write!(out, "{}", pods_table(&pods)))
+pub(super) fn pods(arguments: &PodsArgs, out: &mut impl Write) -> Result<()> {
+    let PodsArgs { on, namespace, local, target: asked, output } = arguments;
+    let in_namespace = |found: &Option<String>| namespace.is_none() || found == namespace;
+    let admin = target(asked)?;
+    if *local {
+        let mut pods = admin.pods()?;
+        pods.retain(|pod| in_namespace(&pod.namespace));
+        return print(&pods, output.output, out, |out| write!(out, "{}", pods_table(&pods)));
+    }
+    let mut pods = admin.map_pods()?;
+    if let Some(on) = on {
+        let nodes = admin.nodes()?;
+        if !nodes.iter().any(|node| node.name == *on) {
+            let names: Vec<_> = nodes.into_iter().map(|node| node.name).collect();
+            bail!("there is no node {on:?}: the map has {}", names.join(", "));
+        }
+        pods.retain(|pod| pod.node.as_ref() == Some(on));
+    }
+    pods.retain(|pod| in_namespace(&pod.namespace));
+    print(&pods, output.output, out, |out| write!(out, "{}", map_pods_table(&pods)))
 }
 
 pub(super) fn counters(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
@@ -234,6 +251,21 @@ fn width(path: &PathStatus) -> String {
     } else {
         path.mtu.to_string()
     }
+}
+
+fn map_pods_table(pods: &[MapPod]) -> Table {
+    let mut table = Table::new(["NAMESPACE", "POD", "ADDRESSES", "NODE", "AGE"]);
+    for pod in pods {
+        let dash = || "-".to_owned();
+        table.row([
+            pod.namespace.clone().unwrap_or_else(dash),
+            pod.name.clone(),
+            join(&pod.addresses),
+            pod.node.clone().unwrap_or_else(dash),
+            duration(pod.age_s),
+        ]);
+    }
+    table
 }
 
 fn pods_table(pods: &[PodStatus]) -> Table {
@@ -551,6 +583,30 @@ d                alive  1d01h  dead    12.3 ms    3%       1500  10.244.112.0/24
         );
         assert!(text.lines().all(|line| line.chars().count() <= 120));
         assert_eq!((rtt(310), rtt(250_000)), ("310 us".to_owned(), "250 ms".to_owned()));
+    }
+
+    #[test]
+    fn the_pods_of_all_nodes_are_listed_with_where_they_are() {
+        let web = MapPod {
+            namespace: Some("default".to_owned()),
+            name: "web-0".to_owned(),
+            uid: None,
+            addresses: vec!["10.244.1.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            labels: BTreeMap::new(),
+            host_network: false,
+            node: Some("host1".to_owned()),
+            node_id: "00ff".to_owned(),
+            age_s: 61,
+        };
+        let tap = MapPod { namespace: None, name: "vnet0".to_owned(), node: None, ..web.clone() };
+        assert_eq!(
+            map_pods_table(&[tap, web]).to_string(),
+            "\
+NAMESPACE  POD    ADDRESSES            NODE   AGE
+-          vnet0  10.244.1.2, fd00::2  -      1 min 1 s
+default    web-0  10.244.1.2, fd00::2  host1  1 min 1 s
+"
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod compile;
 pub mod device;
 mod exceptions;
 pub(crate) mod kernel_drops;
+mod map_pods;
 mod paths;
 mod ports;
 mod report;
@@ -52,6 +53,8 @@ pub use self::attach::AttachError;
 use self::attach::Attached;
 use self::capabilities::FallbackCounts;
 use self::kernel_drops::KernelDrops;
+use self::map_pods::KnownPods;
+pub use self::map_pods::{MapPods, PodNumbers};
 pub(crate) use self::paths::is_up;
 use self::ports::PortNumbers;
 pub use self::shared::SharedControl;
@@ -112,6 +115,8 @@ pub enum Topic {
     Lending,
     /// The address of a pod is another node's pod's, too, and that one keeps it.
     CutOff(IpAddr),
+    /// A pod cannot be told to other nodes.
+    Told(Attachment),
     /// The path to the node at this underlay address carries less than both ends.
     Path(IpAddr),
     /// No data passes to the node at this underlay address.
@@ -125,7 +130,7 @@ impl Topic {
             Self::Node(topic) => *topic,
             Self::Sysctl(_) => ProblemTopic::Sysctl,
             Self::Lending => ProblemTopic::Storage,
-            Self::Pod(_) | Self::CutOff(_) => ProblemTopic::Pod,
+            Self::Pod(_) | Self::Told(_) | Self::CutOff(_) => ProblemTopic::Pod,
             Self::Path(_) => ProblemTopic::Path,
             Self::Data(_) => ProblemTopic::Data,
         }
@@ -169,6 +174,7 @@ pub struct Control {
     offenders: VecDeque<Offender>,
     offence_lines: u32,
     gossip_refused: BTreeMap<String, u64>,
+    known_pods: KnownPods,
     generation: u64,
 }
 
@@ -227,6 +233,7 @@ impl Control {
             offenders: VecDeque::new(),
             offence_lines: 0,
             gossip_refused: BTreeMap::new(),
+            known_pods: KnownPods::default(),
             generation: 0,
         })
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use cni::rpc::{Client, ClientError};
 
-use crate::admin::api::{CountersReport, NodeStatus, PodStatus, PortRequest, Status};
+use crate::admin::api::{CountersReport, MapPod, NodeStatus, PodStatus, PortRequest, Status};
 
 /// How long an answer may take. The daemon has every answer at hand; a command line should not hang.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,6 +50,14 @@ impl Admin {
     /// When the daemon does not answer.
     pub fn pods(&self) -> Result<Vec<PodStatus>> {
         wait(self.client.get("/v1/pods"))
+    }
+
+    /// The pods of all nodes, as the node knows them.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn map_pods(&self) -> Result<Vec<MapPod>> {
+        wait(self.client.get("/v1/map/pods"))
     }
 
     /// The node's counters.

@@ -67,9 +67,10 @@ use self::seeds::Seeds;
 use self::store::Store;
 use self::swim::{News, Swim};
 use self::sync::{Limiter, Pull};
+use self::timing::Size;
 pub use self::timing::Timing;
 use self::view::Candidate;
-use crate::config::LeaseConfig;
+use crate::config::{LeaseConfig, Preset};
 use crate::node_id::NodeId;
 use crate::subnet::{Conflict, MemberState, SubnetMap};
 
@@ -82,6 +83,8 @@ pub struct GossipConfig {
     pub lease: LeaseConfig,
     /// How often what happens.
     pub timing: Timing,
+    /// For how many nodes the timing is adapted.
+    pub preset: Preset,
     /// Most nodes that are remembered.
     pub nodes_max: usize,
     /// Most pods that are remembered, of all nodes together.
@@ -95,6 +98,7 @@ impl GossipConfig {
             network: network.into(),
             lease,
             timing: Timing::default(),
+            preset: Preset::Auto,
             nodes_max: 5000,
             pods_max: PODS_MAX,
         }
@@ -133,6 +137,9 @@ pub struct LocalNode {
 /// This node's part in the gossip.
 pub struct Gossip {
     config: GossipConfig,
+    /// The timing for a small cluster; the configuration's is the one in force.
+    clockwork: Timing,
+    size: Size,
     local: LocalNode,
     network: u64,
     rng: StdRng,
@@ -192,6 +199,8 @@ pub struct Gossip {
     map: Arc<SubnetMap>,
     dirty: bool,
     viewed: Instant,
+    /// A sum over all lives and states when this was last looked at.
+    swim_sum: u64,
 
     outbox: VecDeque<(SocketAddr, Vec<u8>)>,
     events: VecDeque<Event>,
@@ -268,6 +277,8 @@ impl Gossip {
             network,
             started: now,
             now,
+            clockwork: config.timing.clone(),
+            size: Size::default(),
             swim,
             claims,
             holdings: Holdings::default(),
@@ -302,6 +313,7 @@ impl Gossip {
             map: Arc::new(SubnetMap::default()),
             dirty: true,
             viewed: now,
+            swim_sum: 0,
             outbox: VecDeque::new(),
             events: VecDeque::new(),
             rng,
@@ -452,8 +464,7 @@ impl Gossip {
             self.forget_expired();
             self.remember_peers();
             self.start_sync(None);
-            // Suspicions come and go without news.
-            self.dirty = true;
+            self.notice_suspicions();
         }
         if self.rumor_at.is_some_and(|at| at <= now) {
             self.spread_rumors();
@@ -472,7 +483,7 @@ impl Gossip {
         let claim_at = waits.then(|| self.claim_deadline()).filter(|_| !self.synced);
         let save_at = self.disk_trouble.filter(|_| self.unsaved).map(|trouble| trouble.retry_at);
         let dirty = self.dirty || self.pod_sync.is_dirty();
-        let view_at = dirty.then(|| self.viewed + view::PAUSE);
+        let view_at = dirty.then(|| self.viewed + self.config.timing.view);
         let times = [
             Some(self.next_sync),
             Some(self.next_dial),
@@ -611,7 +622,9 @@ impl Gossip {
         while let Some((to, datagram)) = self.swim.poll_transmit() {
             self.push_out(to, datagram);
         }
-        if (self.dirty || self.pod_sync.is_dirty()) && self.now >= self.viewed + view::PAUSE {
+        if (self.dirty || self.pod_sync.is_dirty())
+            && self.now >= self.viewed + self.config.timing.view
+        {
             self.view();
         }
     }
