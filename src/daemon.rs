@@ -19,6 +19,7 @@ use ipam::Ipam;
 use overlay::agent::{Agent, AgentConfig, AgentHandle};
 use overlay::gossip::{Event, GossipConfig, Holdings, LeaseState, LocalNode, Memory};
 use overlay::node_id::NodeId;
+use overlay::pods::{LocalPod, PodMap};
 use overlay::seal::KeyFile;
 use overlay::subnet::SubnetMap;
 use overlay::underlay::{self, Underlay, UnderlaySelector};
@@ -533,6 +534,9 @@ async fn serve_names(
 struct Gossip {
     agent: AgentHandle,
     map: watch::Receiver<Arc<SubnetMap>>,
+    pods: watch::Receiver<Arc<PodMap>>,
+    /// This node's own.
+    own_pods: watch::Receiver<Vec<LocalPod>>,
     lease: watch::Receiver<LeaseState>,
     storage: watch::Receiver<Option<String>>,
     keys: watch::Receiver<Option<String>>,
@@ -544,6 +548,7 @@ struct Gossip {
 /// Something new from the gossip.
 enum News {
     Map(Arc<SubnetMap>),
+    Pods(Arc<PodMap>),
     Lease(LeaseState),
     /// Why what must survive a restart cannot be written, or that it can.
     Storage(Option<String>),
@@ -563,6 +568,8 @@ impl Gossip {
         let identity = with(control, |control| control.identity().clone()).await?;
         let mut gossip = GossipConfig::new(&config.network, config.lease.clone());
         gossip.nodes_max = usize::try_from(config.overlay.nodes_max)?;
+        gossip.pods_max = usize::try_from(config.overlay.pods_max)?;
+        gossip.preset = config.overlay.preset;
         let local = LocalNode {
             id: identity.id,
             name: identity.name,
@@ -582,13 +589,22 @@ impl Gossip {
             key_file: (!config.overlay.insecure).then(|| config.overlay.key_file.clone()),
         })
         .await?;
+        let mut own_pods = with(control, |control| {
+            // How old pods are counts from now.
+            control.tell_pods();
+            control.told_pods()
+        })
+        .await?;
+        own_pods.mark_changed();
         let (mut map, mut lease) = (agent.map(), agent.lease());
+        let pods = agent.pods();
         map.mark_changed();
         lease.mark_changed();
         let (storage, keys) = (agent.storage(), agent.key_trouble());
         let events = agent.take_events().context("the events of a new agent are there")?;
+        let told = Holdings::default();
         let mut gossip =
-            Self { agent, map, lease, storage, keys, events, told: Holdings::default() };
+            Self { agent, map, pods, own_pods, lease, storage, keys, events, told };
         gossip.tell_holdings(control).await?;
         Ok(gossip)
     }
@@ -605,6 +621,14 @@ impl Gossip {
         Ok(())
     }
 
+    /// Passes this node's pods on to the other nodes.
+    fn tell_pods(&mut self) {
+        let pods = self.own_pods.borrow_and_update().clone();
+        if let Err(error) = self.agent.set_pods(pods) {
+            tracing::error!("the control side tells what cannot be told: {error}");
+        }
+    }
+
     /// Says goodbye, within bounds: a stop must not hang on the network.
     async fn leave(self) {
         if timeout(LEAVE_MAX, self.agent.leave()).await.is_err() {
@@ -618,24 +642,38 @@ async fn next_news(gossip: &mut Option<Gossip>) -> News {
     let Some(gossip) = gossip else {
         return std::future::pending().await;
     };
-    tokio::select! {
-        changed = gossip.map.changed() => match changed {
-            Ok(()) => News::Map(Arc::clone(&gossip.map.borrow_and_update())),
-            Err(_) => News::Ended,
-        },
-        changed = gossip.lease.changed() => match changed {
-            Ok(()) => News::Lease(gossip.lease.borrow_and_update().clone()),
-            Err(_) => News::Ended,
-        },
-        changed = gossip.storage.changed() => match changed {
-            Ok(()) => News::Storage(gossip.storage.borrow_and_update().clone()),
-            Err(_) => News::Ended,
-        },
-        changed = gossip.keys.changed(), if gossip.keys.has_changed().is_ok() => match changed {
-            Ok(()) => News::Keys(gossip.keys.borrow_and_update().clone()),
-            Err(_) => std::future::pending().await,
-        },
-        event = gossip.events.recv() => event.map_or(News::Ended, News::Event),
+    loop {
+        let news = tokio::select! {
+            changed = gossip.map.changed() => match changed {
+                Ok(()) => News::Map(Arc::clone(&gossip.map.borrow_and_update())),
+                Err(_) => News::Ended,
+            },
+            changed = gossip.pods.changed() => match changed {
+                Ok(()) => News::Pods(Arc::clone(&gossip.pods.borrow_and_update())),
+                Err(_) => News::Ended,
+            },
+            changed = gossip.own_pods.changed() => match changed {
+                Ok(()) => {
+                    gossip.tell_pods();
+                    continue;
+                }
+                Err(_) => News::Ended,
+            },
+            changed = gossip.lease.changed() => match changed {
+                Ok(()) => News::Lease(gossip.lease.borrow_and_update().clone()),
+                Err(_) => News::Ended,
+            },
+            changed = gossip.storage.changed() => match changed {
+                Ok(()) => News::Storage(gossip.storage.borrow_and_update().clone()),
+                Err(_) => News::Ended,
+            },
+            changed = gossip.keys.changed(), if gossip.keys.has_changed().is_ok() => match changed {
+                Ok(()) => News::Keys(gossip.keys.borrow_and_update().clone()),
+                Err(_) => std::future::pending().await,
+            },
+            event = gossip.events.recv() => event.map_or(News::Ended, News::Event),
+        };
+        return news;
     }
 }
 
@@ -645,6 +683,7 @@ async fn take_up(control: &SharedControl, gossip: Option<&mut Gossip>, news: New
             with(control, |control| control.set_map(map)).await?;
             tell_holdings(control, gossip).await
         }
+        News::Pods(pods) => with(control, |control| control.set_pods(pods)).await,
         News::Lease(lease) => {
             with(control, move |control| set_lease(control, &lease)).await?;
             tell_holdings(control, gossip).await
@@ -719,11 +758,12 @@ async fn on_tick(control: &SharedControl, mut gossip: Option<&mut Gossip>) -> Re
     let heard = gossip.map(|gossip| {
         let counters = gossip.agent.counters();
         let refused = counters.refused.iter().map(|(reason, n)| (reason.name().to_owned(), *n));
-        (refused.collect(), gossip.agent.strangers())
+        (refused.collect(), gossip.agent.strangers(), counters.pods_learned)
     });
     let health = with(control, move |control| {
-        if let Some((refused, strangers)) = heard {
+        if let Some((refused, strangers, learned)) = heard {
             control.set_gossip_refused(refused, strangers);
+            control.set_pods_learned(learned);
         }
         control.collect_reports();
         control.repair();

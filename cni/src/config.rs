@@ -1,6 +1,7 @@
 //! The network configuration that a runtime passes on standard input (CNI specification 1.1, "Plugin
 //! configuration objects").
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
@@ -32,16 +33,18 @@ pub struct NetConf {
     pub socket: PathBuf,
     /// `prevResult`: what the plugins before us in the chain did; for CHECK, what ADD promised.
     pub previous: Option<CniResult>,
+    /// `args.cni.labels`: the pod's labels, if the runtime tells them (CONVENTIONS.md of the
+    /// specification, "args in network config").
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What the runtime or the list may put into every plugin's configuration and what does not ask for
-/// anything: `capabilities` only announces, `ipMasq` and `dns` are optional by the specification, and
-/// unknown `args` are to be ignored.
-const IGNORED: [&str; 4] = ["capabilities", "ipMasq", "dns", "args"];
+/// anything: `capabilities` only announces, `ipMasq` and `dns` are optional by the specification.
+const IGNORED: [&str; 3] = ["capabilities", "ipMasq", "dns"];
 
-/// Keys that are read, below.
-const READ: [&str; 7] =
-    ["cniVersion", "name", "type", "prevResult", "socket", "ipam", "runtimeConfig"];
+/// Keys that are read, below. Of `args`, what is not known is to be ignored.
+const READ: [&str; 8] =
+    ["cniVersion", "name", "type", "prevResult", "socket", "ipam", "runtimeConfig", "args"];
 
 impl NetConf {
     /// Reads a configuration.
@@ -77,7 +80,11 @@ impl NetConf {
             }
             refuse_unsupported(object)?;
         }
-        Ok(Self { version, name: name.to_owned(), socket: socket.into(), previous })
+        let labels = match strictness {
+            Strictness::Strict => labels_of(object)?,
+            Strictness::Lenient => BTreeMap::new(),
+        };
+        Ok(Self { version, name: name.to_owned(), socket: socket.into(), previous, labels })
     }
 }
 
@@ -101,6 +108,32 @@ fn result_version(version: Version, result: &Value) -> Result<Version, CniError>
         Some(text) if !text.is_empty() => Version::from_text(text),
         Some(_) | None => Ok(version),
     }
+}
+
+/// Reads `args.cni.labels`: a list of `{"key": …, "value": …}`, as the conventions have it, or an object.
+fn labels_of(object: &Map<String, Value>) -> Result<BTreeMap<String, String>, CniError> {
+    let labels = object.get("args").and_then(|args| args.get("cni")?.get("labels"));
+    let pairs: Option<Vec<(&str, &str)>> = match labels {
+        None | Some(Value::Null) => Some(Vec::new()),
+        Some(Value::Array(list)) => list
+            .iter()
+            .map(|label| Some((label.get("key")?.as_str()?, label.get("value")?.as_str()?)))
+            .collect(),
+        Some(Value::Object(object)) => {
+            object.iter().map(|(key, value)| Some((key.as_str(), value.as_str()?))).collect()
+        }
+        Some(Value::Bool(_) | Value::Number(_) | Value::String(_)) => None,
+    };
+    let pairs = pairs.ok_or_else(|| {
+        invalid("`args.cni.labels` is no list of labels: write [{\"key\": \"app\", \"value\": \"web\"}]")
+    })?;
+    let mut labels = BTreeMap::new();
+    for (key, value) in pairs {
+        if labels.insert(key.to_owned(), value.to_owned()).is_some_and(|former| former != value) {
+            return Err(invalid(format!("`args.cni.labels` has two values for {key:.80?}")));
+        }
+    }
+    Ok(labels)
 }
 
 fn refuse_unsupported(object: &Map<String, Value>) -> Result<(), CniError> {
@@ -187,6 +220,7 @@ mod tests {
                 name: "weft".into(),
                 socket: DEFAULT_SOCKET.into(),
                 previous: None,
+                labels: BTreeMap::new(),
             }
         );
     }
@@ -249,6 +283,25 @@ mod tests {
             (with("prevResult", json!({ "cniVersion": "7" })), 1),
         ] {
             assert_eq!(strict(&config).unwrap_err().code, Code(code), "{config}");
+        }
+    }
+
+    #[test]
+    fn labels_come_as_a_list_or_as_an_object() {
+        let labels = |value: Value| strict(&with("args", json!({ "cni": { "labels": value } })));
+        let wanted: BTreeMap<_, _> =
+            [("app", "web"), ("tier", "")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let list = json!([{ "key": "app", "value": "web" }, { "key": "tier", "value": "" }]);
+        assert_eq!(labels(list).unwrap().labels, wanted);
+        assert_eq!(labels(json!({ "app": "web", "tier": "" })).unwrap().labels, wanted);
+        assert!(labels(Value::Null).unwrap().labels.is_empty());
+        let twice = json!([{ "key": "app", "value": "a" }, { "key": "app", "value": "b" }]);
+        for wrong in [json!("app=web"), json!([{ "key": "app" }]), json!({ "app": 1 }), twice] {
+            let config = with("args", json!({ "cni": { "labels": wrong } }));
+            let error = strict(&config).unwrap_err();
+            assert_eq!(error.code, Code(7));
+            assert!(error.details.contains("args.cni.labels"), "{error}");
+            NetConf::read(&config, Strictness::Lenient).unwrap();
         }
     }
 

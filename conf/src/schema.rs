@@ -210,6 +210,22 @@ const OVERLAY: Section = Section {
                   subnets and read everything, and the daemon says so in its log, in `weft status` and in its \
                   metrics. Nodes with and without it do not talk to each other.",
         },
+        Field {
+            name: "pods_max",
+            kind: Kind::Whole { min: 1000, max: 10_000_000, unit: "pods" },
+            default: Default::Fixed,
+            doc: "Most pods that this node remembers, of all nodes together, at about 600 bytes each. At the \
+                  bound, pods of further nodes are refused and counted.",
+        },
+        Field {
+            name: "preset",
+            kind: Kind::Choice(&["auto", "small", "medium", "large"]),
+            default: Default::Fixed,
+            doc: "For how many nodes the clockwork of gossip is set: `small` up to 256, `medium` up to 1500, \
+                  `large` beyond. `auto` follows the number of live nodes. In larger clusters a suspected node \
+                  has longer to contradict, and news are gathered for longer before they are passed on. Nodes \
+                  may differ.",
+        },
     ],
 };
 

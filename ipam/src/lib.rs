@@ -16,6 +16,7 @@
 //! let record = Record {
 //!     network: "weft".into(),
 //!     pod: None,
+//!     labels: Default::default(),
 //!     port: PortKind::Tap {
 //!         netns: Netns { path: "/run/netns/c0ffee".into(), device: 4, inode: 4026532177 },
 //!     },
@@ -439,6 +440,7 @@ mod tests {
         Record {
             network: "weft".into(),
             pod: Some(Pod { namespace: "default".into(), name: "web-0".into(), uid: None }),
+            labels: BTreeMap::new(),
             port: PortKind::Tap { netns: netns(40) },
             created_unix_s: 1_800_000_000,
             boot_id: boot_id.into(),

@@ -60,6 +60,7 @@ fn record(boot: u32) -> Record {
     Record {
         network: "weft".into(),
         pod: None,
+        labels: BTreeMap::new(),
         port: PortKind::AfPacket {
             device: "vnet3".into(),
             mac: Mac([2, 0, 0, 0, 0, 9]),

@@ -1,5 +1,6 @@
 //! What is remembered about one attachment.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -93,6 +94,9 @@ pub struct Record {
     /// The pod, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
+    /// The pod's labels, if the caller told them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// How it is connected.
     pub port: PortKind,
     /// When the addresses were handed out, in seconds since 1970 (UTC).

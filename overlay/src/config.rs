@@ -33,6 +33,30 @@ pub struct Config {
     /// Whether the gossip is in clear: no key is needed, and whoever reaches the gossip port may join, lie
     /// and listen. Default `false`. It must be the same on every node.
     pub insecure: bool,
+
+    /// Most pods that this one remembers, of all nodes together. Default 250 000; bounds 1000 to
+    /// 10 000 000. A pod costs about 600 bytes. At the bound pods of further nodes are refused and counted.
+    pub pods_max: u32,
+
+    /// For how many nodes the clockwork of gossip is set. Default [`Preset::Auto`].
+    pub preset: Preset,
+}
+
+/// For how many nodes the clockwork of gossip is set. In a larger cluster news take more steps, and there
+/// are more of them: a suspect has longer to contradict, and news are gathered for longer before they are
+/// passed on. Nodes may differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// By the number of live nodes, changing as that does.
+    #[default]
+    Auto,
+    /// Up to 256 nodes.
+    Small,
+    /// Up to 1500 nodes.
+    Medium,
+    /// More.
+    Large,
 }
 
 impl Default for Config {
@@ -44,6 +68,8 @@ impl Default for Config {
             nodes_max: 5000,
             key_file: "/etc/weft/keys".into(),
             insecure: false,
+            pods_max: 250_000,
+            preset: Preset::Auto,
         }
     }
 }
@@ -74,6 +100,10 @@ impl Config {
             let text =
                 format!("{} is not absolute: write all of the path", self.key_file.display());
             problems.push(("key_file", text));
+        }
+        if !(1000..=10_000_000).contains(&self.pods_max) {
+            let text = format!("{} is out of bounds: write 1000 to 10000000", self.pods_max);
+            problems.push(("pods_max", text));
         }
         problems
     }
@@ -307,11 +337,13 @@ mod tests {
             nodes_max: 1,
             key_file: "keys".into(),
             insecure: false,
+            pods_max: 1,
+            preset: Preset::Auto,
         };
         let fields: Vec<_> = config.validate().into_iter().map(|(field, _)| field).collect();
         assert_eq!(
             fields,
-            ["vxlan_port", "gossip_port", "gossip_port", "vni", "nodes_max", "key_file"]
+            ["vxlan_port", "gossip_port", "gossip_port", "vni", "nodes_max", "key_file", "pods_max"]
         );
 
         let lease = LeaseConfig {

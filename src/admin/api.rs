@@ -7,6 +7,7 @@
 //! | GET | `/v1/leases` | | [`LeasesReport`] |
 //! | GET | `/v1/watch` | | [`crate::events::EventRecord`]s without end, one to a line |
 //! | GET | `/v1/pods` | | list of [`PodStatus`] |
+//! | GET | `/v1/map/pods` | | list of [`MapPod`] |
 //! | GET | `/v1/counters` | | [`CountersReport`] |
 //! | GET | `/v1/dns` | | [`DnsStatus`](crate::dns::report::DnsStatus), or null without a name server |
 //! | GET | `/v1/dns/query?name=&type=&from=` | | [`DnsAnswer`](crate::dns::report::DnsAnswer) |
@@ -321,6 +322,29 @@ pub struct PathStatus {
 pub const INSECURE: &str = "gossip is in clear (insecure = true under [overlay]): whoever reaches its port may \
     join, lie about subnets and read everything. `weft key generate` makes a key; take it to all nodes, and \
     remove the line";
+
+/// A pod of any node, as gossip told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapPod {
+    /// Kubernetes namespace, where the runtime told it.
+    pub namespace: Option<String>,
+    /// Pod name; where the runtime did not tell it, the container's id, or the name of a device of the host.
+    pub name: String,
+    /// Unique id, where the runtime told it.
+    pub uid: Option<String>,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Labels, where the runtime told them.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it is in its node's network.
+    pub host_network: bool,
+    /// Name of its node.
+    pub node: Option<String>,
+    /// Identity of its node.
+    pub node_id: String,
+    /// For how many seconds there has been one.
+    pub age_s: u64,
+}
 
 /// A port of the switch with a pod (or virtual machine) behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

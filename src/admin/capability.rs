@@ -11,7 +11,7 @@ pub struct Capability {
     pub name: CapabilityName,
     /// What has it, or has it not.
     pub at: Place,
-    /// The port, as `weft pods` calls it; absent for the tunnel and for the node's own interface.
+    /// The port, as `weft pods --local` calls it; absent for the tunnel and for the node's own interface.
     pub port: Option<String>,
     /// Whether it is in use, and in full.
     pub on: bool,

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use conf::source::manifests::Counts;
+use overlay::gossip::Ages;
 use overlay::subnet::MemberState;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -21,7 +22,7 @@ use super::api::{
     CountersReport, KernelDropped, NodeStatus, PathStatus, PodStatus, ProbesReport, Status,
 };
 use super::capability::{CapabilityName, Place};
-use crate::control::is_up;
+use crate::control::{PodNumbers, is_up};
 
 /// Everything that is told about a node, read at one moment.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct Report {
     pub pods: Vec<PodStatus>,
     /// The counters.
     pub counters: CountersReport,
+    /// The pods of all nodes, in numbers.
+    pub pod_numbers: PodNumbers,
 }
 
 /// Writes the report as OpenMetrics text.
@@ -182,7 +185,19 @@ impl Report {
             "Packets of the pod that the kernel dropped before the switch",
             labelled(|p| p.kernel_dropped),
         )?;
-        out.gauge("weft_pods", "Attached pods", self.pods.len() as f64)
+        out.gauge("weft_pods", "Attached pods", self.pods.len() as f64)?;
+        let PodNumbers { known, kept_out, learned } = &self.pod_numbers;
+        out.gauge("weft_map_pods", "Pods in the map, of all live nodes", *known as f64)?;
+        out.gauge(
+            "weft_map_pods_kept_out",
+            "Pods that are kept out of the map: an address of theirs is not their node's",
+            *kept_out as f64,
+        )?;
+        out.ages(
+            "weft_map_pod_learned_seconds",
+            "How old new pods of other nodes were when this node learned of them",
+            learned,
+        )
     }
 
     /// A series for each node that can be sent to.
@@ -262,6 +277,28 @@ impl Report {
     }
 }
 
+/// Ages as a histogram.
+#[derive(Debug)]
+struct AgesMetric<'a>(&'a Ages);
+
+impl EncodeMetric for AgesMetric<'_> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let Ages { counts, sum } = self.0;
+        let bounds = Ages::BOUNDS_MS.iter().map(|bound| *bound as f64 / 1000.0);
+        let buckets: Vec<_> = bounds.chain([f64::MAX]).zip(counts.iter().copied()).collect();
+        encoder.encode_histogram::<NoLabelSet>(
+            sum.as_secs_f64(),
+            counts.iter().sum(),
+            &buckets,
+            None,
+        )
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
 /// The encoder, with one call for each shape of metric that there is.
 struct Writer<'a> {
     encoder: DescriptorEncoder<'a>,
@@ -289,6 +326,11 @@ impl Writer<'_> {
             ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
+    }
+
+    fn ages(&mut self, name: &str, help: &str, ages: &Ages) -> fmt::Result {
+        let encoder = self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        AgesMetric(ages).encode(encoder)
     }
 
     fn gauges<const N: usize>(

@@ -78,6 +78,7 @@ pub async fn serve(
         )
         .route("/v1/watch", get(move |State(control)| watch(control, watched)))
         .route("/v1/pods", get(async |State(control)| read(control, Control::pods).await))
+        .route("/v1/map/pods", get(map_pods))
         .route("/v1/counters", get(async |State(control)| read(control, Control::counters).await))
         .route("/v1/dns", get(async |State(control)| read(control, Control::dns_status).await))
         .route("/v1/dns/query", get(dns_query))
@@ -154,6 +155,12 @@ async fn watch(control: SharedControl, stop: watch::Receiver<bool>) -> Result<Re
         Some((line, (events, stop)))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
+/// Written out beside the control side: there may be some ten thousand.
+async fn map_pods(State(control): State<SharedControl>) -> Result<Response, Response> {
+    let pods = blocking(control, |control| control.map_pods()).await?;
+    Ok(Json(pods.list()).into_response())
 }
 
 async fn cni(

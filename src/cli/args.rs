@@ -92,12 +92,18 @@ Examples:
   sudo weft watch -o json | jq -r 'select(.code == \"path-down\") | .text'")]
     Watch(WatchArgs),
 
-    /// Lists the pods on the node, with their addresses and traffic
+    /// Lists the pods of all nodes, as the node knows them
+    ///
+    /// Every node knows the pods of every live node: gossip tells of them within about a second. With
+    /// --local: the pods on this node alone, with their interfaces and traffic.
     #[command(after_help = "\
 Examples:
   sudo weft pods
-  sudo weft pods -o json | jq '.[] | {name, addresses}'")]
-    Pods(ViewArgs),
+  sudo weft pods --on worker-2 --namespace default
+  sudo weft pods --local              this node's, with their traffic
+  weft pods --node n1                 as node n1 of the lab `lab` knows them
+  sudo weft pods -o json | jq '.[] | {name, node, addresses, labels}'")]
+    Pods(PodsArgs),
 
     /// Shows what became of every packet: delivered, or dropped and why
     #[command(after_help = "\
@@ -429,6 +435,27 @@ pub(super) struct ValidateArgs {
     /// The node file whose ranges of Services hold [default: the defaults of all fields]
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PodsArgs {
+    /// Only the pods on the node of this name
+    #[arg(long, value_name = "NODE", conflicts_with = "local")]
+    pub(super) on: Option<String>,
+
+    /// Only the pods of this Kubernetes namespace
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    pub(super) namespace: Option<String>,
+
+    /// The pods on the node that is asked, with their interfaces and traffic
+    #[arg(long)]
+    pub(super) local: bool,
+
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
 
     #[command(flatten)]
     pub(super) output: OutputArgs,

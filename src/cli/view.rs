@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use conf::source::manifests::Counts;
 use overlay::path::probe::PathState;
 use overlay::seal::KeyId;
 use serde::Serialize;
 use vswitch::verdict::Reason;
 
-use super::args::{Format, PortArgs, PortCommand, TargetArgs, ViewArgs};
+use super::args::{Format, PodsArgs, PortArgs, PortCommand, TargetArgs, ViewArgs};
 use super::table::Table;
 use crate::admin::api::{
-    CountersReport, ExceptionStatus, FallbackCount, KernelDropped, LeaseStatus, LeasesReport,
+    CountersReport, ExceptionStatus, FallbackCount, KernelDropped, MapPod, LeaseStatus, LeasesReport,
     NodeStatus, PathStatus, PodStatus, PortRequest, ProblemTopic, Status,
 };
 use crate::admin::capability::{Capability, Place};
@@ -29,9 +29,26 @@ pub(super) fn nodes(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
     print(&nodes, arguments.output.output, out, |out| write!(out, "{}", nodes_table(&nodes)))
 }
 
-pub(super) fn pods(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
-    let pods = target(&arguments.target)?.pods()?;
-    print(&pods, arguments.output.output, out, |out| write!(out, "{}", pods_table(&pods)))
+pub(super) fn pods(arguments: &PodsArgs, out: &mut impl Write) -> Result<()> {
+    let PodsArgs { on, namespace, local, target: asked, output } = arguments;
+    let in_namespace = |found: &Option<String>| namespace.is_none() || found == namespace;
+    let admin = target(asked)?;
+    if *local {
+        let mut pods = admin.pods()?;
+        pods.retain(|pod| in_namespace(&pod.namespace));
+        return print(&pods, output.output, out, |out| write!(out, "{}", pods_table(&pods)));
+    }
+    let mut pods = admin.map_pods()?;
+    if let Some(on) = on {
+        let nodes = admin.nodes()?;
+        if !nodes.iter().any(|node| node.name == *on) {
+            let names: Vec<_> = nodes.into_iter().map(|node| node.name).collect();
+            bail!("there is no node {on:?}: the map has {}", names.join(", "));
+        }
+        pods.retain(|pod| pod.node.as_ref() == Some(on));
+    }
+    pods.retain(|pod| in_namespace(&pod.namespace));
+    print(&pods, output.output, out, |out| write!(out, "{}", map_pods_table(&pods)))
 }
 
 pub(super) fn counters(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> {
@@ -321,6 +338,21 @@ fn lease_note(lease: &LeaseStatus) -> String {
     });
     let notes: Vec<_> = [fixed, winner, free].into_iter().flatten().collect();
     join(&notes)
+}
+
+fn map_pods_table(pods: &[MapPod]) -> Table {
+    let mut table = Table::new(["NAMESPACE", "POD", "ADDRESSES", "NODE", "AGE"]);
+    for pod in pods {
+        let dash = || "-".to_owned();
+        table.row([
+            pod.namespace.clone().unwrap_or_else(dash),
+            pod.name.clone(),
+            join(&pod.addresses),
+            pod.node.clone().unwrap_or_else(dash),
+            duration(pod.age_s),
+        ]);
+    }
+    table
 }
 
 fn pods_table(pods: &[PodStatus]) -> Table {
@@ -722,6 +754,30 @@ subnet x is held by a and by b
         report.exceptions.clear();
         report.conflicts.clear();
         assert_eq!(print(&report).lines().count(), 4);
+    }
+
+    #[test]
+    fn the_pods_of_all_nodes_are_listed_with_where_they_are() {
+        let web = MapPod {
+            namespace: Some("default".to_owned()),
+            name: "web-0".to_owned(),
+            uid: None,
+            addresses: vec!["10.244.1.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            labels: BTreeMap::new(),
+            host_network: false,
+            node: Some("host1".to_owned()),
+            node_id: "00ff".to_owned(),
+            age_s: 61,
+        };
+        let tap = MapPod { namespace: None, name: "vnet0".to_owned(), node: None, ..web.clone() };
+        assert_eq!(
+            map_pods_table(&[tap, web]).to_string(),
+            "\
+NAMESPACE  POD    ADDRESSES            NODE   AGE
+-          vnet0  10.244.1.2, fd00::2  -      1 min 1 s
+default    web-0  10.244.1.2, fd00::2  host1  1 min 1 s
+"
+        );
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Ports for pods: address, device, port in the switch, in this order; and back in the reverse order.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cni::link::{self, LinkError, PodInterface};
 use ipam::{Allocation, Attachment, PortKind, Record};
+use overlay::pods::PodError;
 use vswitch::engine::EngineError;
 use vswitch::mac::Mac;
 use vswitch::port::PortIx;
@@ -45,11 +46,14 @@ pub enum AttachError {
     /// Addresses, routes or MTU could not be set.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// Other nodes could not be told of it.
+    #[error(transparent)]
+    Told(#[from] PodError),
     /// The switch did not take the port.
     #[error("the switch did not take the port: {0}")]
     Engine(#[from] EngineError),
     /// There is no such port.
-    #[error("device {0} is not a port of this switch: `weft pods` lists those that are")]
+    #[error("device {0} is not a port of this switch: `weft pods --local` lists those that are")]
     UnknownDevice(String),
     /// The address cannot be an interface's.
     #[error("{0} cannot be the address of an interface: give the MAC address behind the device")]
@@ -105,16 +109,18 @@ impl Control {
         attachment: &Attachment,
         netns_path: &Path,
         network: &str,
-        pod: Option<ipam::Pod>,
+        (pod, labels): (Option<ipam::Pod>, BTreeMap<String, String>),
     ) -> Result<Allocation, AttachError> {
         self.check_ready()?;
         let record = Record {
             network: network.to_owned(),
             pod,
+            labels,
             port: PortKind::Tap { netns: device::identify(netns_path)? },
             created_unix_s: now_unix_s(),
             boot_id: self.identity.boot_id.clone(),
         };
+        self.check_told(attachment, &record)?;
         let known = self.ipam.get(attachment).cloned();
         let moved = known.as_ref().is_some_and(|known| known.record.port != record.port);
         if moved {
@@ -126,7 +132,9 @@ impl Control {
             self.ipam.release(attachment)?;
         }
         let allocation = self.ipam.allocate(attachment, record)?;
-        self.plug_or_release(known.is_none(), allocation)
+        let allocation = self.plug_or_release(known.is_none(), allocation)?;
+        self.tell_pods();
+        Ok(allocation)
     }
 
     /// Detaches a pod. That it is not attached, or that its namespace is gone, is no error.
@@ -138,6 +146,8 @@ impl Control {
         dropped?;
         self.ipam.release(attachment)?;
         self.clear(&Topic::Pod(attachment.clone()));
+        self.clear(&Topic::Told(attachment.clone()));
+        self.tell_pods();
         Ok(())
     }
 
@@ -152,6 +162,7 @@ impl Control {
             self.events().emit(EventCode::PodGone, text, &[("attachment", &gone.attachment)]);
         }
         self.plug_missing();
+        self.tell_pods();
         Ok(())
     }
 
@@ -213,12 +224,14 @@ impl Control {
         let record = Record {
             network: self.config.network.clone(),
             pod: None,
+            labels: BTreeMap::new(),
             port: PortKind::AfPacket { device: name, mac, had_ipv6 },
             created_unix_s: now_unix_s(),
             boot_id: self.identity.boot_id.clone(),
         };
         let allocation = self.ipam.allocate(&attachment, record)?;
         let allocation = self.plug_or_release(true, allocation)?;
+        self.tell_pods();
         Ok(self.pod(&allocation))
     }
 
@@ -378,6 +391,6 @@ fn device_attachment(device: &str) -> Attachment {
     Attachment { container_id: DEVICE_CONTAINER.to_owned(), ifname: device.to_owned() }
 }
 
-fn now_unix_s() -> u64 {
+pub(super) fn now_unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -51,7 +51,12 @@ impl Control {
             uid: pod.uid.clone(),
         });
         let allocation = self
-            .attach(&attachment, &attach.netns, &attach.conf.name, pod)
+            .attach(
+                &attachment,
+                &attach.netns,
+                &attach.conf.name,
+                (pod, attach.conf.labels.clone()),
+            )
             .map_err(|error| attach_error(&error))?;
         let addresses: Vec<_> = allocation.addresses().map(|ip| ip.to_string()).collect();
         let name = attach.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name));
@@ -145,6 +150,7 @@ fn attach_error(error: &AttachError) -> CniError {
         | AttachError::NoLease(_)
         | AttachError::NoUnderlay => Code::TRY_AGAIN_LATER,
         AttachError::Ipam(_) => Code::IO_FAILURE,
+        AttachError::Told(_) => Code::INVALID_CONFIG,
         AttachError::Engine(_) => Code::INTERNAL,
         AttachError::Device(_)
         | AttachError::Link(_)

@@ -23,6 +23,7 @@ pub mod facts;
 pub(crate) mod kernel_drops;
 mod leases;
 mod objects;
+mod map_pods;
 mod paths;
 mod ports;
 mod report;
@@ -60,6 +61,8 @@ use self::capabilities::FallbackCounts;
 use self::kernel_drops::KernelDrops;
 use self::objects::Objects;
 pub use self::objects::SharedCluster;
+use self::map_pods::KnownPods;
+pub use self::map_pods::{MapPods, PodNumbers};
 pub(crate) use self::paths::is_up;
 use self::ports::PortNumbers;
 pub use self::shared::SharedControl;
@@ -123,6 +126,8 @@ pub enum Topic {
     Lending,
     /// The address of a pod is another node's pod's, too, and that one keeps it.
     CutOff(IpAddr),
+    /// A pod cannot be told to other nodes.
+    Told(Attachment),
     /// The path to the node at this underlay address carries less than both ends.
     Path(IpAddr),
     /// No data passes to the node at this underlay address.
@@ -136,7 +141,7 @@ impl Topic {
             Self::Path(_) => return (Code::PathNarrow, Code::PathWide),
             Self::Data(_) => return (Code::PathDown, Code::PathUp),
             Self::Sysctl(_) => Code::ProblemSysctl,
-            Self::Pod(_) => Code::ProblemPod,
+            Self::Pod(_) | Self::Told(_) => Code::ProblemPod,
             Self::CutOff(_) => Code::ProblemCutOff,
             Self::Lending => Code::ProblemStorage,
             Self::Node(topic) => match topic {
@@ -167,7 +172,7 @@ impl Topic {
             Self::Node(topic) => *topic,
             Self::Sysctl(_) => ProblemTopic::Sysctl,
             Self::Lending => ProblemTopic::Storage,
-            Self::Pod(_) | Self::CutOff(_) => ProblemTopic::Pod,
+            Self::Pod(_) | Self::Told(_) | Self::CutOff(_) => ProblemTopic::Pod,
             Self::Path(_) => ProblemTopic::Path,
             Self::Data(_) => ProblemTopic::Data,
         }
@@ -216,6 +221,7 @@ pub struct Control {
     offence_lines: u32,
     gossip_refused: BTreeMap<String, u64>,
     strangers: Vec<Stranger>,
+    known_pods: KnownPods,
     generation: u64,
 }
 
@@ -284,6 +290,7 @@ impl Control {
             offence_lines: 0,
             gossip_refused: BTreeMap::new(),
             strangers: Vec::new(),
+            known_pods: KnownPods::default(),
             generation: 0,
         })
     }

@@ -163,6 +163,7 @@ impl Control {
             nodes: self.nodes(),
             pods: self.pods(),
             counters: self.counters(),
+            pod_numbers: self.pod_numbers(),
         }
     }
 

@@ -8,7 +8,7 @@ use anyhow::Result;
 use cni::rpc::{Client, ClientError};
 use conf::source::Listing;
 
-use crate::admin::api::{CountersReport, LeasesReport, NodeStatus, PodStatus, PortRequest, Status};
+use crate::admin::api::{CountersReport, LeasesReport, MapPod, NodeStatus, PodStatus, PortRequest, Status};
 use crate::dns::report::{DnsAnswer, DnsStatus};
 use crate::events::EventRecord;
 
@@ -75,6 +75,14 @@ impl Admin {
     /// When the daemon does not answer.
     pub fn pods(&self) -> Result<Vec<PodStatus>> {
         wait(self.client.get("/v1/pods"))
+    }
+
+    /// The pods of all nodes, as the node knows them.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn map_pods(&self) -> Result<Vec<MapPod>> {
+        wait(self.client.get("/v1/map/pods"))
     }
 
     /// The node's counters.

@@ -27,6 +27,9 @@ pub const UNDERLAY: &str = "underlay";
 /// Name of the namespace that stands for the world outside.
 pub const WORLD: &str = "world";
 
+/// The bridge of those nodes that were divided from the others.
+const SECOND_BRIDGE: &str = "divided";
+
 /// The bridge in the underlay.
 const BRIDGE: &str = "br0";
 
@@ -548,6 +551,37 @@ impl Lab {
         self.state.node_mut(node)?.cut = cut;
         netlink::set_up(&self.namespace(UNDERLAY)?, node, !cut)?;
         self.save()
+    }
+
+    /// Divides the underlay: `nodes` still reach each other, and neither the other nodes nor the router. Their
+    /// links stay up.
+    ///
+    /// # Errors
+    /// When there is no such node, or the underlay is divided already.
+    pub fn divide(&self, nodes: &[&str]) -> Result<()> {
+        let underlay = self.namespace(UNDERLAY)?;
+        netlink::add_bridge(&underlay, SECOND_BRIDGE, self.state.config.underlay_mtu)?;
+        self.move_to(&underlay, nodes, SECOND_BRIDGE)
+    }
+
+    /// Makes a divided underlay one again.
+    ///
+    /// # Errors
+    /// When a link cannot be moved.
+    pub fn unite(&self) -> Result<()> {
+        let underlay = self.namespace(UNDERLAY)?;
+        let nodes: Vec<_> = self.state.nodes.iter().map(|node| node.name.as_str()).collect();
+        self.move_to(&underlay, &nodes, BRIDGE)?;
+        netlink::remove_link(&underlay, SECOND_BRIDGE)
+    }
+
+    fn move_to(&self, underlay: &Namespace, nodes: &[&str], bridge: &str) -> Result<()> {
+        for node in nodes {
+            self.state.node(node)?;
+            netlink::join_bridge(underlay, node, bridge)
+                .with_context(|| format!("moving {node} to {bridge}"))?;
+        }
+        Ok(())
     }
 
     /// Sets the MTU of a node's link, on both ends. The router's and the other nodes' stay.

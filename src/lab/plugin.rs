@@ -140,6 +140,10 @@ impl<'a> Call<'a> {
         );
         config["cniVersion"] = list["cniVersion"].clone();
         config["name"] = list["name"].clone();
+        config["args"]["cni"]["labels"] = json!([
+            { "key": "app", "value": "lab" },
+            { "key": "lab/pod", "value": self.pod.name },
+        ]);
         if !previous.is_null() {
             config["prevResult"] = previous.clone();
         }

@@ -76,9 +76,10 @@ pub use self::strangers::Stranger;
 use self::strangers::Strangers;
 use self::swim::{News, Swim};
 use self::sync::{Limiter, Pull};
+use self::timing::Size;
 pub use self::timing::Timing;
 use self::view::Candidate;
-use crate::config::LeaseConfig;
+use crate::config::{LeaseConfig, Preset};
 use crate::node_id::NodeId;
 use crate::seal::{KeyId, KeyRing, Secrets};
 use crate::subnet::{Conflict, MemberState, SubnetMap};
@@ -92,6 +93,8 @@ pub struct GossipConfig {
     pub lease: LeaseConfig,
     /// How often what happens.
     pub timing: Timing,
+    /// For how many nodes the timing is adapted.
+    pub preset: Preset,
     /// Most nodes that are remembered.
     pub nodes_max: usize,
     /// Most pods that are remembered, of all nodes together.
@@ -105,6 +108,7 @@ impl GossipConfig {
             network: network.into(),
             lease,
             timing: Timing::default(),
+            preset: Preset::Auto,
             nodes_max: 5000,
             pods_max: PODS_MAX,
         }
@@ -143,6 +147,9 @@ pub struct LocalNode {
 /// This node's part in the gossip.
 pub struct Gossip {
     config: GossipConfig,
+    /// The timing for a small cluster; the configuration's is the one in force.
+    clockwork: Timing,
+    size: Size,
     local: LocalNode,
     envelopes: Envelopes,
     rng: StdRng,
@@ -203,6 +210,8 @@ pub struct Gossip {
     map: Arc<SubnetMap>,
     dirty: bool,
     viewed: Instant,
+    /// A sum over all lives and states when this was last looked at.
+    swim_sum: u64,
 
     strangers: Strangers,
     outbox: VecDeque<(SocketAddr, Outgoing)>,
@@ -286,6 +295,8 @@ impl Gossip {
             envelopes,
             started: now,
             now,
+            clockwork: config.timing.clone(),
+            size: Size::default(),
             swim,
             claims,
             appeals: Appeals::default(),
@@ -321,6 +332,7 @@ impl Gossip {
             map: Arc::new(SubnetMap::default()),
             dirty: true,
             viewed: now,
+            swim_sum: 0,
             strangers: Strangers::default(),
             outbox: VecDeque::new(),
             events: VecDeque::new(),
@@ -499,8 +511,7 @@ impl Gossip {
             self.forget_expired();
             self.remember_peers();
             self.start_sync(None);
-            // Suspicions come and go without news.
-            self.dirty = true;
+            self.notice_suspicions();
         }
         if self.rumor_at.is_some_and(|at| at <= now) {
             self.spread_rumors();
@@ -527,7 +538,7 @@ impl Gossip {
         let claim_at = waits.then(|| self.claim_deadline());
         let save_at = self.disk_trouble.filter(|_| self.unsaved).map(|trouble| trouble.retry_at);
         let dirty = self.dirty || self.pod_sync.is_dirty();
-        let view_at = dirty.then(|| self.viewed + view::PAUSE);
+        let view_at = dirty.then(|| self.viewed + self.config.timing.view);
         [
             ("sync", Some(self.next_sync)),
             ("dial", Some(self.next_dial)),
@@ -691,7 +702,9 @@ impl Gossip {
         while let Some((to, message)) = self.swim.poll_transmit() {
             self.push_out(to, Outgoing::Message(message));
         }
-        if (self.dirty || self.pod_sync.is_dirty()) && self.now >= self.viewed + view::PAUSE {
+        if (self.dirty || self.pod_sync.is_dirty())
+            && self.now >= self.viewed + self.config.timing.view
+        {
             self.view();
         }
     }

@@ -488,7 +488,7 @@ impl Gossip {
     /// Notes whose pods are to be looked at because their node's state or leases have changed.
     pub(super) fn note_members(&mut self, former: &SubnetMap, map: &SubnetMap) {
         let shows =
-            |member: &Member| (member.state.is_active(), member.routes().collect::<Vec<_>>());
+            |member: &Member| (member.state.is_active(), member.prefixes().collect::<Vec<_>>());
         for (id, member) in &map.members {
             let before = former.members.get(id);
             if before.is_none_or(|before| {

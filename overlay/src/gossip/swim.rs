@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use super::codec::{self, DATAGRAM_MAX, ENVELOPE_LEN, SwimCodec};
 use super::counters::Refused;
 use super::identity::Identity;
+use super::record::stir;
 use super::timing::Timing;
 use crate::node_id::NodeId;
 
@@ -77,6 +78,17 @@ impl Swim {
     /// Everybody that was ever heard of, with the state of their last life.
     pub(super) fn states(&self) -> impl Iterator<Item = (Identity, State)> {
         self.foca.iter_membership_state().map(|member| (*member.id(), member.state()))
+    }
+
+    /// A sum over all lives and states, whatever their order.
+    pub(super) fn sum(&self) -> u64 {
+        let weight = |(member, state): (Identity, State)| {
+            let [a, b, c, d, e, f, g, h, ..] = member.id.0;
+            let id = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+            let port = u64::from(member.address.port());
+            stir(stir(id ^ member.incarnation) ^ port << 2 ^ state as u64)
+        };
+        self.states().map(weight).fold(0, u64::wrapping_add)
     }
 
     /// The last life of the node `id` at `address`.
@@ -173,11 +185,17 @@ impl Swim {
         self.collect(now);
     }
 
-    /// Adjusts how often news are repeated to the size of the cluster.
-    pub(super) fn tune(&mut self) {
-        let nodes = self.foca.num_members() + 1;
-        if nodes.ilog2() != self.tuned_for.ilog2() {
+    /// Number of members that count as alive, this node included.
+    pub(super) fn len(&self) -> usize {
+        self.foca.num_members() + 1
+    }
+
+    /// Adjusts how often news are repeated, and how long suspects are given, to the size of the cluster.
+    pub(super) fn tune(&mut self, timing: &Timing) {
+        let nodes = self.len();
+        if nodes.ilog2() != self.tuned_for.ilog2() || *timing != self.timing {
             self.tuned_for = nodes;
+            self.timing.clone_from(timing);
             let config = self.timing.swim(nodes, DATAGRAM_MAX - ENVELOPE_LEN);
             let _same_periods = self.foca.set_config(config);
         }

@@ -3,8 +3,10 @@
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
-/// The clockwork of gossip. The defaults suit 2 to some hundred nodes on a local network: a node that
-/// dies is noticed within 10 seconds even when one datagram in ten is lost, and nobody is declared
+use crate::config::Preset;
+
+/// The clockwork of gossip, for up to 256 nodes on a local network; for more, some of it goes slower, see
+/// [`Preset`](crate::config::Preset). With the defaults a node that dies is noticed within 10 seconds even when one datagram in ten is lost, and nobody is declared
 /// dead by such losses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timing {
@@ -30,6 +32,8 @@ pub struct Timing {
     /// Longest pause between dials of a seed that does not answer or is not among the members, and the
     /// pause between looks at one that is. Default 30 s.
     pub seed_retry_max: Duration,
+    /// Least time between two maps: a storm of news costs a bounded amount of work. Default 20 ms.
+    pub view: Duration,
     /// How long a contradiction between nodes must last before it is reported: longer than it takes to
     /// notice that a node's predecessor at its address is dead. Default 10 s.
     pub conflict: Duration,
@@ -48,6 +52,7 @@ impl Default for Timing {
             dead_dial: Duration::from_secs(5),
             seed_retry: Duration::from_secs(1),
             seed_retry_max: Duration::from_secs(30),
+            view: Duration::from_millis(20),
             conflict: Duration::from_secs(10),
         }
     }
@@ -59,7 +64,56 @@ pub(super) const FANOUT: usize = 4;
 /// How many others are asked to try a node that did not answer, and get news about lives each time.
 const HELPERS: NonZeroUsize = NonZeroUsize::new(3).expect("three is not zero");
 
+/// How large a cluster is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Size {
+    #[default]
+    Small,
+    Medium,
+    Large,
+}
+
+/// From how many nodes on a cluster is medium, and large. It is so until a quarter of them is gone, so that
+/// nothing changes to and fro.
+const MEDIUM_MIN: usize = 257;
+const LARGE_MIN: usize = 1501;
+
+impl Size {
+    /// The size of a cluster of `nodes` that was of size `self`, unless the preset says otherwise.
+    pub(super) fn next(self, preset: Preset, nodes: usize) -> Self {
+        match preset {
+            Preset::Small => Self::Small,
+            Preset::Medium => Self::Medium,
+            Preset::Large => Self::Large,
+            Preset::Auto => {
+                let of = |nodes| match nodes {
+                    LARGE_MIN.. => Self::Large,
+                    MEDIUM_MIN.. => Self::Medium,
+                    _ => Self::Small,
+                };
+                of(nodes).max(self.min(of(nodes + nodes / 3)))
+            }
+        }
+    }
+}
+
 impl Timing {
+    /// This clockwork for a cluster of another size: news of a suspicion and the suspect's answer to it
+    /// take more steps, and the more news there are, the more of them go into one datagram and one map.
+    pub(super) fn scaled(&self, size: Size) -> Self {
+        let (suspect, rumor, view) = match size {
+            Size::Small => (1.0, 1, 1),
+            Size::Medium => (4.0 / 3.0, 2, 3),
+            Size::Large => (5.0 / 3.0, 4, 10),
+        };
+        Self {
+            suspect: self.suspect.mul_f64(suspect),
+            rumor: self.rumor * rumor,
+            view: self.view * view,
+            ..self.clone()
+        }
+    }
+
     /// The failure detector's settings for a cluster of `nodes`.
     pub(super) fn swim(&self, nodes: usize, packet_len_max: usize) -> foca::Config {
         let one = NonZeroUsize::MIN;
@@ -101,6 +155,22 @@ const TRANSMISSIONS_MAX: u8 = 36;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_size_follows_the_nodes_and_does_not_waver() {
+        let auto = |size: Size, nodes| size.next(Preset::Auto, nodes);
+        assert_eq!(auto(Size::Small, 256), Size::Small);
+        assert_eq!(auto(Size::Small, 257), Size::Medium);
+        assert_eq!(auto(Size::Medium, 200), Size::Medium);
+        assert_eq!(auto(Size::Medium, 150), Size::Small);
+        assert_eq!(auto(Size::Medium, 1500), Size::Medium);
+        assert_eq!(auto(Size::Small, 5000), Size::Large);
+        assert_eq!(auto(Size::Large, 1200), Size::Large);
+        assert_eq!(auto(Size::Large, 1000), Size::Medium);
+        assert_eq!(auto(Size::Large, 3), Size::Small);
+        assert_eq!(Size::Small.next(Preset::Large, 3), Size::Large);
+        assert_eq!(Timing::default().scaled(Size::Large).suspect, Duration::from_secs(5));
+    }
 
     #[test]
     fn news_are_told_more_often_in_larger_clusters() {

@@ -12,9 +12,6 @@ use super::store::Stored;
 use crate::node_id::NodeId;
 use crate::subnet::{Conflict, Lease, Member, MemberState, SubnetMap};
 
-/// Least time between two maps: a storm of news costs a bounded amount of work.
-pub(super) const PAUSE: Duration = Duration::from_millis(20);
-
 /// A contradiction that may be one, or only the shadow of a node that has just died.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Candidate {
@@ -41,8 +38,26 @@ impl Gossip {
         self.view_pods();
     }
 
+    /// Has the map made anew if somebody is suspected, or not any more: that comes and goes without news.
+    /// Contradictions become lasting ones by time alone.
+    pub(super) fn notice_suspicions(&mut self) {
+        let sum = self.swim.sum();
+        self.dirty |= sum != self.swim_sum || !self.candidates.is_empty();
+        self.swim_sum = sum;
+    }
+
+    /// Sets the clockwork for the number of nodes.
+    pub(super) fn tune(&mut self) {
+        let size = self.size.next(self.config.preset, self.swim.len());
+        if size != self.size {
+            self.size = size;
+            self.config.timing = self.clockwork.scaled(size);
+        }
+        self.swim.tune(&self.config.timing);
+    }
+
     fn view_nodes(&mut self) {
-        self.swim.tune();
+        self.tune();
         let states: BTreeMap<(NodeId, SocketAddr), foca::State> = self
             .swim
             .states()
