@@ -603,8 +603,7 @@ impl Gossip {
         let (storage, keys) = (agent.storage(), agent.key_trouble());
         let events = agent.take_events().context("the events of a new agent are there")?;
         let told = Holdings::default();
-        let mut gossip =
-            Self { agent, map, pods, own_pods, lease, storage, keys, events, told };
+        let mut gossip = Self { agent, map, pods, own_pods, lease, storage, keys, events, told };
         gossip.tell_holdings(control).await?;
         Ok(gossip)
     }

@@ -256,11 +256,11 @@ fn rate(network: &mut Network, work: impl FnOnce(&mut Network)) -> String {
 
 fn times(times: &mut [Duration]) -> String {
     times.sort_unstable();
-    let at = |part: f64| {
-        let ix = (times.len() as f64 * part) as usize;
+    let at = |percent: usize| {
+        let ix = times.len() * percent / 100;
         times.get(ix.min(times.len() - 1)).map_or(0.0, Duration::as_secs_f64)
     };
-    format!("{:.2} / {:.2} / {:.2} s", at(0.5), at(0.99), at(1.0))
+    format!("{:.2} / {:.2} / {:.2} s", at(50), at(99), at(100))
 }
 
 /// The process' memory in bytes (proc(5), statm).

@@ -343,7 +343,15 @@ mod tests {
         let fields: Vec<_> = config.validate().into_iter().map(|(field, _)| field).collect();
         assert_eq!(
             fields,
-            ["vxlan_port", "gossip_port", "gossip_port", "vni", "nodes_max", "key_file", "pods_max"]
+            [
+                "vxlan_port",
+                "gossip_port",
+                "gossip_port",
+                "vni",
+                "nodes_max",
+                "key_file",
+                "pods_max"
+            ]
         );
 
         let lease = LeaseConfig {

@@ -39,9 +39,11 @@ fn all_promises_are_kept_in_every_case() {
             begun.elapsed()
         );
         let name = case.name;
-        broken.extend(sum.failures.into_iter().map(|(seed, violation)| {
-            format!("{name} with seed {seed}: {violation}")
-        }));
+        broken.extend(
+            sum.failures
+                .into_iter()
+                .map(|(seed, violation)| format!("{name} with seed {seed}: {violation}")),
+        );
     }
     assert!(
         broken.is_empty(),

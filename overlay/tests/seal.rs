@@ -498,8 +498,8 @@ fn a_renewed_session_is_believed_at_once() {
         }
         network.run_for(secs(10));
         assert!(network.agrees_on(4), "seed {seed}");
-        for ix in 0..4 {
-            assert_eq!(refused_by_seal(&network, ix), before[ix], "seed {seed}");
+        for (ix, before) in before.into_iter().enumerate() {
+            assert_eq!(refused_by_seal(&network, ix), before, "seed {seed}");
             let suspected = network
                 .events(ix)
                 .iter()

@@ -252,7 +252,7 @@ fn remove(
 /// Keeps other commands from changing the file at the same time.
 fn lock(path: &Path) -> Result<File> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory = directory.unwrap_or(Path::new("."));
+    let directory = directory.unwrap_or_else(|| Path::new("."));
     std::fs::create_dir_all(directory)
         .with_context(|| format!("making the directory {}", directory.display()))?;
     let lock = File::open(directory)

@@ -13,8 +13,8 @@ use vswitch::verdict::Reason;
 use super::args::{Format, PodsArgs, PortArgs, PortCommand, TargetArgs, ViewArgs};
 use super::table::Table;
 use crate::admin::api::{
-    CountersReport, ExceptionStatus, FallbackCount, KernelDropped, MapPod, LeaseStatus, LeasesReport,
-    NodeStatus, PathStatus, PodStatus, PortRequest, ProblemTopic, Status,
+    CountersReport, ExceptionStatus, FallbackCount, KernelDropped, LeaseStatus, LeasesReport,
+    MapPod, NodeStatus, PathStatus, PodStatus, PortRequest, ProblemTopic, Status,
 };
 use crate::admin::capability::{Capability, Place};
 use crate::lab::{self, Admin, Labs};

@@ -8,7 +8,9 @@ use anyhow::Result;
 use cni::rpc::{Client, ClientError};
 use conf::source::Listing;
 
-use crate::admin::api::{CountersReport, LeasesReport, MapPod, NodeStatus, PodStatus, PortRequest, Status};
+use crate::admin::api::{
+    CountersReport, LeasesReport, MapPod, NodeStatus, PodStatus, PortRequest, Status,
+};
 use crate::dns::report::{DnsAnswer, DnsStatus};
 use crate::events::EventRecord;
 

@@ -78,10 +78,8 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let jobs = options.jobs.or_else(|| std::thread::available_parallelism().ok().map(Into::into));
-    let results: Vec<_> = cases
-        .iter()
-        .map(|case| (*case, run(case, &options, jobs.unwrap_or(1))))
-        .collect();
+    let results: Vec<_> =
+        cases.iter().map(|case| (*case, run(case, &options, jobs.unwrap_or(1)))).collect();
     table(&results)
 }
 

@@ -39,9 +39,9 @@ pub mod offload;
 pub mod port;
 mod port_io;
 mod prefix_map;
+pub mod queue;
 mod reset;
 mod serve;
-pub mod queue;
 pub mod service;
 #[cfg(feature = "sim")]
 pub mod sim;

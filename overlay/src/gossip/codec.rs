@@ -190,7 +190,8 @@ impl SwimCodec {
     /// in two bytes, then as many members).
     pub(super) fn members(tail: &[u8]) -> Vec<foca::Member<Identity>> {
         let Some((count, mut rest)) = tail.split_first_chunk::<2>() else { return Vec::new() };
-        let decoded = (0..u16::from_be_bytes(*count)).map_while(|_| Self.decode_member(&mut rest).ok());
+        let decoded =
+            (0..u16::from_be_bytes(*count)).map_while(|_| Self.decode_member(&mut rest).ok());
         decoded.collect()
     }
 }

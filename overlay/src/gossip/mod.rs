@@ -52,8 +52,8 @@ use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use rand::{RngExt, SeedableRng};
 
-use self::claim::{Change, Claims, Summary};
 use self::appeal::Appeals;
+use self::claim::{Change, Claims, Summary};
 pub use self::claim::{Release, RememberedLease};
 pub use self::codec::DATAGRAM_MAX;
 pub(crate) use self::codec::pod_len;

@@ -38,9 +38,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use self::clock::Clock;
 use self::history::{Fate, History};
 use super::envelope::{SEALED_PREFIX, look_into};
-use super::{
-    Event, Gossip, GossipConfig, Holdings, LocalNode, Memory, Protection, check_pods,
-};
+use super::{Event, Gossip, GossipConfig, Holdings, LocalNode, Memory, Protection, check_pods};
 use crate::config::LeaseConfig;
 use crate::node_id::NodeId;
 use crate::pods::{LocalPod, PodMap};
@@ -299,7 +297,8 @@ impl Network {
         }
         node.address = SocketAddr::new(node.local.underlay, node.local.gossip_port);
         self.bound.entry(node.address).or_default().insert(ix);
-        let mut gossip = Gossip::new(node.config.clone(), node.local.clone(), protection, seed, now);
+        let mut gossip =
+            Gossip::new(node.config.clone(), node.local.clone(), protection, seed, now);
         for seed in &node.seeds {
             gossip.join(*seed, now);
         }

@@ -5,7 +5,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use foca::{AccumulatingRuntime, Foca, Identity as _, Member, NoCustomBroadcast, OwnedNotification, State, Timer};
+use foca::{
+    AccumulatingRuntime, Foca, Identity as _, Member, NoCustomBroadcast, OwnedNotification, State,
+    Timer,
+};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

@@ -54,7 +54,7 @@ impl fmt::Debug for Secrets {
 
 /// What is to be told back: when it was made, and the code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Cookie(pub(crate) [u8; Cookie::LEN]);
+pub(crate) struct Cookie(pub(crate) [u8; Self::LEN]);
 
 impl Cookie {
     pub(crate) const LEN: usize = 4 + CODE_LEN;

@@ -140,9 +140,13 @@ impl KeyFile {
     ///
     /// When there is none, it cannot be read, others may read it, or its content is wrong.
     pub fn load(path: &Path) -> Result<Self, FileError> {
-        let failed = |cause: io::Error| match cause.kind() {
-            io::ErrorKind::NotFound => FileError::Missing { path: path.to_owned() },
-            _ => FileError::Read { path: path.to_owned(), cause },
+        let failed = |cause: io::Error| {
+            let path = path.to_owned();
+            if cause.kind() == io::ErrorKind::NotFound {
+                FileError::Missing { path }
+            } else {
+                FileError::Read { path, cause }
+            }
         };
         let file = File::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;

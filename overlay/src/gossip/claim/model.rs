@@ -225,14 +225,18 @@ impl World {
     ) -> Result<(), String> {
         for change in changes {
             let Change::Lost { prefix, winner, held: true } = change else { continue };
-            let epoch = before.iter().find_map(|step| step.lease().filter(|(net, ..)| net == prefix));
+            let epoch =
+                before.iter().find_map(|step| step.lease().filter(|(net, ..)| net == prefix));
             let epoch = epoch.map_or(0, |(_, _, epoch)| epoch);
             let own = Standing { fixed: false, claim: Claim::Held, epoch, id: id(ix) };
             let theirs = store.get(*winner).into_iter().flat_map(|stored| &stored.record.leases);
             let mut theirs = theirs.filter(|lease| lease.prefix() == Some(*prefix));
-            let better = theirs.any(|lease| lease.held && rank(lease.standing(*winner), own).is_gt());
+            let better =
+                theirs.any(|lease| lease.held && rank(lease.standing(*winner), own).is_gt());
             if !better {
-                return Err(format!("node {ix} loses {prefix} to {winner}, who has nothing better"));
+                return Err(format!(
+                    "node {ix} loses {prefix} to {winner}, who has nothing better"
+                ));
             }
         }
         Ok(())
@@ -254,9 +258,8 @@ impl World {
                 continue;
             }
             let others = || all.clone().filter(move |other| *other != ix);
-            let mut can_ask = others().filter(|other| {
-                self.lives(*other) && self.is_connected(ix, *other)
-            });
+            let mut can_ask =
+                others().filter(|other| self.lives(*other) && self.is_connected(ix, *other));
             let is_known = |other: usize| {
                 let process = self.nodes[other].process.as_ref();
                 process.is_some_and(|process| process.is_informed)
@@ -468,9 +471,10 @@ impl World {
                 }
                 let all = 0..self.nodes.len();
                 let equal = all.clone().all(|ix| {
-                    all.clone().all(|other| self.nodes[ix].known[other] == self.written[other].len())
+                    all.clone()
+                        .all(|other| self.nodes[ix].known[other] == self.written[other].len())
                 });
-                let without = all.clone().filter(|ix| {
+                let without = all.filter(|ix| {
                     let process = self.nodes[*ix].process.as_ref();
                     process.is_none_or(|process| process.claims.summary().held.is_empty())
                 });

@@ -140,34 +140,42 @@ pub const CASES: &[Case] = &[
         t.expect(t.held(heir) == subnet, "the newcomer keeps it");
         t.expect(t.held(sleeper).is_empty(), "the sleeper has given it up");
     }),
-    case("clock_jumps", "one node's clock jumps ahead by a day, another's is set back by one", |t| {
-        t.start(5);
-        t.agree();
-        let order = t.shuffled(5);
-        t.jump(order[0], DAY_S);
-        t.wait_about(0..10);
-        t.set_back(order[1], DAY_S);
-        t.wait_about(0..10);
-        t.jump(order[1], DAY_S);
-        t.wait_about(0..10);
-        t.nobody_died();
-    }),
-    case("old_snapshot", "a disk is set back to a copy that knows a lease which is another's now", |t| {
-        t.range_of(4);
-        t.start(3);
-        t.agree();
-        let order = t.shuffled(3);
-        let (returner, subnet) = (order[0], t.held(order[0]));
-        let copy = t.snapshot(returner);
-        t.kill(&[returner]);
-        t.wait_about(10..20);
-        let heirs = [t.join_by(&order[1..2]), t.join_by(&order[2..3])];
-        t.agree();
-        t.expect(heirs.iter().any(|heir| t.held(*heir) == subnet), "one has the subnet");
-        t.restore(returner, copy);
-        t.wait_about(5..15);
-        t.expect(heirs.iter().any(|heir| t.held(*heir) == subnet), "it keeps it");
-    }),
+    case(
+        "clock_jumps",
+        "one node's clock jumps ahead by a day, another's is set back by one",
+        |t| {
+            t.start(5);
+            t.agree();
+            let order = t.shuffled(5);
+            t.jump(order[0], DAY_S);
+            t.wait_about(0..10);
+            t.set_back(order[1], DAY_S);
+            t.wait_about(0..10);
+            t.jump(order[1], DAY_S);
+            t.wait_about(0..10);
+            t.nobody_died();
+        },
+    ),
+    case(
+        "old_snapshot",
+        "a disk is set back to a copy that knows a lease which is another's now",
+        |t| {
+            t.range_of(4);
+            t.start(3);
+            t.agree();
+            let order = t.shuffled(3);
+            let (returner, subnet) = (order[0], t.held(order[0]));
+            let copy = t.snapshot(returner);
+            t.kill(&[returner]);
+            t.wait_about(10..20);
+            let heirs = [t.join_by(&order[1..2]), t.join_by(&order[2..3])];
+            t.agree();
+            t.expect(heirs.iter().any(|heir| t.held(*heir) == subnet), "one has the subnet");
+            t.restore(returner, copy);
+            t.wait_about(5..15);
+            t.expect(heirs.iter().any(|heir| t.held(*heir) == subnet), "it keeps it");
+        },
+    ),
     case("set_back", "disks are set back to older copies again and again", |t| {
         t.start(4);
         t.agree();
@@ -197,20 +205,24 @@ pub const CASES: &[Case] = &[
         let again = [t.held(order[0]), t.held(order[1])];
         t.expect(again == subnets, "they have their subnets back");
     }),
-    case("long_gone", "a node dies while another sleeps for longer than the dead are remembered", |t| {
-        t.slow_motion(20);
-        t.network.config.lease.hold_s = 0;
-        t.heal_within(300);
-        t.start(4);
-        t.agree();
-        let order = t.shuffled(4);
-        t.sleep(&order[..1]);
-        t.wait_about(0..60);
-        t.kill(&order[1..2]);
-        t.wait_about(3900..9000);
-        t.wake(&order[..1]);
-        t.wait_about(200..400);
-    }),
+    case(
+        "long_gone",
+        "a node dies while another sleeps for longer than the dead are remembered",
+        |t| {
+            t.slow_motion(20);
+            t.network.config.lease.hold_s = 0;
+            t.heal_within(300);
+            t.start(4);
+            t.agree();
+            let order = t.shuffled(4);
+            t.sleep(&order[..1]);
+            t.wait_about(0..60);
+            t.kill(&order[1..2]);
+            t.wait_about(3900..9000);
+            t.wake(&order[..1]);
+            t.wait_about(200..400);
+        },
+    ),
     // Identities.
     case("cloned_disk", "a second machine starts with a copy of a node's disk", |t| {
         t.start(4);
@@ -358,21 +370,25 @@ pub const CASES: &[Case] = &[
         let order = t.shuffled(6);
         t.restart(&order[..3]);
     }),
-    case("star", "the only seed is killed, loses its disk and comes back, while others come", |t| {
-        t.heal_within(45);
-        t.start(4);
-        t.agree();
-        t.kill(&[0]);
-        t.wait_about(0..12);
-        t.join();
-        t.wait_about(0..10);
-        if t.chance(0.5) {
-            t.wipe(&[0]);
-        }
-        t.revive(&[0]);
-        t.join();
-        t.agree();
-    }),
+    case(
+        "star",
+        "the only seed is killed, loses its disk and comes back, while others come",
+        |t| {
+            t.heal_within(45);
+            t.start(4);
+            t.agree();
+            t.kill(&[0]);
+            t.wait_about(0..12);
+            t.join();
+            t.wait_about(0..10);
+            if t.chance(0.5) {
+                t.wipe(&[0]);
+            }
+            t.revive(&[0]);
+            t.join();
+            t.agree();
+        },
+    ),
     case("mass_restart", "the power fails: all come back in any order, within some seconds", |t| {
         t.heal_within(45);
         t.start(6);

@@ -131,10 +131,8 @@ fn message(message: &Message) -> String {
         Message::Digest { session, .. } => format!("my sums ({session:08x})"),
         Message::InSync { session } => format!("mine are the same ({session:08x})"),
         Message::Versions { session, part, parts, items, .. } => {
-            let items: Vec<_> = items
-                .iter()
-                .map(|item| format!("{} v{}", item.id.short(), item.version))
-                .collect();
+            let items: Vec<_> =
+                items.iter().map(|item| format!("{} v{}", item.id.short(), item.version)).collect();
             format!("mine, {}/{parts} ({session:08x}): {}", part + 1, items.join(", "))
         }
         Message::Request { ids } => {
@@ -174,7 +172,8 @@ fn view(view: Option<&View>) -> String {
         None => "unknown".to_owned(),
     };
     let forgotten = if *buried { " (forgotten)" } else { "" };
-    let record = version.map_or_else(String::new, |version| format!(", record v{version}{forgotten}"));
+    let record =
+        version.map_or_else(String::new, |version| format!(", record v{version}{forgotten}"));
     format!(", you are {} {life}{record}", id.short())
 }
 

@@ -97,7 +97,8 @@ impl Trial {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
             let what = text.unwrap_or_else(|| "a panic without words".to_owned());
-            self.violation = Some(Violation { at: self.network.elapsed(), invariant: "panic", what });
+            self.violation =
+                Some(Violation { at: self.network.elapsed(), invariant: "panic", what });
         }
         Outcome { violation: self.violation.clone(), tally: self.watch.tally }
     }

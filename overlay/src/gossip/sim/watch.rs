@@ -233,7 +233,8 @@ impl Watch {
                 let pair = (*one, *other);
                 let by_start = started.contains(one) || started.contains(other);
                 let since = Since { at: network.now, by_start };
-                direct.insert(pair, *self.direct.get(&pair).filter(|_| !by_start).unwrap_or(&since));
+                direct
+                    .insert(pair, *self.direct.get(&pair).filter(|_| !by_start).unwrap_or(&since));
                 if knows(network, *one, *other) || knows(network, *other, *one) {
                     let (from, to) = (group[*other], group[*one]);
                     group.iter_mut().filter(|group| **group == from).for_each(|group| *group = to);
@@ -242,11 +243,13 @@ impl Watch {
         }
         let mut joined = BTreeMap::new();
         for one in &awake {
-            for other in awake.iter().filter(|other| *other > one && group[**other] == group[*one]) {
+            for other in awake.iter().filter(|other| *other > one && group[**other] == group[*one])
+            {
                 let pair = (*one, *other);
                 let by_start = started.contains(one) || started.contains(other);
                 let since = Since { at: network.now, by_start };
-                joined.insert(pair, *self.joined.get(&pair).filter(|_| !by_start).unwrap_or(&since));
+                joined
+                    .insert(pair, *self.joined.get(&pair).filter(|_| !by_start).unwrap_or(&since));
             }
         }
         self.direct = direct;
@@ -259,14 +262,13 @@ impl Watch {
         let mut lost: Vec<(IpNetwork, NodeId)> = Vec::new();
         let mut released = Vec::new();
         for (_, event) in &node.events[self.nodes[ix].events_read..] {
-            match event {
-                Event::LeaseLost { prefix, winner, held: true } => lost.push((*prefix, *winner)),
-                Event::LeaseReleased { prefix, .. } => {
-                    self.nodes[ix].entitled.retain(|(entitled, _)| entitled != prefix);
-                    released.push(*prefix);
-                }
-                Event::LeaseUnproven { prefix } => released.push(*prefix),
-                _ => {}
+            if let Event::LeaseLost { prefix, winner, held: true } = event {
+                lost.push((*prefix, *winner));
+            } else if let Event::LeaseReleased { prefix, .. } = event {
+                self.nodes[ix].entitled.retain(|(entitled, _)| entitled != prefix);
+                released.push(*prefix);
+            } else if let Event::LeaseUnproven { prefix } = event {
+                released.push(*prefix);
             }
         }
         self.nodes[ix].events_read = node.events.len();
@@ -300,7 +302,10 @@ impl Watch {
             let kept = held.iter().any(|(now, _)| now == prefix);
             let told = released.contains(prefix) || lost.iter().any(|(lost, _)| lost == prefix);
             if !kept && !told {
-                let what = format!("{} holds {prefix} (epoch {epoch}) no more, and tells nobody", node.local.name);
+                let what = format!(
+                    "{} holds {prefix} (epoch {epoch}) no more, and tells nobody",
+                    node.local.name
+                );
                 return self.broken(network, "I4", what);
             }
         }
@@ -315,7 +320,13 @@ impl Watch {
     }
 
     /// Whether a lease was rightly lost.
-    fn judge_loss(&mut self, network: &Network, ix: usize, prefix: IpNetwork, winner: NodeId) -> Result<(), Violation> {
+    fn judge_loss(
+        &mut self,
+        network: &Network,
+        ix: usize,
+        prefix: IpNetwork,
+        winner: NodeId,
+    ) -> Result<(), Violation> {
         self.tally.losses += 1;
         let node = &network.nodes[ix];
         let own = node.local.id;
@@ -325,7 +336,8 @@ impl Watch {
         if winner == own {
             let twins = self.by_id.get(&own).map_or(0, Vec::len);
             if twins < 2 {
-                let what = format!("{} gives up {prefix} for a twin that does not exist", node.local.name);
+                let what =
+                    format!("{} gives up {prefix} for a twin that does not exist", node.local.name);
                 return self.broken(network, "I4", what);
             }
             return Ok(());
@@ -356,11 +368,15 @@ impl Watch {
         claimed_at: Option<Instant>,
     ) -> Result<(), Violation> {
         let node = &network.nodes[ix];
-        let other = self.nodes[ix].entitled.iter().find(|(entitled, _)| {
-            *entitled != prefix && entitled.is_ipv6() == prefix.is_ipv6()
-        });
+        let other = self.nodes[ix]
+            .entitled
+            .iter()
+            .find(|(entitled, _)| *entitled != prefix && entitled.is_ipv6() == prefix.is_ipv6());
         if let Some((entitled, _)) = other {
-            let what = format!("{} was granted {entitled}, and holds {prefix} now: nobody was told of a loss", node.local.name);
+            let what = format!(
+                "{} was granted {entitled}, and holds {prefix} now: nobody was told of a loss",
+                node.local.name
+            );
             return self.broken(network, "I4", what);
         }
         let entitled = &mut self.nodes[ix].entitled;
@@ -369,7 +385,9 @@ impl Watch {
         let Some(claimed_at) = claimed_at else { return Ok(()) };
         for other in (0..self.nodes.len()).filter(|other| *other != ix) {
             let theirs = self.nodes[other].held.iter().find(|(held, _)| overlap(*held, prefix));
-            let Some((held, their_epoch)) = theirs.filter(|_| self.nodes[other].is_running) else { continue };
+            let Some((held, their_epoch)) = theirs.filter(|_| self.nodes[other].is_running) else {
+                continue;
+            };
             if self.could_ask(network, ix, other, claimed_at) {
                 let what = format!(
                     "{} was granted {prefix} (epoch {epoch}), claimed {:.3} s ago, though {} holds {held} (epoch {their_epoch}) and could be asked",
@@ -388,8 +406,12 @@ impl Watch {
         let seen = &mut self.nodes[ix];
         let entitled = &seen.entitled;
         let stays = |pod: &IpAddr| entitled.iter().any(|(prefix, _)| prefix.contains(*pod));
-        let gone: Vec<(IpAddr, u64)> =
-            seen.pods.iter().filter(|(pod, _)| !stays(pod)).map(|(pod, number)| (*pod, *number)).collect();
+        let gone: Vec<(IpAddr, u64)> = seen
+            .pods
+            .iter()
+            .filter(|(pod, _)| !stays(pod))
+            .map(|(pod, number)| (*pod, *number))
+            .collect();
         for (pod, number) in gone {
             seen.pods.remove(&pod);
             seen.pods_changed = true;
@@ -444,10 +466,10 @@ impl Watch {
         let members = &gossip.map().members;
         let is_active = |id| members.get(id).is_some_and(|member| member.state.is_active());
         let before = former.iter().flat_map(|former| former.iter());
-        let before = before.filter(|entry| is_active(&entry.node)).filter_map(|entry| number(&entry.pod));
-        let gone: Vec<u64> = before
-            .filter(|number| !now.contains(number) && !self.pods.contains(number))
-            .collect();
+        let before =
+            before.filter(|entry| is_active(&entry.node)).filter_map(|entry| number(&entry.pod));
+        let gone: Vec<u64> =
+            before.filter(|number| !now.contains(number) && !self.pods.contains(number)).collect();
         let seen = &mut self.nodes[ix];
         if let Some(number) = now.intersection(&seen.buried_pods).next() {
             let what = format!(
@@ -462,7 +484,8 @@ impl Watch {
     }
 
     fn find_doubles(&mut self, network: &Network) {
-        let running: Vec<usize> = (0..self.nodes.len()).filter(|ix| self.nodes[*ix].is_running).collect();
+        let running: Vec<usize> =
+            (0..self.nodes.len()).filter(|ix| self.nodes[*ix].is_running).collect();
         let mut found: BTreeSet<(Double, usize, usize)> = BTreeSet::new();
         let mut leases: Vec<(IpNetwork, usize)> = running
             .iter()
@@ -471,9 +494,12 @@ impl Watch {
         leases.sort_unstable();
         // Subnets overlap only with what follows them in this order, up to the first that does not.
         for (at, (prefix, one)) in leases.iter().enumerate() {
-            for (other_prefix, other) in leases[at + 1..].iter().take_while(|(next, _)| overlap(*next, *prefix)) {
+            for (other_prefix, other) in
+                leases[at + 1..].iter().take_while(|(next, _)| overlap(*next, *prefix))
+            {
                 if one != other {
-                    let subnet = if prefix.prefix() > other_prefix.prefix() { prefix } else { other_prefix };
+                    let subnet =
+                        if prefix.prefix() > other_prefix.prefix() { prefix } else { other_prefix };
                     found.insert((Double::Subnet(*subnet), *one.min(other), *one.max(other)));
                 }
             }
@@ -515,14 +541,18 @@ impl Watch {
             Double::Subnet(prefix) => {
                 let text = format!(
                     "{} (epoch {}) and {} (epoch {}) hold {prefix}, though they have been together for {together:.1} s",
-                    name(one), epoch(one, prefix), name(other), epoch(other, prefix),
+                    name(one),
+                    epoch(one, prefix),
+                    name(other),
+                    epoch(other, prefix),
                 );
                 self.broken(network, "I2", text)
             }
             Double::Address(address) => {
                 let text = format!(
                     "pods of {} and of {} use {address}, though they have been together for {together:.1} s",
-                    name(one), name(other),
+                    name(one),
+                    name(other),
                 );
                 self.broken(network, "I1", text)
             }
@@ -568,13 +598,19 @@ impl Watch {
             }
             let name = &network.nodes[ix].local.name;
             if self.nodes[ix].forgotten.contains(&member.id) {
-                let what = format!("{name} knows {} again, which has stopped and was forgotten", member.name);
+                let what = format!(
+                    "{name} knows {} again, which has stopped and was forgotten",
+                    member.name
+                );
                 return self.broken(network, "I6", what);
             }
             if !member.state.is_active() {
                 self.nodes[ix].buried.insert(member.id);
             } else if self.nodes[ix].buried.contains(&member.id) {
-                let what = format!("{name} believes that {} lives again, which has stopped and was dead to it", member.name);
+                let what = format!(
+                    "{name} believes that {} lives again, which has stopped and was dead to it",
+                    member.name
+                );
                 return self.broken(network, "I6", what);
             }
         }
@@ -583,13 +619,23 @@ impl Watch {
     }
 
     /// Whether a route went away though nothing is wrong with either end.
-    fn judge_lost_route(&mut self, network: &Network, ix: usize, to: NodeId, prefix: IpNetwork) -> Result<(), Violation> {
+    fn judge_lost_route(
+        &mut self,
+        network: &Network,
+        ix: usize,
+        to: NodeId,
+        prefix: IpNetwork,
+    ) -> Result<(), Violation> {
         let Some([other]) = self.by_id.get(&to).map(Vec::as_slice) else { return Ok(()) };
         let other = *other;
         let pair = (ix.min(other), ix.max(other));
-        let undisturbed = self.direct.get(&pair).is_some_and(|since| network.now >= since.at + self.bounds.heal);
+        let undisturbed =
+            self.direct.get(&pair).is_some_and(|since| network.now >= since.at + self.bounds.heal);
         let holds = self.nodes[other].held.iter().any(|(held, _)| *held == prefix);
-        let leaving = network.nodes[other].gossip.as_ref().is_none_or(|gossip| gossip.lease_state() == LeaseState::Left);
+        let leaving = network.nodes[other]
+            .gossip
+            .as_ref()
+            .is_none_or(|gossip| gossip.lease_state() == LeaseState::Left);
         let disputed = (0..self.nodes.len()).any(|third| {
             third != other
                 && self.nodes[third].is_running
@@ -619,7 +665,9 @@ impl Watch {
             let settled = match &state {
                 LeaseState::Held { .. } => true,
                 LeaseState::Exhausted { .. } => self.all_are_held(network),
-                LeaseState::Suspended { .. } => self.by_id.get(&node.local.id).is_some_and(|twins| twins.len() > 1),
+                LeaseState::Suspended { .. } => {
+                    self.by_id.get(&node.local.id).is_some_and(|twins| twins.len() > 1)
+                }
                 LeaseState::Waiting
                 | LeaseState::Claiming { .. }
                 | LeaseState::Returning { .. }
@@ -629,9 +677,12 @@ impl Watch {
             if !settled {
                 return Some(format!("{name} is {state:?}"));
             }
-            for other in running.iter().filter(|other| *other == ix || self.are_joined(*ix, **other)) {
+            for other in
+                running.iter().filter(|other| *other == ix || self.are_joined(*ix, **other))
+            {
                 let theirs = &network.nodes[*other];
-                let suspended = matches!(theirs.gossip.as_ref()?.lease_state(), LeaseState::Suspended { .. });
+                let suspended =
+                    matches!(theirs.gossip.as_ref()?.lease_state(), LeaseState::Suspended { .. });
                 let Some(member) = map.members.get(&theirs.local.id) else {
                     return Some(format!("{name} does not know {}", theirs.local.name));
                 };
@@ -640,18 +691,29 @@ impl Watch {
                 }
                 let shadowed = member.shadowed;
                 if !member.state.is_active() && !shadowed {
-                    return Some(format!("to {name}, {} is {}", theirs.local.name, member.state.name()));
+                    return Some(format!(
+                        "to {name}, {} is {}",
+                        theirs.local.name,
+                        member.state.name()
+                    ));
                 }
                 let mut routes: Vec<_> = member.routes().collect();
-                let mut held: Vec<_> = self.nodes[*other].held.iter().map(|(prefix, _)| *prefix).collect();
+                let mut held: Vec<_> =
+                    self.nodes[*other].held.iter().map(|(prefix, _)| *prefix).collect();
                 routes.sort_unstable();
                 held.sort_unstable();
                 if routes != held && !shadowed {
-                    return Some(format!("{name} routes {routes:?} to {}, which holds {held:?}", theirs.local.name));
+                    return Some(format!(
+                        "{name} routes {routes:?} to {}, which holds {held:?}",
+                        theirs.local.name
+                    ));
                 }
                 let their_map = theirs.gossip.as_ref()?.map();
                 if let Some(difference) = difference(map, their_map) {
-                    return Some(format!("the maps of {name} and {} differ: {difference}", theirs.local.name));
+                    return Some(format!(
+                        "the maps of {name} and {} differ: {difference}",
+                        theirs.local.name
+                    ));
                 }
             }
             for member in map.members.values().filter(|member| member.state.is_active()) {
@@ -662,7 +724,8 @@ impl Watch {
                     return Some(format!("{name} believes that {} is alive", member.name));
                 }
             }
-            let there = running.iter().filter(|other| *other == ix || self.are_joined(*ix, **other));
+            let there =
+                running.iter().filter(|other| *other == ix || self.are_joined(*ix, **other));
             let real: BTreeSet<u64> =
                 there.flat_map(|other| self.nodes[*other].pods.values().copied()).collect();
             let known = numbers(gossip.pods());
@@ -684,9 +747,11 @@ impl Watch {
     fn all_are_held(&self, network: &Network) -> bool {
         let config = &network.config.lease;
         let ranges = config.ranges.iter().filter(|range| range.is_ipv4());
-        let all: u32 = ranges.map(|range| 1 << (config.prefix_len_v4 - range.prefix()).min(20)).sum();
+        let all: u32 =
+            ranges.map(|range| 1 << (config.prefix_len_v4 - range.prefix()).min(20)).sum();
         let held = self.nodes.iter().filter(|seen| seen.is_running);
-        let held: BTreeSet<_> = held.flat_map(|seen| seen.held.iter().map(|(prefix, _)| *prefix)).collect();
+        let held: BTreeSet<_> =
+            held.flat_map(|seen| seen.held.iter().map(|(prefix, _)| *prefix)).collect();
         held.len() >= usize::try_from(all).unwrap_or(usize::MAX)
     }
 
@@ -695,7 +760,8 @@ impl Watch {
     /// Whoever was just started asks before it claims, so only cuts that were healed take time.
     fn settled_at(&self, network: &Network, ix: usize) -> Instant {
         let with = |(one, other): &(usize, usize)| {
-            (*one == ix || self.are_joined(ix, *one)) && (*other == ix || self.are_joined(ix, *other))
+            (*one == ix || self.are_joined(ix, *one))
+                && (*other == ix || self.are_joined(ix, *other))
         };
         let around = self.joined.iter().filter(|(pair, _)| with(pair));
         let settled = around.map(|(_, since)| match since.by_start {
@@ -737,7 +803,12 @@ impl Watch {
         ix.map_or_else(|| id.to_string(), |ix| network.nodes[*ix].local.name.clone())
     }
 
-    fn broken<T>(&self, network: &Network, invariant: &'static str, what: String) -> Result<T, Violation> {
+    fn broken<T>(
+        &self,
+        network: &Network,
+        invariant: &'static str,
+        what: String,
+    ) -> Result<T, Violation> {
         Err(Violation { at: network.elapsed(), invariant, what })
     }
 }
@@ -770,7 +841,11 @@ fn difference(one: &SubnetMap, other: &SubnetMap) -> Option<String> {
     ids.into_iter().find_map(|id| {
         let tell = |map: &SubnetMap| {
             map.members.get(id).map(|member| {
-                let leases: Vec<_> = member.leases.iter().map(|lease| (lease.prefix, lease.claim, lease.epoch)).collect();
+                let leases: Vec<_> = member
+                    .leases
+                    .iter()
+                    .map(|lease| (lease.prefix, lease.claim, lease.epoch))
+                    .collect();
                 (member.version, member.state.is_active(), leases)
             })
         };
