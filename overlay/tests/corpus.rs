@@ -17,6 +17,16 @@ fn gossip() {
     replay("gossip", targets::gossip);
 }
 
+#[test]
+fn seal() {
+    replay("seal", targets::seal);
+}
+
+#[test]
+fn key_file() {
+    replay("key_file", targets::key_file);
+}
+
 fn replay(target: &str, run: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus").join(target);
     let mut inputs = 0;

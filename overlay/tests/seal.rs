@@ -482,6 +482,30 @@ fn a_node_that_was_away_returns_with_its_old_key_and_is_locked_out_when_that_is_
     }
 }
 
+/// Who was locked out returns as soon as it has a key of the others, also before that is the one that it uses,
+/// and though all that it knows of their keys is old.
+#[test]
+fn a_node_that_was_locked_out_returns_with_any_key_of_the_others() {
+    for seed in seeds(30) {
+        let mut network = agreed(seed, 3);
+        for ix in [0, 1] {
+            network.set_keys(ix, ring(&[1, 0]));
+        }
+        network.run_for(Duration::from_millis(300 * (seed % 5)));
+        for ix in [0, 1] {
+            network.set_keys(ix, ring(&[1]));
+        }
+        reach(&mut network, seed, 12, |network| {
+            [0, 1].into_iter().all(|ix| state(network, ix, 2) == Some(MemberState::Dead))
+        });
+        network.run_for(secs(20));
+        network.set_keys(2, ring(&[0, 1]));
+        reach(&mut network, seed, 40, |network| network.agrees_on(3));
+        network.run_for(secs(20));
+        assert!(network.agrees_on(3), "seed {seed}");
+    }
+}
+
 /// A machine that is copied while it runs goes on with the same session; with the next one, others hear it
 /// again. Nothing is lost when a session is renewed.
 #[test]

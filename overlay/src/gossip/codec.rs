@@ -16,6 +16,7 @@ use super::record::{Record, stir};
 use super::session::SEAL_LEN_MAX;
 use crate::node_id::NodeId;
 use crate::pods::Pod;
+use crate::seal::KeyId;
 
 /// Longest datagram, in bytes of UDP payload: fits the least IPv6 MTU with room for a seal.
 pub const DATAGRAM_MAX: usize = 1200;
@@ -47,10 +48,11 @@ pub(super) struct Envelope {
 /// Everything that nodes say to each other besides the failure detector's own messages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Message {
-    /// "Here I am; who are you?" With what is thought of the receiver, if that is known.
-    Hello { you: Option<View> },
-    /// The answer: what is known of the asker.
-    Welcome { you: Option<View> },
+    /// "Here I am; who are you?" With what is thought of the receiver, if that is known, and the keys that the
+    /// sender accepts, the one that it uses first.
+    Hello { you: Option<View>, keys: Vec<KeyId> },
+    /// The answer: what is known of the asker, and the keys again.
+    Welcome { you: Option<View>, keys: Vec<KeyId> },
     /// "Here is what I know, in 64 numbers for records and 64 for pods."
     Digest { session: u32, buckets: Vec<u8>, pods: Vec<u8> },
     /// "The same records as I do."
@@ -261,6 +263,7 @@ mod tests {
     use crate::gossip::record::tests::record;
     use crate::pods::POD_LEN_MAX;
     use crate::pods::tests::pod;
+    use crate::seal::KEYS_MAX;
 
     fn from() -> Identity {
         Identity {
@@ -302,8 +305,8 @@ mod tests {
         let id = NodeId([7; 16]);
         let view = View { id, incarnation: Some((3, true)), version: Some(1000), buried: true };
         vec![
-            Message::Hello { you: None },
-            Message::Welcome { you: Some(view) },
+            Message::Hello { you: None, keys: Vec::new() },
+            Message::Welcome { you: Some(view), keys: vec![KeyId([3; 8]); KEYS_MAX] },
             Message::Digest { session: 77, buckets: vec![0xab; 512], pods: vec![0xcd; 512] },
             Message::InSync { session: 77 },
             Message::Versions {

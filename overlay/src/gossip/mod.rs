@@ -756,7 +756,8 @@ impl Gossip {
         let time = self.config.timing.appeal;
         if is_routed && self.appeals.open((id, address), time, self.now) {
             let view = self.view_of(id, address);
-            self.send(address, Message::Hello { you: Some(view) });
+            let hello = self.hello(Some(view));
+            self.send(address, hello);
         }
     }
 
@@ -772,7 +773,8 @@ impl Gossip {
         self.dirty |= ended;
         for (id, address) in due {
             let view = self.view_of(id, address);
-            self.send(address, Message::Hello { you: Some(view) });
+            let hello = self.hello(Some(view));
+            self.send(address, hello);
         }
     }
 
@@ -829,7 +831,8 @@ impl Gossip {
             if unanswered == 1 || (unanswered > 0 && unanswered % 10 == 0) {
                 self.event(Event::SeedUnreachable { address, unanswered });
             }
-            self.send(address, Message::Hello { you: None });
+            let hello = self.hello(None);
+            self.send(address, hello);
         }
     }
 
@@ -844,10 +847,12 @@ impl Gossip {
         let chosen = dead.into_iter().choose(&mut self.rng);
         if let Some((id, address)) = chosen {
             let view = self.view_of(id, address);
-            self.send(address, Message::Hello { you: Some(view) });
+            let hello = self.hello(Some(view));
+            self.send(address, hello);
         }
         if let (true, Some((twin, _))) = (self.suspended, self.duplicate) {
-            self.send(twin, Message::Hello { you: None });
+            let hello = self.hello(None);
+            self.send(twin, hello);
         }
     }
 
@@ -878,6 +883,11 @@ impl Gossip {
     fn send(&mut self, to: SocketAddr, message: Message) {
         let envelope = Envelope { from: self.swim.identity(), clock: self.claims.clock(), message };
         self.push_out(to, Outgoing::Message(codec::encode(&envelope)));
+    }
+
+    /// "Here I am", with what is thought of the receiver.
+    fn hello(&self, you: Option<View>) -> Message {
+        Message::Hello { you, keys: self.envelopes.keys() }
     }
 
     fn push_out(&mut self, to: SocketAddr, what: Outgoing) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::addresses::{ADDRESSES_MAX, Addresses};
-use super::codec::{self, Message, RecordItem};
+use super::codec::{self, RecordItem};
 use super::event::{Event, Memory};
 use super::identity::COUNTER_MAX;
 use super::record::{GRANTS_MAX, Grant, LeaseRecord, Prefix, RECORD_LEN_MAX, Record};
@@ -204,7 +204,8 @@ impl Gossip {
         let asked = self.probed_twin.is_some_and(|at| self.now < at + self.config.timing.sync);
         if !asked {
             self.probed_twin = Some(self.now);
-            self.send(address, Message::Hello { you: None });
+            let hello = self.hello(None);
+            self.send(address, hello);
         }
     }
 

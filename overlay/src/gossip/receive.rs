@@ -8,6 +8,7 @@ use super::counters::Refused;
 use super::event::Event;
 use super::identity::Identity;
 use super::{Gossip, publish};
+use crate::seal::{KEYS_MAX, KeyId};
 
 /// How often one translated address is reported.
 const TRANSLATED_PAUSE: Duration = Duration::from_secs(60);
@@ -75,14 +76,17 @@ impl Gossip {
     fn receive_message(&mut self, envelope: Envelope) -> Result<(), Refused> {
         let Envelope { from: sender, message, .. } = envelope;
         match message {
-            Message::Hello { you } => {
+            Message::Hello { you, keys } => {
+                self.learn_keys(sender.address, &keys)?;
                 self.learn_own_past(sender.address, you);
                 let you = Some(self.view_of(sender.id, sender.address));
                 self.swim.introduce(sender, self.now);
-                self.send(sender.address, Message::Welcome { you });
+                let keys = self.envelopes.keys();
+                self.send(sender.address, Message::Welcome { you, keys });
                 Ok(())
             }
-            Message::Welcome { you } => {
+            Message::Welcome { you, keys } => {
+                self.learn_keys(sender.address, &keys)?;
                 self.learn_own_past(sender.address, you);
                 self.welcome(sender);
                 Ok(())
@@ -118,6 +122,15 @@ impl Gossip {
         if !self.synced {
             self.start_sync(Some(sender.address));
         }
+    }
+
+    /// A node says itself which keys it accepts: its record may be older, or out of reach.
+    fn learn_keys(&mut self, from: SocketAddr, keys: &[KeyId]) -> Result<(), Refused> {
+        if keys.len() > KEYS_MAX {
+            return Err(Refused::BadKeys);
+        }
+        self.envelopes.note_keys(from, keys, self.now);
+        Ok(())
     }
 
     /// Goes above whatever life of this node the cluster remembers.

@@ -263,7 +263,8 @@ impl Gossip {
         for (id, address) in buried {
             self.allow(1)?;
             let view = self.view_of(id, address);
-            self.send(address, Message::Hello { you: Some(view) });
+            let hello = self.hello(Some(view));
+            self.send(address, hello);
         }
         // Whoever passes on something old has not heard the news.
         let items = outdated.into_iter().filter_map(|id| self.record_item(id)).collect();

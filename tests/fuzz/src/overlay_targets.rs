@@ -2,12 +2,15 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use overlay::config::LeaseConfig;
+use overlay::gossip::sim::{self, Network};
 use overlay::gossip::{Gossip, GossipConfig, LocalNode, Memory, Protection};
 use overlay::node_id::NodeId;
 use overlay::path::message::{self, Kind, REPLY_LEN};
+use overlay::seal::{KeyFile, KeyRing, Secrets};
 use overlay::vxlan::{self, Vni};
 
 /// A VXLAN datagram.
@@ -30,10 +33,33 @@ pub fn vxlan(datagram: &[u8]) {
     }
 }
 
-/// Two nodes that gossip over a bad network. Each step of the input says what the network does with the
-/// next datagram on its way, or that time passes.
-pub fn gossip(mut input: &[u8]) {
-    let mut pair = Pair::new();
+/// Two nodes that gossip in clear over a bad network. Each step of the input says what the network does with
+/// the next datagram on its way, or that time passes.
+pub fn gossip(input: &[u8]) {
+    run(Pair::new(Seal::None), input);
+}
+
+/// The same with a seal. What is changed on its way is refused; what is made up has a right seal, of a
+/// session of its own or of the other node, and any content.
+pub fn seal(input: &[u8]) {
+    run(Pair::new(Seal::Key), input);
+}
+
+/// A file with keys.
+pub fn key_file(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let path = Path::new("keys");
+    match KeyFile::parse(path, text) {
+        Ok(file) => {
+            assert_eq!(KeyFile::parse(path, &file.text()).expect("what was read"), file);
+            let ring = file.ring().expect("one key is in use");
+            assert_eq!(ring.ids().len(), file.keys().count());
+        }
+        Err(error) => assert!(error.to_string().starts_with("keys:")),
+    }
+}
+
+fn run(mut pair: Pair, mut input: &[u8]) {
     let mut steps = 0;
     while let Some((&step, rest)) = input.split_first()
         && steps < STEPS_MAX
@@ -60,7 +86,14 @@ const NODES_MAX: usize = 8;
 /// Most datagrams on their way at a time.
 const FLYING_MAX: usize = 256;
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seal {
+    None,
+    Key,
+}
+
 struct Pair {
+    seal: Seal,
     nodes: [Gossip; 2],
     /// To which node, and what.
     flying: VecDeque<(usize, Vec<u8>)>,
@@ -68,7 +101,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn new() -> Self {
+    fn new(seal: Seal) -> Self {
         let now = Instant::now();
         let nodes = [0, 1].map(|ix| {
             let mut config = GossipConfig::new("weft", LeaseConfig::default());
@@ -84,10 +117,16 @@ impl Pair {
                 has_seeds: false,
                 memory: Memory::default(),
             };
-            // In clear, so that the messages inside can be changed.
-            Gossip::new(config, local, Protection::Insecure, u64::from(ix), now)
+            let protection = match seal {
+                Seal::None => Protection::Insecure,
+                Seal::Key => Protection::Sealed {
+                    keys: KeyRing::new(Network::key(0)),
+                    secrets: Secrets::from_bytes([ix + 1; 16], [ix + 1; 32]),
+                },
+            };
+            Gossip::new(config, local, protection, u64::from(ix), now)
         });
-        let mut pair = Self { nodes, flying: VecDeque::new(), now };
+        let mut pair = Self { seal, nodes, flying: VecDeque::new(), now };
         pair.nodes[1].join(address(0), now);
         pair.collect();
         pair
@@ -103,11 +142,10 @@ impl Pair {
             while let Some((to, datagram)) = node.poll_transmit() {
                 assert!(datagram.len() <= overlay::gossip::DATAGRAM_MAX);
                 if to == address(1 - ix) && self.flying.len() < FLYING_MAX {
-                    assert_eq!(
-                        checked(datagram.clone()),
-                        datagram,
-                        "the sum is not that of codec.rs"
-                    );
+                    if self.seal == Seal::None {
+                        let sum = "the sum is not that of envelope.rs";
+                        assert_eq!(checked(datagram.clone()), datagram, "{sum}");
+                    }
                     self.flying.push_back((1 - ix, datagram));
                 }
             }
@@ -153,7 +191,14 @@ impl Pair {
         if let Some((to, mut datagram)) = self.flying.pop_front() {
             let at = usize::from(u16::from_be_bytes([*high, *low])) % datagram.len();
             datagram[at] ^= value;
-            self.hand_over(to, &checked(datagram));
+            match self.seal {
+                Seal::None => self.hand_over(to, &checked(datagram)),
+                Seal::Key => {
+                    let taken = refused(&self.nodes[to]);
+                    self.hand_over(to, &datagram);
+                    assert!(*value == 0 || refused(&self.nodes[to]) > taken, "at {at}");
+                }
+            }
         }
         rest
     }
@@ -167,18 +212,35 @@ impl Pair {
         let Some(mut datagram) = self.flying.front().map(|(_, datagram)| datagram.clone()) else {
             return rest;
         };
-        datagram.truncate(SUMMED_FROM);
-        datagram.push(what >> 1);
-        datagram.extend_from_slice(body);
-        self.hand_over(usize::from(what & 1), &checked(datagram));
+        let to = usize::from(what & 1);
+        let datagram = match self.seal {
+            Seal::None => {
+                datagram.truncate(SUMMED_FROM);
+                datagram.push(what >> 1);
+                datagram.extend_from_slice(body);
+                checked(datagram)
+            }
+            Seal::Key => {
+                let salt = if what & 2 == 0 { [9; 16] } else { [u8::from(to == 0) + 1; 16] };
+                let counter = u64::from(what >> 2);
+                sim::seal(&Network::key(0), "weft", salt, counter, body)
+            }
+        };
+        self.hand_over(to, &datagram);
         rest
     }
+}
+
+/// How much a node has refused, or not believed.
+fn refused(node: &Gossip) -> u64 {
+    let counters = node.counters();
+    counters.refused.values().sum::<u64>() + counters.unproven
 }
 
 /// Where the summed part of a datagram begins: at its kind, behind version, form, network and sum.
 const SUMMED_FROM: usize = 14;
 
-/// Fills in the check sum, as the gossip's `codec.rs` does.
+/// Fills in the check sum, as the gossip's `envelope.rs` does.
 fn checked(mut datagram: Vec<u8>) -> Vec<u8> {
     if datagram.len() > SUMMED_FROM {
         let hash = datagram[SUMMED_FROM..].iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

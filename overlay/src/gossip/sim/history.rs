@@ -126,8 +126,8 @@ fn swim(body: &[u8]) -> String {
 
 fn message(message: &Message) -> String {
     match message {
-        Message::Hello { you } => format!("hello{}", view(you.as_ref())),
-        Message::Welcome { you } => format!("welcome{}", view(you.as_ref())),
+        Message::Hello { you, .. } => format!("hello{}", view(you.as_ref())),
+        Message::Welcome { you, .. } => format!("welcome{}", view(you.as_ref())),
         Message::Digest { session, .. } => format!("my sums ({session:08x})"),
         Message::InSync { session } => format!("mine are the same ({session:08x})"),
         Message::Versions { session, part, parts, items, .. } => {
