@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
+use conf::source::Watcher;
 use conf::{DnsConfig, MetricsListen, NodeConfig};
 use ipam::Ipam;
 use overlay::agent::{Agent, AgentConfig, AgentHandle};
@@ -237,6 +238,7 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
         None => None,
     };
 
+    let watcher = watch_objects(&config, &control).await?;
     let (stop, stopped) = watch::channel(false);
     let mut servers = start_servers(&config, &control, &stopped).await?;
     sd_notify::notify(&[NotifyState::Ready]).context("cannot tell systemd that weftd is ready")?;
@@ -300,6 +302,8 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
         server.abort();
     }
     let _ = fs::remove_file(config.paths.socket());
+    // Its thread may be handing over a change just now.
+    tokio::task::spawn_blocking(move || drop(watcher)).await.context("the watcher panicked")?;
     match control.into_inner() {
         Some(control) => control.stop(),
         // An answer is still being made; the end of the process stops the workers.
@@ -329,6 +333,21 @@ fn boot_id() -> Result<String> {
     let path = "/proc/sys/kernel/random/boot_id";
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     Ok(text.trim().to_owned())
+}
+
+/// Reads the manifests, and takes up what changes in them from now on.
+async fn watch_objects(config: &NodeConfig, control: &SharedControl) -> Result<Watcher> {
+    let (dir, shared) = (config.objects.dir.clone(), control.clone());
+    tokio::task::spawn_blocking(move || {
+        let changed = shared.clone();
+        let deliver = move |update| changed.lock().update_objects(update);
+        let (watcher, first) = Watcher::start(&dir, deliver)
+            .with_context(|| format!("cannot watch {}", dir.display()))?;
+        shared.lock().set_directory(watcher.directory(), first);
+        Ok(watcher)
+    })
+    .await
+    .context("the watcher panicked")?
 }
 
 /// Runs control work, which may block, beside the runtime's threads.

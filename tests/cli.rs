@@ -107,6 +107,9 @@ fn exit_codes_tell_success_failure_and_wrong_usage() {
         (&["demo", "--nodes", "1"], 2),
         (&["status", "--lab", "x"], 2),
         (&["port", "add", "eth0", "not-a-mac"], 2),
+        (&["objects", "--socket", "/nowhere/weftd.sock"], 1),
+        (&["validate"], 2),
+        (&["validate", "/nowhere"], 1),
         (&["port", "remove", "eth0", "--node", "n1", "--lab", "nobody"], 1),
     ] {
         let output = place.run(arguments);
@@ -307,4 +310,84 @@ fn a_lab_stays_is_changed_by_later_commands_and_goes() {
 
     succeed(&["lab", "down"]);
     place.assert_clean();
+}
+
+const WEB: &str = "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  namespace: shop
+spec:
+  clusterIP: 10.96.0.7
+  ports:
+  - port: 80
+";
+
+#[test]
+fn manifests_are_checked_without_a_daemon() {
+    let place = Place::new();
+    let dir = place.dir.path().join("manifests");
+    fs::create_dir(&dir).unwrap();
+    let validate =
+        |arguments: &[&str]| place.run(&[&["validate", dir.to_str().unwrap()], arguments].concat());
+    let output = validate(&[]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(stdout(&output), "0 accepted, 0 refused, 0 ignored\n");
+
+    fs::write(dir.join("web.yaml"), WEB).unwrap();
+    let output = validate(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(
+        stdout(&output),
+        "ACCEPTED          AT          BUT\n\
+         Service shop/web  web.yaml:1  -\n\n\
+         1 accepted, 0 refused, 0 ignored\n"
+    );
+
+    let wrong =
+        WEB.replace("name: web", "name: other").replace("port: 80", "port: 80\n    nodePort: 1");
+    fs::write(dir.join("other.yaml"), wrong).unwrap();
+    fs::write(dir.join("third.json"), "{\"kind\": \"Deployment\", \"apiVersion\": \"apps/v1\"}")
+        .unwrap();
+    let output = validate(&[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stdout(&output),
+        "ACCEPTED          AT          BUT\n\
+         Service shop/web  web.yaml:1  -\n\n\
+         IGNORED     AT            WHY\n\
+         Deployment  third.json:1  Weft makes no pods: it serves those that the runtime attaches\n\n\
+         other.yaml:10: spec.ports[0].nodePort: a Service of type ClusterIP has no node ports: set spec.type to \
+         NodePort (Service shop/other)\n\n\
+         1 accepted, 1 refused, 1 ignored\n"
+    );
+
+    // What is right by itself, and wrong beside others.
+    fs::write(dir.join("other.yaml"), WEB.replace("name: web", "name: zoo")).unwrap();
+    let output = validate(&["-o", "json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["refused"][0]["file"], "other.yaml");
+    assert_eq!(found["refused"][0]["line"], 7);
+    assert_eq!(found["refused"][0]["field"], "spec.clusterIP");
+    assert_eq!(
+        found["refused"][0]["reason"],
+        "the Service shop/web has this address: give each its own, or none"
+    );
+    assert_eq!(found["accepted"][0]["name"], "web");
+
+    let one = dir.join("web.yaml");
+    assert_eq!(place.run(&["validate", one.to_str().unwrap()]).status.code(), Some(0));
+    let config = place.dir.path().join("weft.toml");
+    fs::write(&config, "network = \"a\"\nseeds = []\n[services]\nranges = [\"10.112.0.0/12\"]\n")
+        .unwrap();
+    let output =
+        place.run(&["validate", one.to_str().unwrap(), "--config", config.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stdout(&output).contains("is not in the range 10.112.0.0/12 of Services"),
+        "{}",
+        stdout(&output)
+    );
 }

@@ -59,7 +59,7 @@ impl Watched {
     }
 
     fn refused(&self) -> Vec<String> {
-        let listing = self.watcher.directory().listing(&self.state);
+        let listing = self.watcher.directory().lock().listing(&self.state);
         listing.refused.iter().map(ToString::to_string).collect()
     }
 }
@@ -135,17 +135,22 @@ fn the_directory_itself_comes_goes_and_is_exchanged() {
     let root = folder.path().join("manifests");
     let mut watched = Watched::start(&root);
     assert!(
-        watched.watcher.directory().problem().is_some_and(|text| text.contains("No such file"))
+        watched
+            .watcher
+            .directory()
+            .lock()
+            .problem()
+            .is_some_and(|text| text.contains("No such file"))
     );
 
     fs::create_dir(&root).expect("a directory");
     fs::write(root.join("a.yaml"), service("a", 1)).expect("a file");
     watched.expect(&[("a", 1)]);
-    assert_eq!(watched.watcher.directory().problem(), None);
+    assert_eq!(watched.watcher.directory().lock().problem(), None);
 
     // Gone as a whole, as a file system that is not mounted: that is no order to remove everything.
     fs::rename(&root, folder.path().join("away")).expect("moved away");
-    watched.wait(|watched| watched.watcher.directory().problem().is_some(), "a problem");
+    watched.wait(|watched| watched.watcher.directory().lock().problem().is_some(), "a problem");
     assert_eq!(watched.services().len(), 1);
 
     let new = folder.path().join("new");

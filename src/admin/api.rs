@@ -8,6 +8,7 @@
 //! | GET | `/v1/counters` | | [`CountersReport`] |
 //! | GET | `/v1/dns` | | [`DnsStatus`](crate::dns::report::DnsStatus), or null without a name server |
 //! | GET | `/v1/dns/query?name=&type=&from=` | | [`DnsAnswer`](crate::dns::report::DnsAnswer) |
+//! | GET | `/v1/objects` | | [`conf::source::Listing`] |
 //! | POST | `/v1/ports` | [`PortRequest`] | [`PodStatus`] |
 //! | DELETE | `/v1/ports/NAME` | | |
 //! | POST | `/v1/cni` | `cni::rpc::CniRequest` | `cni::rpc::CniResponse` |
@@ -17,6 +18,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use conf::source::manifests::Counts;
 use ipnetwork::IpNetwork;
 use overlay::path::probe::PathState;
 use overlay::seal::KeyId;
@@ -65,6 +67,8 @@ pub struct Status {
     pub tables_generation: u64,
     /// Attached pods.
     pub pods: usize,
+    /// How many objects are declared, and what became of them.
+    pub objects: Counts,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
     /// Whether pods can be attached now.
@@ -148,6 +152,8 @@ pub enum ProblemTopic {
     Tables,
     /// Something in the cluster that should be unique is not.
     Conflict,
+    /// Objects cannot be honoured, or their directory cannot be read.
+    Objects,
     /// The path to a node carries less than the interfaces at both ends.
     Path,
     /// No data passes to a node that is alive.

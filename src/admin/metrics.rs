@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use conf::source::manifests::Counts;
 use overlay::subnet::MemberState;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -236,6 +237,10 @@ impl Report {
         let free =
             status.addresses.iter().map(|p| ([("prefix", p.prefix.to_string())], p.free as f64));
         out.gauges("weft_addresses_free", "Addresses left, by leased prefix", free)?;
+        let Counts { files: _, accepted, refused, ignored } = status.objects;
+        let fates = [("accepted", accepted), ("refused", refused), ("ignored", ignored)];
+        let fates = fates.map(|(fate, count)| ([("fate", fate.to_owned())], count as f64));
+        out.gauges("weft_objects", "Declared objects, by what became of them", fates)?;
         out.gauge("weft_map_version", "Version of the subnet map", status.map_generation as f64)?;
         out.gauge(
             "weft_tables_version",

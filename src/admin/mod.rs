@@ -73,6 +73,7 @@ pub async fn serve(
         .route("/v1/counters", get(async |State(control)| read(control, Control::counters).await))
         .route("/v1/dns", get(async |State(control)| read(control, Control::dns_status).await))
         .route("/v1/dns/query", get(dns_query))
+        .route("/v1/objects", get(async |State(control)| read(control, Control::objects).await))
         .route("/v1/ports", post(add_port))
         .route("/v1/ports/{device}", delete(remove_port))
         .route("/v1/cni", post(cni))

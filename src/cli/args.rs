@@ -94,6 +94,27 @@ Examples:
   sudo weft dns query _http._tcp.web.default.svc.cluster.local SRV -o json
   sudo weft dns query example.org --from default/client    as that pod would be answered")]
     Dns(DnsArgs),
+    /// Lists what is declared of the cluster: accepted, refused and why, ignored and why
+    ///
+    /// Objects are Kubernetes manifests in the directory `[objects] dir`, by default /etc/weft/manifests.
+    #[command(after_help = "\
+Examples:
+  sudo weft objects
+  sudo weft objects -o json | jq -r '.refused[] | \"\\(.file):\\(.line): \\(.field): \\(.reason)\"'")]
+    Objects(ViewArgs),
+
+    /// Checks manifests before they are put in force: every mistake with its file, line and field
+    ///
+    /// Reads a directory, or one file, as the daemon does, and needs no daemon. Also finds what is wrong only
+    /// between objects: one address for two Services, a name that is defined twice.
+    #[command(after_help = "\
+Examples:
+  weft validate manifests/
+  weft validate --config weft.toml manifests/    with the ranges of that file
+  weft validate -o json web.yaml | jq .refused
+
+Exit codes: 0 all can be honoured, 1 something cannot, 2 wrong usage.")]
+    Validate(ValidateArgs),
 
     /// Makes, lists and changes the keys that the nodes' gossip is sealed with
     ///
@@ -338,6 +359,19 @@ Examples:
         #[arg(long)]
         force: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ValidateArgs {
+    /// A directory of manifests, or one file
+    pub(super) path: PathBuf,
+
+    /// The node file whose ranges of Services hold [default: the defaults of all fields]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod demo;
 mod dns;
 mod key;
 mod lab;
+mod objects;
 mod signals;
 mod table;
 mod view;
@@ -53,6 +54,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Pods(arguments) => view::pods(&arguments, &mut out)?,
         Command::Counters(arguments) => view::counters(&arguments, &mut out)?,
         Command::Key(arguments) => key::run(&arguments, &mut out)?,
+        Command::Objects(arguments) => objects::objects(&arguments, &mut out)?,
+        Command::Validate(arguments) => return objects::validate(&arguments, &mut out),
         Command::Port(arguments) => view::port(&arguments, &mut out)?,
         Command::Dns(arguments) => dns::run(&arguments, &mut out)?,
         Command::Bench(arguments) => bench::run(&arguments, &mut out)?,

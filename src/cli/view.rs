@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use anyhow::Result;
+use conf::source::manifests::Counts;
 use overlay::path::probe::PathState;
 use overlay::seal::KeyId;
 use serde::Serialize;
@@ -110,6 +111,8 @@ fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
     let underlay = status.underlay.map_or_else(|| "not known yet".to_owned(), |ip| ip.to_string());
     line("underlay", format!("{underlay}, mtu {}", or_dash(status.underlay_mtu)))?;
     line("pods", format!("{}, mtu {}", status.pods, or_dash(status.pod_mtu)))?;
+    let Counts { accepted, refused, ignored, .. } = status.objects;
+    line("objects", format!("{accepted} accepted, {refused} refused, {ignored} ignored"))?;
     line("nodes", format!("{} alive, map version {}", status.nodes_alive, status.map_generation))?;
     line("seal", seal(status))?;
     line("vtep", status.vtep_mac.to_string())?;
@@ -186,6 +189,7 @@ fn topic_name(topic: ProblemTopic) -> &'static str {
         ProblemTopic::Pod => "pod",
         ProblemTopic::Tables => "tables",
         ProblemTopic::Conflict => "conflict",
+        ProblemTopic::Objects => "objects",
         ProblemTopic::Path => "path",
         ProblemTopic::Data => "data",
         ProblemTopic::Dns => "dns",
@@ -441,6 +445,7 @@ mod tests {
             map_generation: 7,
             tables_generation: 9,
             pods: 2,
+            objects: Counts { files: 1, accepted: 3, refused: 1, ignored: 0 },
             uptime_s: 61,
             ready: true,
             problems: vec![Problem {

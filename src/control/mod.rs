@@ -18,10 +18,14 @@ mod cni_verbs;
 pub mod compile;
 pub mod device;
 mod exceptions;
+pub mod endpoints;
+pub mod facts;
 pub(crate) mod kernel_drops;
+mod objects;
 mod paths;
 mod ports;
 mod report;
+pub mod services;
 mod shared;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -53,6 +57,8 @@ pub use self::attach::AttachError;
 use self::attach::Attached;
 use self::capabilities::FallbackCounts;
 use self::kernel_drops::KernelDrops;
+use self::objects::Objects;
+pub use self::objects::SharedCluster;
 pub(crate) use self::paths::is_up;
 use self::ports::PortNumbers;
 pub use self::shared::SharedControl;
@@ -155,6 +161,7 @@ pub struct Control {
     cut_off: BTreeSet<IpAddr>,
     /// Since when nobody knows the nodes any more that addresses were left to.
     absent: BTreeMap<NodeId, Instant>,
+    objects: Objects,
     underlay: Option<Underlay>,
     /// Who answers pods' names, unless the configuration leaves that to others.
     dns: Option<Arc<Resolver>>,
@@ -198,6 +205,7 @@ impl Control {
         let engine = Engine::start(&config.switch, Arc::new(empty))?;
         let numbers = PortNumbers::new(config.switch.ports_max);
         let started = Instant::now();
+        let objects = Objects::new(&config, &identity.name, started);
         let seed = SysRng.try_next_u64().context("the kernel gives no random number")?;
         let (paths, findings) =
             PathMonitor::new(identity.id.vtep_mac(), engine.prober_counters(), seed);
@@ -224,6 +232,7 @@ impl Control {
             services: Arc::new(ServiceTable::empty()),
             cut_off: BTreeSet::new(),
             absent: BTreeMap::new(),
+            objects,
             underlay: None,
             dns,
             tunnel: None,
@@ -267,6 +276,7 @@ impl Control {
     pub fn set_map(&mut self, map: Arc<SubnetMap>) {
         self.map = map;
         self.follow_exceptions();
+        self.set_node_facts();
         self.publish();
     }
 

@@ -56,6 +56,7 @@ impl Control {
             map_generation: self.map.generation,
             tables_generation: self.generation,
             pods: self.attached.len(),
+            objects: self.object_counts(),
             uptime_s: self.started.elapsed().as_secs(),
             ready: held
                 && self.tunnel.is_some()

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use cni::rpc::{Client, ClientError};
+use conf::source::Listing;
 
 use crate::admin::api::{CountersReport, NodeStatus, PodStatus, PortRequest, Status};
 use crate::dns::report::{DnsAnswer, DnsStatus};
@@ -80,6 +81,12 @@ impl Admin {
             path.push_str(&escaped(from));
         }
         wait(self.client.get(&path))
+    /// The objects that are declared, and what became of them.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn objects(&self) -> Result<Listing> {
+        wait(self.client.get("/v1/objects"))
     }
 
     /// Makes an interface of the host a port.

@@ -118,6 +118,8 @@ impl Lab {
             remove_on_drop: true,
             _lock: lock,
         };
+        fs::create_dir(lab.manifests())
+            .with_context(|| format!("cannot make {}", lab.manifests().display()))?;
         lab.save()?;
         lab.lay_out()?;
         Ok(lab)
@@ -237,6 +239,11 @@ impl Lab {
     /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The directory of manifests that all nodes watch.
+    pub fn manifests(&self) -> PathBuf {
+        self.dir.join(daemon::MANIFESTS)
     }
 
     /// The nodes, in the order of their numbers.

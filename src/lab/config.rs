@@ -46,7 +46,7 @@ pub struct LabConfig {
     /// `fd00:10:244::/56`.
     #[serde(default)]
     pub lease: Option<String>,
-    /// Text for every node's `weft.toml`: whole sections other than `underlay`, `lease`, `paths`,
+    /// Text for every node's `weft.toml`: whole sections other than `underlay`, `lease`, `objects`, `paths`,
     /// `metrics` and `log`. Where it has an `[overlay]` that says nothing about keys, the lab adds the file
     /// with the node's.
     pub extra: String,

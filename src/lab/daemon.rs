@@ -76,6 +76,9 @@ pub(super) fn log_tail(path: &Path) -> String {
     }
 }
 
+/// The directory of manifests, which all nodes of a lab share.
+pub(super) const MANIFESTS: &str = "manifests";
+
 /// The node's `weft.toml`.
 fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
     let config = &state.config;
@@ -93,6 +96,7 @@ fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
         "network = {}\nname = {}\nseeds = [{}]\n\n\
          [underlay]\naddress = {}\n\n\
          [lease]\n{lease}\n\n\
+         [objects]\ndir = {}\n\n\
          [paths]\nstate = {}\nrun = {}\n\n\
          [metrics]\nlisten = \"127.0.0.1:9144\"\n\n\
          [log]\nlevel = {}\n\n",
@@ -100,6 +104,7 @@ fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
         quote(&node.name),
         seeds.join(", "),
         quote(&node.underlay.to_string()),
+        quote_path(&lab.join(MANIFESTS)),
         quote_path(&dir.join("state")),
         quote_path(&dir.join("run")),
         quote(&config.log),

@@ -107,6 +107,12 @@ impl Directory {
         Some((file, self.in_force(key)?.line))
     }
 
+    /// What cannot be honoured.
+    pub fn refused(&self, state: &ClusterState) -> Vec<RefusedObject> {
+        // Most directories have nothing of it, and this is asked at every change.
+        if self.counts(state).refused == 0 { Vec::new() } else { self.listing(state).refused }
+    }
+
     /// Everything that the files hold, and what became of it. `state` knows what is wrong with Services
     /// only beside others.
     pub fn listing(&self, state: &ClusterState) -> Listing {

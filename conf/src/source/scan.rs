@@ -160,6 +160,18 @@ impl Scanner {
     }
 }
 
+/// Looks at one file.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn look_at(path: &Path) -> Result<Found, String> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    match read(path) {
+        Ok(text) => Ok(Found::Text { file: name.unwrap_or_default(), text }),
+        Err(error) => Err(format!("{} cannot be read: {error}", path.display())),
+    }
+}
+
 fn is_link(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
 }

@@ -42,7 +42,7 @@ pub struct Update {
 /// A directory that is watched until this is dropped.
 #[derive(Debug)]
 pub struct Watcher {
-    directory: Arc<Mutex<Directory>>,
+    directory: SharedDirectory,
     stop: Sender<Notice>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -63,11 +63,11 @@ impl Watcher {
         root: impl Into<PathBuf>,
         deliver: impl FnMut(Update) + Send + 'static,
     ) -> std::io::Result<(Self, Update)> {
-        let directory = Arc::new(Mutex::new(Directory::new()));
+        let directory = SharedDirectory::default();
         let (stop, notices) = mpsc::channel();
         let mut looker = Looker {
             scanner: Scanner::new(root),
-            directory: Arc::clone(&directory),
+            directory: directory.clone(),
             watch: None,
             notice: stop.clone(),
         };
@@ -81,8 +81,8 @@ impl Watcher {
     }
 
     /// The files, and what is wrong with them.
-    pub fn directory(&self) -> MutexGuard<'_, Directory> {
-        lock(&self.directory)
+    pub fn directory(&self) -> SharedDirectory {
+        self.directory.clone()
     }
 }
 
@@ -99,14 +99,22 @@ impl Drop for Watcher {
     }
 }
 
-/// A panic while it was held leaves files that are read again at the next look.
-fn lock(directory: &Mutex<Directory>) -> MutexGuard<'_, Directory> {
-    directory.lock().unwrap_or_else(PoisonError::into_inner)
+/// A directory's files, which are looked at and changed in turns.
+#[derive(Debug, Clone, Default)]
+pub struct SharedDirectory(Arc<Mutex<Directory>>);
+
+impl SharedDirectory {
+    /// Waits for one's turn.
+    ///
+    /// A panic of whoever had it leaves files that are taken up again when they change.
+    pub fn lock(&self) -> MutexGuard<'_, Directory> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Looker {
     scanner: Scanner,
-    directory: Arc<Mutex<Directory>>,
+    directory: SharedDirectory,
     /// Device and inode of what is watched, and who watches it.
     watch: Option<((u64, u64), RecommendedWatcher)>,
     notice: Sender<Notice>,
@@ -165,30 +173,30 @@ impl Looker {
         let found = match found {
             Ok(found) => found,
             Err(problem) => {
-                let mut directory = lock(&self.directory);
+                let mut directory = self.directory.lock();
                 let is_new = directory.problem() != Some(problem.as_str());
                 directory.set_problem(Some(problem));
                 return is_new.then_some(update);
             }
         };
-        let had_problem = lock(&self.directory).problem().is_some();
+        let had_problem = self.directory.lock().problem().is_some();
         let differs = had_problem || !found.is_empty();
         if had_problem {
-            lock(&self.directory).set_problem(None);
+            self.directory.lock().set_problem(None);
         }
         for found in found {
             match found {
                 Found::Text { file, text } => {
                     // Nobody waits for this lock while a large file is parsed.
                     let manifests = parse(&text);
-                    update.changes.extend(lock(&self.directory).set_file(&file, manifests));
+                    update.changes.extend(self.directory.lock().set_file(&file, manifests));
                     update.files += 1;
                 }
                 Found::Unreadable { file, reason } => {
-                    lock(&self.directory).set_unreadable(&file, reason);
+                    self.directory.lock().set_unreadable(&file, reason);
                 }
                 Found::Gone { file } => {
-                    update.changes.extend(lock(&self.directory).remove_file(&file));
+                    update.changes.extend(self.directory.lock().remove_file(&file));
                 }
             }
         }

@@ -1,0 +1,213 @@
+//! The objects of the cluster in the daemon: taken up as their source and the map tell, and made into the
+//! switch's table of Services.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
+
+use conf::NodeConfig;
+use conf::cluster::{Change, ClusterState, Delta, ObjectName};
+use conf::source::manifests::Counts;
+use conf::source::{Listing, SharedDirectory, Update};
+use overlay::pods::PodMap;
+
+use super::endpoints::Place;
+use super::facts::Facts;
+use super::services::ServiceTables;
+use super::{Control, Topic};
+use crate::admin::api::ProblemTopic;
+use crate::dns::names;
+
+/// The state of the cluster, which one writes and many read.
+#[derive(Debug, Clone)]
+pub struct SharedCluster {
+    state: Arc<RwLock<ClusterState>>,
+    synced: Arc<AtomicBool>,
+}
+
+impl SharedCluster {
+    /// Shares `state`, of which nothing is known to be complete.
+    pub fn new(state: ClusterState) -> Self {
+        Self { state: Arc::new(RwLock::new(state)), synced: Arc::default() }
+    }
+
+    /// Looks at the state. Whoever holds this keeps changes waiting: look, and let go.
+    pub fn read(&self) -> RwLockReadGuard<'_, ClusterState> {
+        // A panic while it was written is the end of one change, not of the state.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, ClusterState> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the objects have been read once. Before, that something is not there means nothing.
+    pub fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    fn set_synced(&self) {
+        self.synced.store(true, Ordering::Release);
+    }
+}
+
+/// What the control side has of the objects.
+#[derive(Debug)]
+pub(super) struct Objects {
+    cluster: SharedCluster,
+    directory: Option<SharedDirectory>,
+    facts: Facts,
+    tables: ServiceTables,
+    /// Addresses of this node that have node ports.
+    node_addresses: Vec<IpAddr>,
+    /// Refused objects that the log has named.
+    told: Vec<String>,
+}
+
+/// Most refused objects that one change writes to the log.
+const LINES_MAX: usize = 20;
+
+impl Objects {
+    pub(super) fn new(config: &NodeConfig, node: &str, now: Instant) -> Self {
+        let services = config.services.allocation();
+        let balancing = config.services.balancing;
+        let place = Place { node: node.into(), zone: None, balancing };
+        let tables = ServiceTables::new(place, &services.ranges, &config.lease.ranges);
+        Self {
+            cluster: SharedCluster::new(ClusterState::new(services)),
+            directory: None,
+            facts: Facts::new(now),
+            tables,
+            node_addresses: Vec::new(),
+            told: Vec::new(),
+        }
+    }
+}
+
+impl Control {
+    /// The state of the cluster.
+    pub fn cluster(&self) -> SharedCluster {
+        self.objects.cluster.clone()
+    }
+
+    /// Takes up the directory of manifests, and what is in it at first.
+    pub fn set_directory(&mut self, directory: SharedDirectory, first: Update) {
+        self.objects.directory = Some(directory);
+        self.update_objects(first);
+        self.objects.cluster.set_synced();
+        if let Some(resolver) = &self.dns {
+            let state = self.objects.cluster.read();
+            resolver.update(|directory| *directory = names::directory(&state));
+        }
+    }
+
+    /// Takes up what has changed in the directory of manifests.
+    pub fn update_objects(&mut self, update: Update) {
+        let changes = update.changes.len();
+        self.change_cluster(update.changes);
+        self.tell_refused();
+        if changes > 0 {
+            tracing::info!(changes, files = update.files, "objects taken up");
+        }
+    }
+
+    /// Takes up the pods of all nodes, as the map tells them.
+    pub fn set_pod_map(&mut self, pods: Arc<PodMap>) {
+        let changes = self.objects.facts.set_pods(pods);
+        self.change_cluster(changes);
+    }
+
+    /// Takes up the nodes, as the map tells them.
+    pub(super) fn set_node_facts(&mut self) {
+        let changes = self.objects.facts.set_nodes(&self.map);
+        self.change_cluster(changes);
+    }
+
+    fn change_cluster(&mut self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        let delta = self.objects.cluster.write().apply(changes);
+        // Names that are not known to be all are answered with "ask again".
+        if let Some(resolver) = self.dns.as_ref().filter(|_| self.objects.cluster.is_synced()) {
+            let state = self.objects.cluster.read();
+            resolver.update(|directory| names::update(directory, &state, &delta));
+        }
+        self.take_up_delta(&delta);
+    }
+
+    fn take_up_delta(&mut self, delta: &Delta) {
+        let objects = &mut self.objects;
+        let state = objects.cluster.read();
+        let mut addresses: Vec<IpAddr> = Vec::new();
+        for address in state.node_addresses(&self.identity.name) {
+            if !addresses.iter().any(|known| known.is_ipv4() == address.is_ipv4()) {
+                addresses.push(*address);
+            }
+        }
+        let own = delta.nodes.iter().any(|node| node.as_ref() == self.identity.name);
+        if delta.services.is_empty() && !own && addresses == objects.node_addresses {
+            return;
+        }
+        objects.node_addresses.clone_from(&addresses);
+        let table = objects.tables.update(&state, &delta.services, addresses);
+        drop(state);
+        self.set_services(table);
+    }
+
+    /// Writes to the log what is refused now and was not before, and raises how much that is.
+    fn tell_refused(&mut self) {
+        let Some(directory) = self.objects.directory.clone() else { return };
+        let (counts, problem, refused) = {
+            let (directory, state) = (directory.lock(), self.objects.cluster.read());
+            let refused = directory.refused(&state);
+            let refused: Vec<String> = refused.iter().map(ToString::to_string).collect();
+            (directory.counts(&state), directory.problem().map(str::to_owned), refused)
+        };
+        let dir = self.config.objects.dir.display().to_string();
+        let new = refused.iter().filter(|line| !self.objects.told.contains(line));
+        for line in new.take(LINES_MAX) {
+            tracing::warn!("refused: {dir}/{line}");
+        }
+        self.objects.told = refused;
+        self.objects.told.truncate(LINES_MAX * 50);
+        let topic = Topic::Node(ProblemTopic::Objects);
+        // A directory that was never made is the way to say that there are no objects.
+        let is_missing = problem.as_ref().is_some_and(|text| text.contains("No such file"));
+        match (problem, counts.refused) {
+            (Some(problem), _) if !is_missing || counts.files > 0 => {
+                self.raise(topic, format!("{problem}. What was read before stays in force"));
+            }
+            (_, 0) => self.clear(&topic),
+            (_, count) => {
+                let text =
+                    format!("objects are refused: {count}; `weft objects` says which, and why");
+                self.raise(topic, text);
+            }
+        }
+    }
+
+    /// All objects, and what became of them.
+    pub fn objects(&self) -> Listing {
+        let Some(directory) = &self.objects.directory else { return Listing::default() };
+        let (directory, state) = (directory.lock(), self.objects.cluster.read());
+        let mut listing = directory.listing(&state);
+        let mut problems: std::collections::BTreeMap<&ObjectName, Vec<&str>> = Default::default();
+        for (id, text) in self.objects.tables.problems() {
+            problems.entry(id).or_default().push(text);
+        }
+        for object in listing.accepted.iter_mut().filter(|object| object.kind == "Service") {
+            let id = ObjectName::new(object.namespace.as_str(), object.name.as_str());
+            let found = problems.get(&id).into_iter().flatten();
+            object.notes.extend(found.map(|text| (*text).to_owned()));
+        }
+        listing
+    }
+
+    /// How many objects there are.
+    pub(super) fn object_counts(&self) -> Counts {
+        let Some(directory) = &self.objects.directory else { return Counts::default() };
+        directory.lock().counts(&self.objects.cluster.read())
+    }
+}

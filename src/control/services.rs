@@ -1,0 +1,451 @@
+//! The switch's table of Services, kept in step with the state of the cluster. Pure.
+//!
+//! An address and port belongs to one Service. Cluster IPs and node ports are handed out so; addresses that
+//! people choose (external IPs, addresses of load balancers) may be claimed by several, and the cluster IP
+//! of one may be an external IP of another. Then a cluster IP comes first, and after that the first by
+//! namespace and name: the same on every node, whatever happened before. Who claims in vain is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use conf::cluster::{ClusterState, ObjectName, ServiceView};
+use ipnetwork::IpNetwork;
+use vswitch::service::{
+    Family, Frontend, Protocol, ServicePort, ServiceTable, ServiceTableBuilder,
+};
+
+use super::endpoints::{Place, service_ports};
+
+/// A place that clients send to. Node ports have no address.
+type FrontendKey = (Option<IpAddr>, Family, Protocol, u16);
+
+/// Who claims it: cluster IPs first, then by name.
+type Claim = (bool, ObjectName);
+
+/// Makes [`ServiceTable`]s, each out of the one before.
+#[derive(Debug)]
+pub struct ServiceTables {
+    place: Place,
+    /// Where nobody's external IPs may be: an address there is a pod's or a Service's.
+    guarded: Vec<IpNetwork>,
+    table: ServiceTable,
+    generation: u64,
+    /// What each Service has in the table, by the names of its ports.
+    made: BTreeMap<ObjectName, Vec<(String, Family)>>,
+    claims: BTreeMap<FrontendKey, BTreeSet<Claim>>,
+    claimed: BTreeMap<ObjectName, BTreeSet<(FrontendKey, bool)>>,
+    problems: BTreeMap<ObjectName, Vec<String>>,
+}
+
+impl ServiceTables {
+    /// A table without Services. `ranges` is where cluster IPs are taken from, `pods` where pods' addresses are.
+    pub fn new(place: Place, ranges: &[IpNetwork], pods: &[IpNetwork]) -> Self {
+        Self {
+            place,
+            guarded: ranges.iter().chain(pods).copied().collect(),
+            table: ServiceTableBuilder::new(ranges.to_vec()).build(0),
+            generation: 0,
+            made: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            claimed: BTreeMap::new(),
+            problems: BTreeMap::new(),
+        }
+    }
+
+    /// What is wrong with a Service that nobody else knows of.
+    pub fn problems(&self) -> impl Iterator<Item = (&ObjectName, &str)> {
+        self.problems
+            .iter()
+            .flat_map(|(id, texts)| texts.iter().map(move |text| (id, text.as_str())))
+    }
+
+    /// Takes up that `services` may be different, and which addresses of this node have node ports.
+    /// Returns the new table.
+    pub fn update(
+        &mut self,
+        state: &ClusterState,
+        services: &BTreeSet<ObjectName>,
+        node_addresses: Vec<IpAddr>,
+    ) -> Arc<ServiceTable> {
+        let zone = state.zone_of(&self.place.node).cloned();
+        let mut affected: BTreeSet<ObjectName> = services.clone();
+        if zone != self.place.zone {
+            self.place.zone = zone;
+            // Any of them may prefer other endpoints now.
+            affected.extend(state.services().map(|view| view.service.id.clone()));
+        }
+        for id in services {
+            self.claim(state, id, &mut affected);
+        }
+        let mut builder = self.table.edit();
+        builder.node_addresses(node_addresses);
+        for (name, family) in affected.iter().filter_map(|id| self.made.remove(id)).flatten() {
+            builder.remove(&name, family);
+        }
+        for id in affected {
+            self.problems.remove(&id);
+            if let Some(view) = view(state, &id) {
+                self.make(&id, view, &mut builder);
+            }
+        }
+        self.generation += 1;
+        self.table = builder.build(self.generation);
+        Arc::new(self.table.clone())
+    }
+
+    /// Takes up what a Service claims now, and adds to `affected` who else wins or loses by it.
+    fn claim(
+        &mut self,
+        state: &ClusterState,
+        id: &ObjectName,
+        affected: &mut BTreeSet<ObjectName>,
+    ) {
+        let ports =
+            view(state, id).map(|view| service_ports(view, &self.place)).unwrap_or_default();
+        let new: BTreeSet<_> = ports
+            .iter()
+            .flat_map(|port| port.frontends.iter().map(|frontend| key(port, frontend)))
+            .collect();
+        let old = self.claimed.remove(id).unwrap_or_default();
+        for (key, is_second) in old.difference(&new) {
+            let claims = self.claims.entry(*key).or_default();
+            claims.remove(&(*is_second, id.clone()));
+            affected.extend(claims.iter().map(|(_, other)| other.clone()));
+            if claims.is_empty() {
+                self.claims.remove(key);
+            }
+        }
+        for (key, is_second) in new.difference(&old) {
+            let claims = self.claims.entry(*key).or_default();
+            affected.extend(claims.iter().map(|(_, other)| other.clone()));
+            claims.insert((*is_second, id.clone()));
+        }
+        if !new.is_empty() {
+            self.claimed.insert(id.clone(), new);
+        }
+    }
+
+    fn make(&mut self, id: &ObjectName, view: &ServiceView, builder: &mut ServiceTableBuilder) {
+        let (mut made, mut problems) = (Vec::new(), Vec::new());
+        for mut port in service_ports(view, &self.place) {
+            let frontends = std::mem::take(&mut port.frontends);
+            for frontend in frontends {
+                match self.fault(id, &port, &frontend) {
+                    None => port.frontends.push(frontend),
+                    Some(problem) => problems.push(problem),
+                }
+            }
+            if port.frontends.is_empty() {
+                continue;
+            }
+            let (name, family) = (port.name.clone(), port.family);
+            match builder.set(port) {
+                Ok(()) => made.push((name, family)),
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        if !made.is_empty() {
+            self.made.insert(id.clone(), made);
+        }
+        if !problems.is_empty() {
+            self.problems.insert(id.clone(), problems);
+        }
+    }
+
+    /// Why a Service does not get a frontend.
+    fn fault(&self, id: &ObjectName, port: &ServicePort, frontend: &Frontend) -> Option<String> {
+        let (key, _) = key(port, frontend);
+        let (address, _, protocol, number) = key;
+        if let (Frontend::ExternalIp { .. }, Some(address)) = (frontend, address)
+            && let Some(range) = self.guarded.iter().find(|range| range.contains(address))
+        {
+            return Some(format!(
+                "spec.externalIPs: {address} lies in {range}, which is the cluster's own: choose an address \
+                 outside of it"
+            ));
+        }
+        let first = self.claims.get(&key)?.first().map(|(_, first)| first)?;
+        let place = address.map_or_else(|| "every node".to_owned(), |address| address.to_string());
+        (first != id).then(|| {
+            format!("{protocol} port {number} of {place} is the Service {first}'s: choose another")
+        })
+    }
+}
+
+fn view<'s>(state: &'s ClusterState, id: &ObjectName) -> Option<&'s ServiceView> {
+    state.service(&id.namespace, &id.name).map(AsRef::as_ref)
+}
+
+/// What a frontend takes, and whether it comes second to cluster IPs.
+fn key(port: &ServicePort, frontend: &Frontend) -> (FrontendKey, bool) {
+    let (address, number, is_second) = match frontend {
+        Frontend::ClusterIp { address, port } => (Some(*address), *port, false),
+        Frontend::ExternalIp { address, port } | Frontend::LoadBalancer { address, port, .. } => {
+            (Some(*address), *port, true)
+        }
+        Frontend::NodePort { port } => (None, *port, false),
+    };
+    ((address, port.family, port.protocol, number), is_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use conf::cluster::parse::parse;
+    use conf::cluster::{Change, Delta};
+    use conf::source::Directory;
+    use vswitch::service::EndpointState;
+
+    use super::*;
+
+    struct Node {
+        state: ClusterState,
+        directory: Directory,
+        tables: ServiceTables,
+        table: Arc<ServiceTable>,
+    }
+
+    impl Node {
+        fn new(name: &str) -> Self {
+            let place = Place { node: name.into(), ..Place::default() };
+            let ranges = ["10.96.0.0/12".parse().unwrap()];
+            let pods = ["10.244.0.0/16".parse().unwrap()];
+            Self {
+                state: ClusterState::default(),
+                directory: Directory::new(),
+                tables: ServiceTables::new(place, &ranges, &pods),
+                table: Arc::new(ServiceTable::empty()),
+            }
+        }
+
+        fn set(&mut self, file: &str, text: &str) {
+            let changes = self.directory.set_file(file, parse(text));
+            let listing = self.directory.listing(&self.state);
+            assert_eq!(listing.refused.iter().map(ToString::to_string).collect::<String>(), "");
+            self.take_up(changes);
+        }
+
+        fn remove(&mut self, file: &str) {
+            let changes = self.directory.remove_file(file);
+            self.take_up(changes);
+        }
+
+        fn take_up(&mut self, changes: Vec<Change>) {
+            let Delta { services, .. } = self.state.apply(changes);
+            self.table = self.tables.update(&self.state, &services, Vec::new());
+        }
+
+        /// The frontends of all Services, and their endpoints with `*` local, `~` near, and their state.
+        fn look(&self) -> Vec<String> {
+            let mut seen: Vec<String> =
+                self.table.services().map(|service| show(service.spec())).collect();
+            seen.sort();
+            seen
+        }
+
+        fn problems(&self) -> Vec<String> {
+            self.tables.problems().map(|(id, text)| format!("{id}: {text}")).collect()
+        }
+    }
+
+    fn show(port: &ServicePort) -> String {
+        let frontends = port.frontends.iter().map(|frontend| match frontend {
+            Frontend::ClusterIp { address, port } => format!("cluster {address} {port}"),
+            Frontend::ExternalIp { address, port } => format!("external {address} {port}"),
+            Frontend::LoadBalancer { address, port, source_ranges } => {
+                format!("lb {address} {port} from {}", source_ranges.len())
+            }
+            Frontend::NodePort { port } => format!("node {port}"),
+        });
+        let endpoints = port.endpoints.iter().map(|endpoint| {
+            let state = match endpoint.state {
+                EndpointState::Ready => "ready",
+                EndpointState::Draining => "draining",
+                EndpointState::Unavailable => "unavailable",
+            };
+            let local = if endpoint.is_local { "*" } else { "" };
+            let near = if endpoint.is_near { "~" } else { "" };
+            format!("{}:{}{local}{near} {state}", endpoint.address, endpoint.port)
+        });
+        let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
+        format!(
+            "{} {} [{}] -> [{}]",
+            port.name,
+            port.protocol,
+            list(&mut { frontends }),
+            list(&mut { endpoints })
+        )
+    }
+
+    fn service(name: &str, spec: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n"
+        )
+    }
+
+    fn pod(name: &str, address: &str, node: &str, more: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: web}}{more}}}\nspec: {{nodeName: \
+             {node}, containers: [{{ports: [{{name: http, containerPort: {}}}]}}]}}\nstatus: {{podIP: {address}}}\n---\n",
+            8000 + name.len()
+        )
+    }
+
+    #[test]
+    fn every_kind_of_frontend_with_its_endpoints() {
+        let mut node = Node::new("n1");
+        let ports = "ports: [{name: http, port: 80, targetPort: http, nodePort: 30080}, {name: dns, port: 53, \
+                     protocol: UDP, nodePort: 30053}]";
+        node.set(
+            "a.yaml",
+            &service(
+                "web",
+                &format!(
+                    "type: LoadBalancer, selector: {{app: web}}, clusterIP: 10.96.0.7, {ports}, externalIPs: \
+                     [192.0.2.1], loadBalancerSourceRanges: [192.0.2.0/24]"
+                ),
+            ),
+        );
+        node.set(
+            "pods.yaml",
+            &(pod("a", "10.244.1.2", "n1", "") + &pod("bb", "10.244.2.2", "n2", "")),
+        );
+        assert_eq!(
+            node.look(),
+            [
+                "default/web:dns UDP [cluster 10.96.0.7 53, external 192.0.2.1 53, node 30053] -> \
+                 [10.244.1.2:53*~ ready, 10.244.2.2:53~ ready]",
+                "default/web:http TCP [cluster 10.96.0.7 80, external 192.0.2.1 80, node 30080] -> \
+                 [10.244.1.2:8001*~ ready, 10.244.2.2:8002~ ready]",
+            ]
+        );
+        let deleted = ", deletionTimestamp: 2026-01-01T00:00:00Z";
+        node.set("pods.yaml", &pod("a", "10.244.1.2", "n1", deleted));
+        assert!(node.look()[1].ends_with("[10.244.1.2:8001*~ draining]"), "{:?}", node.look());
+        node.remove("pods.yaml");
+        assert!(node.look()[1].ends_with("-> []"), "{:?}", node.look());
+        node.remove("a.yaml");
+        assert!(node.look().is_empty());
+    }
+
+    #[test]
+    fn what_the_switch_does_not_serve() {
+        let mut node = Node::new("n1");
+        let ports = "ports: [{port: 80}]";
+        node.set("a.yaml", &service("headless", &format!("clusterIP: None, {ports}")));
+        node.set("b.yaml", &service("name", "type: ExternalName, externalName: example.org"));
+        let other = service("other", ports).replace(
+            "name: other",
+            "name: other, labels: {service.kubernetes.io/service-proxy-name: x}",
+        );
+        node.set("c.yaml", &other);
+        assert!(node.look().is_empty(), "{:?}", node.look());
+    }
+
+    #[test]
+    fn hints_choose_what_is_near() {
+        let mut node = Node::new("n1");
+        node.set(
+            "nodes.yaml",
+            "apiVersion: v1\nkind: Node\nmetadata: {name: n1, labels: {topology.kubernetes.io/zone: a}}\n---\n\
+             apiVersion: v1\nkind: Node\nmetadata: {name: n2, labels: {topology.kubernetes.io/zone: a}}\n---\n\
+             apiVersion: v1\nkind: Node\nmetadata: {name: n3, labels: {topology.kubernetes.io/zone: b}}\n",
+        );
+        let pods = pod("a", "10.244.1.2", "n1", "")
+            + &pod("b", "10.244.2.2", "n2", "")
+            + &pod("c", "10.244.3.2", "n3", "");
+        node.set("pods.yaml", &pods);
+        let near = |node: &Node| {
+            let service = node.table.services().next().unwrap();
+            let near = service.spec().endpoints.iter().filter(|endpoint| endpoint.is_near);
+            near.map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
+        };
+        let web = |more: &str| {
+            service(
+                "web",
+                &format!(
+                    "clusterIP: 10.96.0.7, selector: {{app: web}}, ports: [{{port: 80}}]{more}"
+                ),
+            )
+        };
+        node.set("web.yaml", &web(""));
+        assert_eq!(near(&node).len(), 3);
+        node.set("web.yaml", &web(", trafficDistribution: PreferSameZone"));
+        assert_eq!(near(&node), ["10.244.1.2", "10.244.2.2"]);
+        node.set("web.yaml", &web(", trafficDistribution: PreferSameNode"));
+        assert_eq!(near(&node), ["10.244.1.2"]);
+        // Nobody on this node: its zone. Nobody there either: all.
+        node.set("pods.yaml", &pods.replace("nodeName: n1", "nodeName: n2"));
+        assert_eq!(near(&node), ["10.244.1.2", "10.244.2.2"]);
+        node.set(
+            "pods.yaml",
+            &pods.replace("nodeName: n1", "nodeName: n3").replace("nodeName: n2", "nodeName: n3"),
+        );
+        assert_eq!(near(&node).len(), 3);
+        // A node whose zone is not known takes part in no topology.
+        node.set("pods.yaml", &pods);
+        node.set("web.yaml", &web(", trafficDistribution: PreferClose"));
+        node.set("nodes.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: n2}\n");
+        assert_eq!(near(&node).len(), 3);
+    }
+
+    #[test]
+    fn one_address_and_port_has_one_service() {
+        let external = |name: &str, port: u16| {
+            service(name, &format!("externalIPs: [192.0.2.1], ports: [{{port: {port}}}]"))
+        };
+        let mut node = Node::new("n1");
+        let has = |node: &Node, name: &str| {
+            node.look().iter().any(|line| {
+                line.starts_with(&format!("default/{name}:")) && line.contains("external")
+            })
+        };
+        node.set("b.yaml", &external("b", 80));
+        assert!(has(&node, "b"));
+        node.set("a.yaml", &external("a", 80));
+        assert!(has(&node, "a") && !has(&node, "b"));
+        assert_eq!(
+            node.problems(),
+            ["default/b: TCP port 80 of 192.0.2.1 is the Service default/a's: choose another"]
+        );
+        node.set("a.yaml", &external("a", 81));
+        assert!(has(&node, "a") && has(&node, "b") && node.problems().is_empty());
+        node.set("a.yaml", &external("a", 80));
+        node.remove("a.yaml");
+        assert!(has(&node, "b") && node.problems().is_empty());
+        // The outcome does not depend on who came first.
+        let mut other = Node::new("n1");
+        for file in ["c", "b"] {
+            node.set(&format!("{file}.yaml"), &external(file, 80));
+        }
+        for file in ["b", "c"] {
+            other.set(&format!("{file}.yaml"), &external(file, 80));
+        }
+        assert_eq!((node.look(), node.problems()), (other.look(), other.problems()));
+    }
+
+    #[test]
+    fn external_addresses_cannot_be_the_clusters_own() {
+        let mut node = Node::new("n1");
+        node.set("b.yaml", &service("b", "clusterIP: 10.96.0.7, ports: [{port: 80}]"));
+        node.set(
+            "a.yaml",
+            &service("a", "externalIPs: [10.96.0.7, 10.244.1.1], ports: [{port: 80}]"),
+        );
+        assert!(node.look().iter().all(|line| !line.contains("external")), "{:?}", node.look());
+        assert_eq!(
+            node.problems(),
+            [
+                "default/a: spec.externalIPs: 10.96.0.7 lies in 10.96.0.0/12, which is the cluster's own: choose an \
+                 address outside of it",
+                "default/a: spec.externalIPs: 10.244.1.1 lies in 10.244.0.0/16, which is the cluster's own: choose an \
+                 address outside of it",
+            ]
+        );
+        assert!(
+            node.look()
+                .iter()
+                .any(|line| line.starts_with("default/b:80 TCP [cluster 10.96.0.7 80]"))
+        );
+    }
+}
