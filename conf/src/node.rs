@@ -86,6 +86,25 @@ impl NodeConfig {
             .map(|seed| (seed.host.as_str(), seed.port.unwrap_or(self.overlay.gossip_port)))
     }
 
+    /// How Services are given their addresses and ports: the same on all nodes, whether this one has a name
+    /// server or not.
+    pub fn allocation(&self) -> ServiceConfig {
+        let ServicesConfig { ranges, node_ports, load_balancer_pool, .. } = &self.services;
+        // Where clusters have their DNS, by habit and by configuration.
+        let mut reserved: Vec<IpAddr> =
+            ranges.iter().filter_map(|range| nth_address(range, 10)).collect();
+        let own = self.dns.addresses.iter().filter(|address| !reserved.contains(address));
+        let own: Vec<IpAddr> = own.copied().collect();
+        reserved.extend(own);
+        ServiceConfig {
+            authority: Authority::Weft,
+            ranges: ranges.clone(),
+            reserved,
+            node_ports: node_ports.first..=node_ports.last,
+            load_balancer_pool: load_balancer_pool.clone(),
+        }
+    }
+
     /// The node's name: the one in the file, else the host's.
     ///
     /// # Errors
@@ -248,20 +267,6 @@ pub struct ServicesConfig {
     pub load_balancer_pool: Vec<IpNetwork>,
     /// How an endpoint is chosen.
     pub balancing: Balancing,
-}
-
-impl ServicesConfig {
-    /// How Services are given their addresses and ports.
-    pub fn allocation(&self) -> ServiceConfig {
-        ServiceConfig {
-            authority: Authority::Weft,
-            ranges: self.ranges.clone(),
-            // Where clusters have their DNS.
-            reserved: self.ranges.iter().filter_map(|range| nth_address(range, 10)).collect(),
-            node_ports: self.node_ports.first..=self.node_ports.last,
-            load_balancer_pool: self.load_balancer_pool.clone(),
-        }
-    }
 }
 
 impl Default for ServicesConfig {
@@ -555,12 +560,14 @@ mod tests {
 
     #[test]
     fn the_address_of_the_dns_is_left_to_it() {
-        let ranges = vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/112".parse().unwrap()];
-        let config = ServicesConfig { ranges, ..ServicesConfig::default() };
+        let mut config = NodeConfig::new("prod", vec![]);
+        assert_eq!(config.allocation(), ServiceConfig::default());
+        config.services.ranges =
+            vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/112".parse().unwrap()];
+        config.dns.addresses = vec!["10.96.3.3".parse().unwrap()];
         let reserved: Vec<String> =
             config.allocation().reserved.iter().map(ToString::to_string).collect();
-        assert_eq!(reserved, ["10.96.0.10", "fd00:96::a"]);
-        assert_eq!(ServicesConfig::default().allocation(), ServiceConfig::default());
+        assert_eq!(reserved, ["10.96.0.10", "fd00:96::a", "10.96.3.3"]);
     }
 
     #[test]

@@ -94,6 +94,7 @@ Examples:
   sudo weft dns query _http._tcp.web.default.svc.cluster.local SRV -o json
   sudo weft dns query example.org --from default/client    as that pod would be answered")]
     Dns(DnsArgs),
+
     /// Lists what is declared of the cluster: accepted, refused and why, ignored and why
     ///
     /// Objects are Kubernetes manifests in the directory `[objects] dir`, by default /etc/weft/manifests.
@@ -252,9 +253,11 @@ pub(super) struct DnsArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum DnsCommand {
     /// Shows what it knows, which other servers it asks, and what it has answered
+    #[command(after_help = "Example:\n  sudo weft dns status")]
     Status(ViewArgs),
 
     /// Asks it for a name, as a pod would
+    #[command(after_help = "Example:\n  sudo weft dns query web.default.svc.cluster.local AAAA")]
     Query(DnsQueryArgs),
 }
 

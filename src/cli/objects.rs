@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
+use conf::NodeConfig;
 use conf::source::{self, Listing};
 
 use super::args::{ValidateArgs, ViewArgs};
@@ -16,12 +17,12 @@ pub(super) fn objects(arguments: &ViewArgs, out: &mut impl Write) -> Result<()> 
 }
 
 pub(super) fn validate(arguments: &ValidateArgs, out: &mut impl Write) -> Result<ExitCode> {
-    let services = match &arguments.config {
-        Some(file) => conf::load(file).map_err(|errors| anyhow!("{errors}"))?.services,
-        None => conf::ServicesConfig::default(),
+    let config = match &arguments.config {
+        Some(file) => conf::load(file).map_err(|errors| anyhow!("{errors}"))?,
+        None => NodeConfig::new("", Vec::new()),
     };
     let (directory, state) =
-        source::load(&arguments.path, services.allocation()).map_err(anyhow::Error::msg)?;
+        source::load(&arguments.path, config.allocation()).map_err(anyhow::Error::msg)?;
     let listing = directory.listing(&state);
     print(&listing, arguments.output.output, out, |out| print_listing(&listing, out))?;
     out.flush()?;

@@ -17,8 +17,8 @@ mod capabilities;
 mod cni_verbs;
 pub mod compile;
 pub mod device;
-mod exceptions;
 pub mod endpoints;
+mod exceptions;
 pub mod facts;
 pub(crate) mod kernel_drops;
 mod objects;
@@ -211,7 +211,8 @@ impl Control {
             PathMonitor::new(identity.id.vtep_mac(), engine.prober_counters(), seed);
         // What asks for loops must not be guessed.
         let secret = SysRng.try_next_u64().context("the kernel gives no random number")?;
-        let dns = || Arc::new(dns::resolver(&config.dns, &config.lease.ranges, secret));
+        let ranges = [&config.lease.ranges[..], &config.services.ranges].concat();
+        let dns = || Arc::new(dns::resolver(&config.dns, &ranges, secret));
         let dns = config.dns.enabled.then(dns);
         Ok(Self {
             config,

@@ -70,10 +70,11 @@ const LINES_MAX: usize = 20;
 
 impl Objects {
     pub(super) fn new(config: &NodeConfig, node: &str, now: Instant) -> Self {
-        let services = config.services.allocation();
+        let services = config.allocation();
+        let names = if config.dns.enabled { config.dns.addresses.clone() } else { Vec::new() };
         let balancing = config.services.balancing;
         let place = Place { node: node.into(), zone: None, balancing };
-        let tables = ServiceTables::new(place, &services.ranges, &config.lease.ranges);
+        let tables = ServiceTables::new(place, &services.ranges, &config.lease.ranges, names);
         Self {
             cluster: SharedCluster::new(ClusterState::new(services)),
             directory: None,

@@ -29,6 +29,8 @@ pub struct ServiceTables {
     place: Place,
     /// Where nobody's external IPs may be: an address there is a pod's or a Service's.
     guarded: Vec<IpNetwork>,
+    /// Where this node's name server answers, whatever is declared.
+    names: Vec<IpAddr>,
     table: ServiceTable,
     generation: u64,
     /// What each Service has in the table, by the names of its ports.
@@ -39,11 +41,13 @@ pub struct ServiceTables {
 }
 
 impl ServiceTables {
-    /// A table without Services. `ranges` is where cluster IPs are taken from, `pods` where pods' addresses are.
-    pub fn new(place: Place, ranges: &[IpNetwork], pods: &[IpNetwork]) -> Self {
+    /// A table without Services. `ranges` is where cluster IPs are taken from, `pods` where pods' addresses are,
+    /// and at `names` the node's name server answers.
+    pub fn new(place: Place, ranges: &[IpNetwork], pods: &[IpNetwork], names: Vec<IpAddr>) -> Self {
         Self {
             place,
             guarded: ranges.iter().chain(pods).copied().collect(),
+            names,
             table: ServiceTableBuilder::new(ranges.to_vec()).build(0),
             generation: 0,
             made: BTreeMap::new(),
@@ -165,6 +169,11 @@ impl ServiceTables {
                  outside of it"
             ));
         }
+        if let Some(address) = address.filter(|address| self.names.contains(address)) {
+            return Some(format!(
+                "at {address} each node's own name server answers: endpoints are not asked (see [dns])"
+            ));
+        }
         let first = self.claims.get(&key)?.first().map(|(_, first)| first)?;
         let place = address.map_or_else(|| "every node".to_owned(), |address| address.to_string());
         (first != id).then(|| {
@@ -213,7 +222,7 @@ mod tests {
             Self {
                 state: ClusterState::default(),
                 directory: Directory::new(),
-                tables: ServiceTables::new(place, &ranges, &pods),
+                tables: ServiceTables::new(place, &ranges, &pods, vec![[10, 96, 0, 10].into()]),
                 table: Arc::new(ServiceTable::empty()),
             }
         }
@@ -422,6 +431,23 @@ mod tests {
             other.set(&format!("{file}.yaml"), &external(file, 80));
         }
         assert_eq!((node.look(), node.problems()), (other.look(), other.problems()));
+    }
+
+    #[test]
+    fn the_name_server_keeps_its_address() {
+        let mut node = Node::new("n1");
+        node.set(
+            "dns.yaml",
+            &service("kube-dns", "clusterIP: 10.96.0.10, ports: [{port: 53, protocol: UDP}]"),
+        );
+        assert!(node.look().is_empty());
+        assert_eq!(
+            node.problems(),
+            [
+                "default/kube-dns: at 10.96.0.10 each node's own name server answers: endpoints are not asked (see \
+                 [dns])"
+            ]
+        );
     }
 
     #[test]

@@ -81,6 +81,8 @@ impl Admin {
             path.push_str(&escaped(from));
         }
         wait(self.client.get(&path))
+    }
+
     /// The objects that are declared, and what became of them.
     ///
     /// # Errors
