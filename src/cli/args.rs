@@ -318,9 +318,11 @@ pub(super) struct DnsArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum DnsCommand {
     /// Shows what it knows, which other servers it asks, and what it has answered
+    #[command(after_help = "Example:\n  sudo weft dns status")]
     Status(ViewArgs),
 
     /// Asks it for a name, as a pod would
+    #[command(after_help = "Example:\n  sudo weft dns query web.default.svc.cluster.local AAAA")]
     Query(DnsQueryArgs),
 }
 

@@ -568,6 +568,7 @@ addresses  10.244.1.0/24: 2 used, 251 free
            fd00:10:244:1::/64: 2 used, plenty free
 underlay   192.168.10.11, mtu 1500
 pods       2, mtu 1450
+objects    3 accepted, 1 refused, 0 ignored
 nodes      3 alive, map version 7
 seal       key 0101010101010101 in use, also accepted: 0202020202020202
 vtep       02:00:00:00:00:01
