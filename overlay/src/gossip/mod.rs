@@ -398,6 +398,8 @@ impl Gossip {
         self.event(Event::Slept { gap });
         self.synced = false;
         self.asking_since = self.now;
+        // Who has nobody to ask decides at once, and must look again for that.
+        self.claims_looked = (false, false);
         self.seeds.ask_again();
         let changes = self.claims.doubt();
         self.apply_changes(changes);

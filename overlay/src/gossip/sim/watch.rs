@@ -125,6 +125,9 @@ struct Seen {
     started: Option<Instant>,
     is_running: bool,
     speaks: bool,
+    /// The highest version of its record, and what that was when it was started last.
+    version: u64,
+    floor: u64,
     map: Option<Arc<SubnetMap>>,
     /// What it holds and uses.
     held: Vec<(IpNetwork, u64)>,
@@ -161,6 +164,10 @@ impl Watch {
         }) {
             self.rewire(network)?;
         }
+        if let Some(gossip) = &network.nodes[ix].gossip {
+            let seen = &mut self.nodes[ix];
+            seen.version = seen.version.max(gossip.version);
+        }
         self.follow_leases(network, ix)?;
         self.follow_map(network, ix)?;
         self.follow_pods(network, ix)?;
@@ -184,6 +191,7 @@ impl Watch {
                 started.insert(ix);
                 seen.started = Some(network.now);
                 seen.life = node.life;
+                seen.floor = seen.version;
                 seen.map = None;
                 seen.held.clear();
                 seen.claims.clear();
@@ -604,8 +612,14 @@ impl Watch {
                 );
                 return self.broken(network, "I6", what);
             }
+            // Whose last life was never heard of may still be told to have lived.
+            let was_met = self.by_id.get(&member.id).is_some_and(|nodes| {
+                nodes.iter().all(|ix| member.version > self.nodes[*ix].floor)
+            });
             if !member.state.is_active() {
-                self.nodes[ix].buried.insert(member.id);
+                if was_met {
+                    self.nodes[ix].buried.insert(member.id);
+                }
             } else if self.nodes[ix].buried.contains(&member.id) {
                 let what = format!(
                     "{name} believes that {} lives again, which has stopped and was dead to it",
