@@ -17,6 +17,26 @@ fn gossip() {
     replay("gossip", targets::gossip);
 }
 
+#[test]
+fn sealed() {
+    replay("sealed", targets::sealed);
+}
+
+#[test]
+fn state() {
+    replay("state", targets::state);
+}
+
+#[test]
+fn node_id() {
+    replay("node_id", targets::node_id);
+}
+
+#[test]
+fn keys() {
+    replay("keys", targets::keys);
+}
+
 fn replay(target: &str, run: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus").join(target);
     let mut inputs = 0;

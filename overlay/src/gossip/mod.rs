@@ -62,6 +62,7 @@ pub use self::counters::{Ages, Counters, Refused};
 pub use self::envelope::Protection;
 use self::envelope::{Envelopes, Outgoing};
 pub use self::event::{Event, Holdings, LeaseState, Memory};
+pub(crate) use self::identity::COUNTER_MAX;
 use self::identity::Identity;
 use self::pod_store::PodStore;
 use self::pod_sync::PodSync;

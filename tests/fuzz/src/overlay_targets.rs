@@ -2,12 +2,16 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use overlay::config::LeaseConfig;
-use overlay::gossip::{Gossip, GossipConfig, LocalNode, Memory, Protection};
+use overlay::gossip::sim::{Network, seal};
+use overlay::gossip::{DATAGRAM_MAX, Gossip, GossipConfig, LocalNode, Memory, Protection};
+use overlay::memory_file;
 use overlay::node_id::NodeId;
 use overlay::path::message::{self, Kind, REPLY_LEN};
+use overlay::seal::KeyFile;
 use overlay::vxlan::{self, Vni};
 
 /// A VXLAN datagram.
@@ -28,6 +32,98 @@ pub fn vxlan(datagram: &[u8]) {
             assert_eq!(written[..32], inner[..32]);
         }
     }
+}
+
+/// The state file of a node, `gossip.json`. What is read can be written and read again, and a node can live
+/// with it.
+pub fn state(input: &[u8]) {
+    let path = Path::new("gossip.json");
+    let (id, memory) = match memory_file::decode(path, input) {
+        Ok(read) => read,
+        Err(error) => {
+            assert!(error.to_string().contains("gossip.json"), "{error}");
+            return;
+        }
+    };
+    let text = memory_file::encode(path, id, &memory).expect("what was read can be written");
+    assert_eq!(memory_file::decode(path, &text).expect("it can be read again"), (id, memory.clone()));
+    let mut now = Instant::now();
+    let config = GossipConfig::new("weft", LeaseConfig::default());
+    let local = LocalNode { id, memory, ..local_node(0) };
+    let mut node = Gossip::new(config, local, Protection::Insecure, 0, now);
+    for _ in 0..20 {
+        while node.poll_memory().is_some() {
+            node.handle_saved(now);
+        }
+        while node.poll_transmit().is_some() {}
+        now = node.poll_timeout().map_or(now, |at| at.max(now));
+        node.handle_timeout(now);
+    }
+}
+
+/// The file with a node's id.
+pub fn node_id(input: &[u8]) {
+    let Ok(text) = str::from_utf8(input) else { return };
+    if let Ok(id) = text.trim().parse::<NodeId>() {
+        assert_eq!(id.to_string(), text.trim().to_ascii_lowercase());
+    }
+}
+
+/// The file with a cluster's keys.
+pub fn keys(input: &[u8]) {
+    let (Ok(text), path) = (str::from_utf8(input), Path::new("keys")) else { return };
+    match KeyFile::parse(path, text) {
+        Ok(file) => {
+            let again = KeyFile::parse(path, &file.text()).expect("what was read can be read again");
+            assert_eq!(again.ring().map(|ring| ring.ids()), file.ring().map(|ring| ring.ids()));
+            assert!(file.ring().is_some());
+        }
+        Err(error) => assert!(error.to_string().contains("keys"), "{error}"),
+    }
+}
+
+/// Datagrams to a node that has a key. Each begins with a byte that says what it is: any bytes at all, or any
+/// content under a right seal, of a session that its next byte names. A length follows in one byte, times five.
+pub fn sealed(mut input: &[u8]) {
+    let mut network = Network::new(0);
+    network.add_node();
+    network.add_node();
+    network.run_for(Duration::from_secs(1));
+    let from = network.address(1);
+    let to = network.address(0);
+    let mut counter = 0;
+    let mut steps = 0;
+    while let Some(([what, session, len], rest)) = input.split_first_chunk()
+        && steps < STEPS_MAX
+    {
+        steps += 1;
+        let (content, rest) = rest.split_at((usize::from(*len) * 5).min(rest.len()));
+        input = rest;
+        let datagram = match what % 3 {
+            0 => content.to_vec(),
+            1 => {
+                counter += 1;
+                seal(&Network::key(0), "sim", [*session; 16], counter, content)
+            }
+            // A datagram that somebody has really sent, with some bytes changed.
+            _ => {
+                network.capture();
+                network.run_for(Duration::from_secs(1));
+                let captured = network.capture();
+                let Some((_, _, datagram)) = captured.into_iter().next_back() else { continue };
+                let mut datagram = datagram;
+                for (ix, value) in content.iter().enumerate() {
+                    let at = (usize::from(*session) + ix) % datagram.len();
+                    datagram[at] ^= value;
+                }
+                datagram
+            }
+        };
+        network.inject(from, to, datagram);
+        network.run_for(Duration::from_millis(10));
+    }
+    assert!(network.map(0).is_some_and(|map| map.members.len() <= 5000));
+    assert!(network.longest_sent <= DATAGRAM_MAX);
 }
 
 /// Two nodes that gossip over a bad network. Each step of the input says what the network does with the
@@ -73,17 +169,7 @@ impl Pair {
         let nodes = [0, 1].map(|ix| {
             let mut config = GossipConfig::new("weft", LeaseConfig::default());
             config.nodes_max = NODES_MAX;
-            let local = LocalNode {
-                id: NodeId([ix + 1; 16]),
-                name: format!("node-{ix}"),
-                underlay: address(usize::from(ix)).ip(),
-                gossip_port: 7946,
-                vxlan_port: 4789,
-                underlay_mtu: 1500,
-                software: String::new(),
-                has_seeds: false,
-                memory: Memory::default(),
-            };
+            let local = local_node(ix);
             // In clear, so that the messages inside can be changed.
             Gossip::new(config, local, Protection::Insecure, u64::from(ix), now)
         });
@@ -172,6 +258,20 @@ impl Pair {
         datagram.extend_from_slice(body);
         self.hand_over(usize::from(what & 1), &checked(datagram));
         rest
+    }
+}
+
+fn local_node(ix: u8) -> LocalNode {
+    LocalNode {
+        id: NodeId([ix + 1; 16]),
+        name: format!("node-{ix}"),
+        underlay: address(usize::from(ix)).ip(),
+        gossip_port: 7946,
+        vxlan_port: 4789,
+        underlay_mtu: 1500,
+        software: String::new(),
+        has_seeds: false,
+        memory: Memory::default(),
     }
 }
 
