@@ -46,7 +46,10 @@ pub fn state(input: &[u8]) {
         }
     };
     let text = memory_file::encode(path, id, &memory).expect("what was read can be written");
-    assert_eq!(memory_file::decode(path, &text).expect("it can be read again"), (id, memory.clone()));
+    assert_eq!(
+        memory_file::decode(path, &text).expect("it can be read again"),
+        (id, memory.clone())
+    );
     let mut now = Instant::now();
     let config = GossipConfig::new("weft", LeaseConfig::default());
     let local = LocalNode { id, memory, ..local_node(0) };
@@ -74,7 +77,8 @@ pub fn keys(input: &[u8]) {
     let (Ok(text), path) = (str::from_utf8(input), Path::new("keys")) else { return };
     match KeyFile::parse(path, text) {
         Ok(file) => {
-            let again = KeyFile::parse(path, &file.text()).expect("what was read can be read again");
+            let again =
+                KeyFile::parse(path, &file.text()).expect("what was read can be read again");
             assert_eq!(again.ring().map(|ring| ring.ids()), file.ring().map(|ring| ring.ids()));
             assert!(file.ring().is_some());
         }

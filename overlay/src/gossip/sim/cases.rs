@@ -419,12 +419,16 @@ pub const CASES: &[Case] = &[
             t.wait_about(1..9);
         });
     }),
-    case("rotate_split_long", "3|2 until all are dead to the other side, while the keys are changed", |t| {
-        rotating(t, |t, order| {
-            t.split(&order[..2]);
-            t.wait_about(12..30);
-        });
-    }),
+    case(
+        "rotate_split_long",
+        "3|2 until all are dead to the other side, while the keys are changed",
+        |t| {
+            rotating(t, |t, order| {
+                t.split(&order[..2]);
+                t.wait_about(12..30);
+            });
+        },
+    ),
     case("rotate_split_grow", "3|2 while the keys are changed, and both sides grow", |t| {
         rotating(t, |t, order| {
             t.split(&order[..2]);
@@ -435,30 +439,42 @@ pub const CASES: &[Case] = &[
             t.wait_about(3..10);
         });
     }),
-    case("rotate_split_restart", "3|2 while the keys are changed, and everybody is restarted", |t| {
-        t.heal_within(45);
-        rotating(t, |t, order| {
-            t.split(&order[..2]);
-            t.wait_about(0..10);
-            t.kill(order);
-            t.wait_about(0..3);
-            t.revive(order);
-            t.wait_about(5..15);
-        });
-    }),
-    case("rotate_one_way", "nothing gets from one node to one other, while the keys are changed", |t| {
-        rotating(t, |t, order| {
-            t.cut(order[0], order[1]);
-            t.wait_about(5..20);
-        });
-    }),
-    case("rotate_sleeper", "a node sleeps while the others change their keys as far as they can", |t| {
-        rotating(t, |t, order| {
-            t.sleep(&order[..1]);
-            t.wait_about(5..40);
-            t.wake(&order[..1]);
-        });
-    }),
+    case(
+        "rotate_split_restart",
+        "3|2 while the keys are changed, and everybody is restarted",
+        |t| {
+            t.heal_within(45);
+            rotating(t, |t, order| {
+                t.split(&order[..2]);
+                t.wait_about(0..10);
+                t.kill(order);
+                t.wait_about(0..3);
+                t.revive(order);
+                t.wait_about(5..15);
+            });
+        },
+    ),
+    case(
+        "rotate_one_way",
+        "nothing gets from one node to one other, while the keys are changed",
+        |t| {
+            rotating(t, |t, order| {
+                t.cut(order[0], order[1]);
+                t.wait_about(5..20);
+            });
+        },
+    ),
+    case(
+        "rotate_sleeper",
+        "a node sleeps while the others change their keys as far as they can",
+        |t| {
+            rotating(t, |t, order| {
+                t.sleep(&order[..1]);
+                t.wait_about(5..40);
+                t.wake(&order[..1]);
+            });
+        },
+    ),
     // Disks.
     case("full_disks", "disks refuse every write, while nodes come and claim", |t| {
         t.range_of(16);

@@ -358,7 +358,10 @@ impl Trial {
     /// Lets the change of keys come to its end, and everybody agree afterwards.
     pub fn end_rotation(&mut self) {
         while !self.is_over()
-            && self.rotation.as_ref().is_some_and(|stages| stages.iter().any(|stage| *stage < LAST_STAGE))
+            && self
+                .rotation
+                .as_ref()
+                .is_some_and(|stages| stages.iter().any(|stage| *stage < LAST_STAGE))
         {
             self.wait_ms(500..501);
         }
@@ -373,7 +376,8 @@ impl Trial {
         let behind = stages.iter().copied().min().unwrap_or_default();
         let nodes = &self.network.nodes;
         // Who is asleep does not look at its key file.
-        let due = (0..stages.len()).filter(|ix| stages[*ix] == behind && nodes[*ix].asleep.is_none());
+        let due =
+            (0..stages.len()).filter(|ix| stages[*ix] == behind && nodes[*ix].asleep.is_none());
         let due: Vec<usize> = due.collect();
         if behind == LAST_STAGE || due.is_empty() {
             return;
@@ -506,9 +510,10 @@ impl Trial {
     fn look(&mut self, ix: usize) {
         let mut looked = self.watch.look(&self.network, ix);
         while looked.is_ok()
-            && let Some(pods) = self.watch.take_pods(ix)
+            && let Some((pods, holdings)) = self.watch.take_pods(ix)
         {
             self.network.set_pods(ix, pods);
+            self.network.set_holdings(ix, holdings);
             looked = self.watch.look(&self.network, ix);
         }
         if let Err(violation) = looked {
