@@ -12,8 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -22,8 +20,9 @@ use crate::config::LeaseConfig;
 use crate::error::Error;
 use crate::gossip::{
     Counters, DATAGRAM_MAX, Event, Gossip, GossipConfig, Holdings, LeaseState, LocalNode, Memory,
-    Protection, RememberedLease, Stranger, check_pods,
+    Protection, Stranger, check_pods,
 };
+use crate::memory_file;
 use crate::node_id::NodeId;
 use crate::pods::{LocalPod, PodError, PodMap};
 use crate::seal::{FileError, KeyFile, KeyRing, Secrets};
@@ -658,45 +657,8 @@ fn random_seed() -> Result<u64, Error> {
     Ok(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
 }
 
-/// The state file's content.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct State {
-    node_id: NodeId,
-    counter: u64,
-    clock: u64,
-    leases: Vec<LeaseLine>,
-    #[serde(default)]
-    retained: Vec<IpNetwork>,
-    #[serde(default)]
-    peers: Vec<SocketAddr>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LeaseLine {
-    prefix: IpNetwork,
-    epoch: u64,
-}
-
 fn save(path: &Path, node_id: NodeId, memory: &Memory) -> Result<(), Error> {
-    let leases = memory.leases.iter();
-    let state = State {
-        node_id,
-        counter: memory.counter,
-        clock: memory.clock,
-        leases: leases
-            .map(|lease| LeaseLine { prefix: lease.prefix, epoch: lease.epoch })
-            .collect(),
-        retained: memory.retained.clone(),
-        peers: memory.peers.clone(),
-    };
-    let mut text = serde_json::to_vec_pretty(&state).map_err(|error| Error::WriteState {
-        path: path.to_owned(),
-        cause: io::Error::other(error),
-    })?;
-    text.push(b'\n');
-    state_file::write(path, &text)
+    state_file::write(path, &memory_file::encode(path, node_id, memory)?)
 }
 
 fn load(path: &Path, node_id: NodeId) -> Result<Memory, Error> {
@@ -705,23 +667,13 @@ fn load(path: &Path, node_id: NodeId) -> Result<Memory, Error> {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Memory::default()),
         Err(cause) => return Err(Error::ReadState { path: path.to_owned(), cause }),
     };
-    let state: State = serde_json::from_slice(&text)
-        .map_err(|error| Error::CorruptState { path: path.to_owned(), why: error.to_string() })?;
-    if state.node_id != node_id {
-        // The identity was given up on purpose; what belonged to it stays with it.
-        tracing::warn!(path = %path.display(), former = %state.node_id, "ignoring another node's state");
-        return Ok(Memory::default());
+    let (former, memory) = memory_file::decode(path, &text)?;
+    if former == node_id {
+        return Ok(memory);
     }
-    let leases = state.leases.into_iter();
-    Ok(Memory {
-        counter: state.counter,
-        clock: state.clock,
-        leases: leases
-            .map(|lease| RememberedLease { prefix: lease.prefix, epoch: lease.epoch })
-            .collect(),
-        retained: state.retained,
-        peers: state.peers,
-    })
+    // The identity was given up on purpose; what belonged to it stays with it.
+    tracing::warn!(path = %path.display(), %former, "ignoring another node's state");
+    Ok(Memory::default())
 }
 
 #[cfg(test)]
@@ -729,7 +681,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::gossip::Refused;
+    use crate::gossip::{Refused, RememberedLease};
     use crate::gossip::sim::Network;
 
     fn agent(dir: &Path, last: u8, seeds: &[&str]) -> AgentConfig {

@@ -20,6 +20,7 @@ pub mod encap;
 pub mod error;
 pub mod gossip;
 pub mod interfaces;
+pub mod memory_file;
 pub mod node_id;
 pub mod path;
 pub mod pods;

@@ -27,6 +27,16 @@ fn key_file() {
     replay("key_file", targets::key_file);
 }
 
+#[test]
+fn state() {
+    replay("state", targets::state);
+}
+
+#[test]
+fn node_id() {
+    replay("node_id", targets::node_id);
+}
+
 fn replay(target: &str, run: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus").join(target);
     let mut inputs = 0;

@@ -8,7 +8,7 @@ use crate::node_id::NodeId;
 
 /// Larger numbers are refused at the border, so that nobody can push a counter to where its owner
 /// cannot go above it.
-pub(super) const COUNTER_MAX: u64 = 1 << 48;
+pub(crate) const COUNTER_MAX: u64 = 1 << 48;
 
 /// A node at an address, in its `incarnation`th life.
 ///

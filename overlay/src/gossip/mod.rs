@@ -62,6 +62,7 @@ pub use self::counters::{Ages, Counters, Refused};
 pub use self::envelope::Protection;
 use self::envelope::{Envelopes, Outgoing};
 pub use self::event::{Event, Holdings, LeaseState, Memory};
+pub(crate) use self::identity::COUNTER_MAX;
 use self::identity::Identity;
 use self::pod_store::PodStore;
 use self::pod_sync::PodSync;
@@ -398,6 +399,8 @@ impl Gossip {
         self.event(Event::Slept { gap });
         self.synced = false;
         self.asking_since = self.now;
+        // Who has nobody to ask decides at once, and must look again for that.
+        self.claims_looked = (false, false);
         self.seeds.ask_again();
         let changes = self.claims.doubt();
         self.apply_changes(changes);

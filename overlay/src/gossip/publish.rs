@@ -190,7 +190,7 @@ impl Gossip {
             if (newer || (forgot && is_former)) && record.version < COUNTER_SANE {
                 self.go_above(record.version);
                 // Equal versions with different content: one more makes the difference.
-                self.version = self.version.max(record.version);
+                self.version = self.version.max(record.version + 1);
                 let changes = self.claims.adopt(&record.leases, &self.store);
                 self.apply_changes(changes);
             }
@@ -198,7 +198,7 @@ impl Gossip {
         }
         if newer && record.version < COUNTER_SANE {
             self.go_above(record.version);
-            self.version = self.version.max(record.version);
+            self.version = self.version.max(record.version + 1);
         }
         // A former life at another address, or a twin? Only a twin answers.
         let asked = self.probed_twin.is_some_and(|at| self.now < at + self.config.timing.sync);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use overlay::config::LeaseConfig;
 use overlay::gossip::sim::{self, Network};
 use overlay::gossip::{Gossip, GossipConfig, LocalNode, Memory, Protection};
+use overlay::memory_file;
 use overlay::node_id::NodeId;
 use overlay::path::message::{self, Kind, REPLY_LEN};
 use overlay::seal::{KeyFile, KeyRing, Secrets};
@@ -30,6 +31,44 @@ pub fn vxlan(datagram: &[u8]) {
             message::write(&mut written, destination, source, &found);
             assert_eq!(written[..32], inner[..32]);
         }
+    }
+}
+
+/// The state file of a node, `gossip.json`. What is read can be written and read again, and a node can live
+/// with it.
+pub fn state(input: &[u8]) {
+    let path = Path::new("gossip.json");
+    let (id, memory) = match memory_file::decode(path, input) {
+        Ok(read) => read,
+        Err(error) => {
+            assert!(error.to_string().contains("gossip.json"), "{error}");
+            return;
+        }
+    };
+    let text = memory_file::encode(path, id, &memory).expect("what was read can be written");
+    assert_eq!(
+        memory_file::decode(path, &text).expect("it can be read again"),
+        (id, memory.clone())
+    );
+    let mut now = Instant::now();
+    let config = GossipConfig::new("weft", LeaseConfig::default());
+    let local = LocalNode { id, memory, ..local_node(0) };
+    let mut node = Gossip::new(config, local, Protection::Insecure, 0, now);
+    for _ in 0..20 {
+        while node.poll_memory().is_some() {
+            node.handle_saved(now);
+        }
+        while node.poll_transmit().is_some() {}
+        now = node.poll_timeout().map_or(now, |at| at.max(now));
+        node.handle_timeout(now);
+    }
+}
+
+/// The file with a node's id.
+pub fn node_id(input: &[u8]) {
+    let Ok(text) = str::from_utf8(input) else { return };
+    if let Ok(id) = text.trim().parse::<NodeId>() {
+        assert_eq!(id.to_string(), text.trim().to_ascii_lowercase());
     }
 }
 
@@ -106,17 +145,7 @@ impl Pair {
         let nodes = [0, 1].map(|ix| {
             let mut config = GossipConfig::new("weft", LeaseConfig::default());
             config.nodes_max = NODES_MAX;
-            let local = LocalNode {
-                id: NodeId([ix + 1; 16]),
-                name: format!("node-{ix}"),
-                underlay: address(usize::from(ix)).ip(),
-                gossip_port: 7946,
-                vxlan_port: 4789,
-                underlay_mtu: 1500,
-                software: String::new(),
-                has_seeds: false,
-                memory: Memory::default(),
-            };
+            let local = local_node(ix);
             let protection = match seal {
                 Seal::None => Protection::Insecure,
                 Seal::Key => Protection::Sealed {
@@ -235,6 +264,20 @@ impl Pair {
 fn refused(node: &Gossip) -> u64 {
     let counters = node.counters();
     counters.refused.values().sum::<u64>() + counters.unproven
+}
+
+fn local_node(ix: u8) -> LocalNode {
+    LocalNode {
+        id: NodeId([ix + 1; 16]),
+        name: format!("node-{ix}"),
+        underlay: address(usize::from(ix)).ip(),
+        gossip_port: 7946,
+        vxlan_port: 4789,
+        underlay_mtu: 1500,
+        software: String::new(),
+        has_seeds: false,
+        memory: Memory::default(),
+    }
 }
 
 /// Where the summed part of a datagram begins: at its kind, behind version, form, network and sum.

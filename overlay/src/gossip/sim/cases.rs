@@ -412,6 +412,69 @@ pub const CASES: &[Case] = &[
             t.wait_ms(0..1500);
         }
     }),
+    // A change of keys in the midst of all that.
+    case("rotate_split", "3|2 while the keys are changed", |t| {
+        rotating(t, |t, order| {
+            t.split(&order[..2]);
+            t.wait_about(1..9);
+        });
+    }),
+    case(
+        "rotate_split_long",
+        "3|2 until all are dead to the other side, while the keys are changed",
+        |t| {
+            rotating(t, |t, order| {
+                t.split(&order[..2]);
+                t.wait_about(12..30);
+            });
+        },
+    ),
+    case("rotate_split_grow", "3|2 while the keys are changed, and both sides grow", |t| {
+        rotating(t, |t, order| {
+            t.split(&order[..2]);
+            t.wait_about(0..6);
+            let near = t.join_by(&order[..1]);
+            t.split(&[order[0], order[1], near]);
+            t.join_by(&order[2..3]);
+            t.wait_about(3..10);
+        });
+    }),
+    case(
+        "rotate_split_restart",
+        "3|2 while the keys are changed, and everybody is restarted",
+        |t| {
+            t.heal_within(45);
+            rotating(t, |t, order| {
+                t.split(&order[..2]);
+                t.wait_about(0..10);
+                t.kill(order);
+                t.wait_about(0..3);
+                t.revive(order);
+                t.wait_about(5..15);
+            });
+        },
+    ),
+    case(
+        "rotate_one_way",
+        "nothing gets from one node to one other, while the keys are changed",
+        |t| {
+            rotating(t, |t, order| {
+                t.cut(order[0], order[1]);
+                t.wait_about(5..20);
+            });
+        },
+    ),
+    case(
+        "rotate_sleeper",
+        "a node sleeps while the others change their keys as far as they can",
+        |t| {
+            rotating(t, |t, order| {
+                t.sleep(&order[..1]);
+                t.wait_about(5..40);
+                t.wake(&order[..1]);
+            });
+        },
+    ),
     // Disks.
     case("full_disks", "disks refuse every write, while nodes come and claim", |t| {
         t.range_of(16);
@@ -460,6 +523,18 @@ const DAY_S: u64 = 86_400;
 
 fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
+}
+
+fn rotating(t: &mut Trial, disturb: fn(&mut Trial, &[usize])) {
+    t.start(5);
+    t.agree();
+    let order = t.shuffled(5);
+    t.begin_rotation();
+    t.wait_about(0..6);
+    disturb(t, &order);
+    t.heal();
+    t.agree();
+    t.end_rotation();
 }
 
 fn losses(t: &mut Trial, seconds: u64) {

@@ -18,6 +18,7 @@ use super::history::History;
 use super::watch::{Tally, Violation, Watch};
 use super::{Faults, Network};
 use crate::gossip::{Event, LeaseState, LocalNode, Memory};
+use crate::seal::KeyRing;
 
 /// What came of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Trial {
     /// With whom newcomers begin.
     doors: Vec<usize>,
     violation: Option<Violation>,
+    /// How far each node has come with a change of keys that is under way.
+    rotation: Option<Vec<usize>>,
     /// What time it is, and how many steps it has been.
     beats: (Instant, u32),
 }
@@ -80,6 +83,7 @@ impl Trial {
             random,
             doors: vec![0],
             violation: None,
+            rotation: None,
         }
     }
 
@@ -90,6 +94,7 @@ impl Trial {
             self.heal();
             self.network.faults = Faults::default();
             self.agree();
+            self.end_rotation();
             self.wait(3);
             self.agree();
         });
@@ -135,6 +140,11 @@ impl Trial {
                 None => self.future_address(*door),
             })
             .collect();
+        if let Some(stages) = &mut self.rotation {
+            let stage = stages.iter().copied().min().unwrap_or_default();
+            stages.push(stage);
+            self.network.keys = Some(ring(stage));
+        }
         let name = local.name.clone();
         self.say(format!("{name} at {} is started, with seeds {doors:?}", local.underlay));
         let ix = self.network.install(local, seeds);
@@ -327,8 +337,57 @@ impl Trial {
 
     /// Lets between so many and so many milliseconds pass.
     pub fn wait_ms(&mut self, millis: Range<u64>) {
-        let millis = self.random.random_range(millis);
-        self.run(Duration::from_millis(millis));
+        let mut left = self.random.random_range(millis);
+        while self.rotation.is_some() && left > 0 && !self.is_over() {
+            let pause = self.random.random_range(50..1000).min(left);
+            self.run(Duration::from_millis(pause));
+            self.rotate();
+            left -= pause;
+        }
+        self.run(Duration::from_millis(left));
+    }
+
+    // Keys
+
+    /// Begins to change the key of all nodes, one after the other while time passes: first all of them accept
+    /// the new one, then all use it, then all remove the old one.
+    pub fn begin_rotation(&mut self) {
+        self.rotation = Some(vec![0; self.network.nodes.len()]);
+    }
+
+    /// Lets the change of keys come to its end, and everybody agree afterwards.
+    pub fn end_rotation(&mut self) {
+        while !self.is_over()
+            && self
+                .rotation
+                .as_ref()
+                .is_some_and(|stages| stages.iter().any(|stage| *stage < LAST_STAGE))
+        {
+            self.wait_ms(500..501);
+        }
+        if self.rotation.take().is_some() {
+            self.agree();
+        }
+    }
+
+    /// Brings one node a step further, as soon as all have come as far as it has.
+    fn rotate(&mut self) {
+        let Some(stages) = &mut self.rotation else { return };
+        let behind = stages.iter().copied().min().unwrap_or_default();
+        let nodes = &self.network.nodes;
+        // Who is asleep does not look at its key file.
+        let due =
+            (0..stages.len()).filter(|ix| stages[*ix] == behind && nodes[*ix].asleep.is_none());
+        let due: Vec<usize> = due.collect();
+        if behind == LAST_STAGE || due.is_empty() {
+            return;
+        }
+        let ix = due[self.random.random_range(0..due.len())];
+        stages[ix] += 1;
+        let keys = ring(stages[ix]);
+        self.each(&[ix], &format!("has the keys {:?}", keys.ids()), |network, ix| {
+            network.set_keys(ix, keys.clone());
+        });
     }
 
     /// How long agreement may take after a heal. Default 12 s.
@@ -451,9 +510,10 @@ impl Trial {
     fn look(&mut self, ix: usize) {
         let mut looked = self.watch.look(&self.network, ix);
         while looked.is_ok()
-            && let Some(pods) = self.watch.take_pods(ix)
+            && let Some((pods, holdings)) = self.watch.take_pods(ix)
         {
             self.network.set_pods(ix, pods);
+            self.network.set_holdings(ix, holdings);
             looked = self.watch.look(&self.network, ix);
         }
         if let Err(violation) = looked {
@@ -536,6 +596,25 @@ impl Trial {
         nodes.collect()
     }
 }
+
+/// The keys of a node that has come so far with a change of keys.
+fn ring(stage: usize) -> KeyRing {
+    let [old, new] = [0, 1].map(Network::key);
+    let (used, accepted) = match stage {
+        0 => (old, None),
+        1 => (old, Some(new)),
+        2 => (new, Some(old)),
+        _ => (new, None),
+    };
+    let mut ring = KeyRing::new(used);
+    for key in accepted {
+        ring.accept(key);
+    }
+    ring
+}
+
+/// When only the new key is left.
+const LAST_STAGE: usize = 3;
 
 /// Most steps that may happen at one time: a thousand nodes that start at once need some.
 const BEATS_MAX: u32 = 100_000;

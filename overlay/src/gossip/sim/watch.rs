@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 
 use super::Network;
-use crate::gossip::{Event, Gossip, LeaseState};
+use crate::gossip::{Event, Gossip, Holdings, LeaseState};
 use crate::node_id::NodeId;
 use crate::pods::{LocalPod, Pod, PodMap};
 use crate::subnet::{Claim, Standing, SubnetMap, rank};
@@ -119,12 +119,15 @@ struct Since {
 }
 
 /// A node, as it was looked at last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
     life: u32,
     started: Option<Instant>,
     is_running: bool,
     speaks: bool,
+    /// The highest version of its record, and what that was when it was started last.
+    version: u64,
+    floor: u64,
     map: Option<Arc<SubnetMap>>,
     /// What it holds and uses.
     held: Vec<(IpNetwork, u64)>,
@@ -133,20 +136,68 @@ struct Seen {
     /// What it was granted and has not been told to be lost.
     entitled: Vec<(IpNetwork, u64)>,
     events_read: usize,
-    /// Its pods, with their numbers.
-    pods: BTreeMap<IpAddr, u64>,
+    /// Its pods. Like those that it leaves addresses to, they outlive its process.
+    pods: BTreeMap<IpAddr, Attached>,
+    /// Addresses out of its lease that pods of others have.
+    lent: BTreeMap<IpAddr, NodeId>,
+    /// What its process has been told of both.
+    told: Option<Holdings>,
     pods_changed: bool,
+    /// When its next pod comes, or one that is to end does.
+    pods_due: Option<Instant>,
     pod_map: Option<Arc<PodMap>>,
     /// Pods that it knew, and that are gone.
     buried_pods: BTreeSet<u64>,
+    /// From when on it may be given another pod.
+    next_pod: Instant,
     /// Who was dead or gone to it after they had stopped.
     buried: BTreeSet<NodeId>,
     /// Whom it has forgotten after they had stopped.
     forgotten: BTreeSet<NodeId>,
 }
 
-/// How many pods each node is given.
+impl Seen {
+    fn new(now: Instant) -> Self {
+        Self {
+            life: 0,
+            started: None,
+            is_running: false,
+            speaks: false,
+            version: 0,
+            floor: 0,
+            map: None,
+            held: Vec::new(),
+            claims: Vec::new(),
+            entitled: Vec::new(),
+            events_read: 0,
+            pods: BTreeMap::new(),
+            lent: BTreeMap::new(),
+            told: None,
+            pods_changed: false,
+            pods_due: None,
+            pod_map: None,
+            buried_pods: BTreeSet::new(),
+            next_pod: now,
+            buried: BTreeSet::new(),
+            forgotten: BTreeSet::new(),
+        }
+    }
+}
+
+/// A pod.
+#[derive(Debug, Clone, Copy)]
+struct Attached {
+    number: u64,
+    /// Since when its node has not had its subnet any more.
+    lost_at: Option<Instant>,
+}
+
+/// How many pods each node is given, and how far apart they come.
 const PODS: usize = 2;
+const POD_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long pods live on after their node has lost their subnet.
+const POD_LIFE: Duration = Duration::from_secs(20);
 
 impl Watch {
     /// Has a look at what changed at node `ix` in the last step.
@@ -161,9 +212,17 @@ impl Watch {
         }) {
             self.rewire(network)?;
         }
+        if let Some(gossip) = &network.nodes[ix].gossip {
+            let seen = &mut self.nodes[ix];
+            seen.version = seen.version.max(gossip.version);
+        }
         self.follow_leases(network, ix)?;
         self.follow_map(network, ix)?;
         self.follow_pods(network, ix)?;
+        if self.nodes[ix].pods_due.is_some_and(|due| due <= network.now) {
+            self.attach_pods(network, ix)?;
+            self.find_doubles(network);
+        }
         if self.next_due.is_some_and(|due| network.now >= due) {
             self.check_doubles(network)?;
         }
@@ -175,7 +234,7 @@ impl Watch {
         let count = network.nodes.len();
         let mut started = BTreeSet::new();
         while self.nodes.len() < count {
-            self.nodes.push(Seen::default());
+            self.nodes.push(Seen::new(network.now));
         }
         for (ix, node) in network.nodes.iter().enumerate() {
             let seen = &mut self.nodes[ix];
@@ -184,6 +243,7 @@ impl Watch {
                 started.insert(ix);
                 seen.started = Some(network.now);
                 seen.life = node.life;
+                seen.floor = seen.version;
                 seen.map = None;
                 seen.held.clear();
                 seen.claims.clear();
@@ -191,6 +251,8 @@ impl Watch {
                 seen.forgotten.clear();
                 seen.pod_map = None;
                 seen.buried_pods.clear();
+                seen.told = None;
+                seen.pods_changed = true;
             }
             seen.is_running = is_running;
             seen.speaks = node.gossip.as_ref().is_some_and(Gossip::may_speak);
@@ -291,7 +353,7 @@ impl Watch {
             self.judge_loss(network, ix, *prefix, *winner)?;
         }
         if !lost.is_empty() || !released.is_empty() {
-            self.attach_pods(ix);
+            self.nodes[ix].pods_due = Some(network.now);
         }
         if held == self.nodes[ix].held {
             self.nodes[ix].claims = claims;
@@ -314,7 +376,7 @@ impl Watch {
             let claimed_at = claimed.iter().find(|(claim, _)| claim == prefix).map(|(_, at)| *at);
             self.judge_grant(network, ix, *prefix, *epoch, claimed_at)?;
         }
-        self.attach_pods(ix);
+        self.nodes[ix].pods_due = Some(network.now);
         self.find_doubles(network);
         Ok(())
     }
@@ -401,57 +463,114 @@ impl Watch {
         Ok(())
     }
 
-    /// Gives a node its pods, and takes away those whose subnet is another's.
-    fn attach_pods(&mut self, ix: usize) {
-        let seen = &mut self.nodes[ix];
+    /// Does what a node's container runtime and its daemon do with pods: those of a lost subnet live on for a
+    /// while, and others come one after the other, at addresses that nobody else's pods have.
+    fn attach_pods(&mut self, network: &Network, ix: usize) -> Result<(), Violation> {
+        let now = network.now;
+        let (seen, own) = (&mut self.nodes[ix], network.nodes[ix].local.id);
         let entitled = &seen.entitled;
-        let stays = |pod: &IpAddr| entitled.iter().any(|(prefix, _)| prefix.contains(*pod));
-        let gone: Vec<(IpAddr, u64)> = seen
-            .pods
-            .iter()
-            .filter(|(pod, _)| !stays(pod))
-            .map(|(pod, number)| (*pod, *number))
-            .collect();
-        for (pod, number) in gone {
-            seen.pods.remove(&pod);
+        for (address, pod) in &mut seen.pods {
+            let is_home = entitled.iter().any(|(prefix, _)| prefix.contains(*address));
+            pod.lost_at = if is_home { None } else { pod.lost_at.or(Some(now)) };
+        }
+        let ends = |pod: &Attached| pod.lost_at.map(|at| at + POD_LIFE);
+        let ended = seen.pods.iter().filter(|(_, pod)| ends(pod).is_some_and(|end| end <= now));
+        let ended: Vec<_> = ended.map(|(address, pod)| (*address, pod.number)).collect();
+        for (address, number) in ended {
+            seen.pods.remove(&address);
             seen.pods_changed = true;
             self.pods.remove(&number);
-            if let Some(users) = self.users.get_mut(&pod) {
+            if let Some(users) = self.users.get_mut(&address) {
                 users.remove(&ix);
             }
         }
-        for (prefix, _) in &seen.held {
-            // The first is the node's own.
-            for pod in prefix.iter().skip(2).take(PODS) {
-                seen.pods.entry(pod).or_insert_with(|| {
-                    self.pods_made += 1;
-                    self.pods.insert(self.pods_made);
-                    self.users.entry(pod).or_default().insert(ix);
-                    seen.pods_changed = true;
-                    self.pods_made
-                });
+        seen.pods_due = seen.pods.values().filter_map(ends).min();
+        let Some(gossip) = &network.nodes[ix].gossip else { return Ok(()) };
+        let map = gossip.map();
+        let has_pod = |address: &IpAddr| seen.pods.contains_key(address);
+        let mut lent = seen.lent.clone();
+        lent.retain(|address, to| map.asks(*to, *address).unwrap_or(true));
+        if !seen.held.is_empty() {
+            for (address, to) in map.requests(own) {
+                lent.entry(address).or_insert(to);
             }
         }
+        lent.retain(|address, _| !has_pod(address));
+        seen.lent = lent;
+        let mut fresh = None;
+        for (prefix, _) in &seen.held {
+            let there = seen.pods.keys().filter(|address| prefix.contains(**address)).count();
+            if there < PODS {
+                // The first address is the node's own.
+                let mut free = prefix.iter().skip(2).filter(|address| {
+                    !seen.pods.contains_key(address) && !seen.lent.contains_key(address)
+                });
+                fresh = fresh.or(free.next());
+                let next = now + POD_PAUSE;
+                seen.pods_due = Some(seen.pods_due.map_or(next, |due| due.min(next)));
+            }
+        }
+        if let Some(address) = fresh.filter(|_| seen.next_pod <= now) {
+            seen.next_pod = now + POD_PAUSE;
+            self.pods_made += 1;
+            let pod = Attached { number: self.pods_made, lost_at: None };
+            seen.pods.insert(address, pod);
+            seen.pods_changed = true;
+            self.pods.insert(pod.number);
+            self.users.entry(address).or_default().insert(ix);
+            self.judge_address(network, ix, address)?;
+        }
         self.tally.pods = self.tally.pods.max(self.pods.len());
+        Ok(())
     }
 
-    /// The pods that a node has now, if they have changed since it was asked last.
-    pub(super) fn take_pods(&mut self, ix: usize) -> Option<Vec<LocalPod>> {
+    /// Whether an address was rightly given to a pod.
+    fn judge_address(
+        &self,
+        network: &Network,
+        ix: usize,
+        address: IpAddr,
+    ) -> Result<(), Violation> {
+        let others = self.users.get(&address).into_iter().flatten().filter(|other| **other != ix);
+        for other in others {
+            // That the other pod lives on was told when its node lost the subnet.
+            let lost = self.nodes[*other].pods.get(&address).and_then(|pod| pod.lost_at);
+            let told = lost.is_some_and(|at| at + self.bounds.heal <= network.now);
+            let settled = self.settled_at(network, ix) <= network.now;
+            let standing = !is_cut_off(network, *other, address);
+            if told && settled && standing && self.are_joined(ix, *other) {
+                let what = format!(
+                    "{} gives {address} to a pod, though one of {} has kept it",
+                    network.nodes[ix].local.name, network.nodes[*other].local.name
+                );
+                return self.broken(network, "I1", what);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a node's daemon tells its gossip of pods, if that has changed since it was asked last.
+    pub(super) fn take_pods(&mut self, ix: usize) -> Option<(Vec<LocalPod>, Holdings)> {
         let seen = self.nodes.get_mut(ix)?;
-        std::mem::take(&mut seen.pods_changed).then(|| {
-            let pods = seen.pods.iter().map(|(address, number)| {
-                let pod = Pod {
-                    namespace: "default".to_owned(),
-                    name: format!("pod-{number}"),
-                    uid: Some(number.to_string()),
-                    addresses: vec![*address],
-                    labels: BTreeMap::new(),
-                    host_network: false,
-                };
-                LocalPod { pod, age: Duration::ZERO }
-            });
-            pods.collect()
-        })
+        let holdings =
+            Holdings { pods: seen.pods.keys().copied().collect(), grants: seen.lent.clone() };
+        let changed = std::mem::take(&mut seen.pods_changed);
+        if !changed && seen.told.as_ref() == Some(&holdings) {
+            return None;
+        }
+        seen.told = Some(holdings.clone());
+        let pods = seen.pods.iter().map(|(address, Attached { number, .. })| {
+            let pod = Pod {
+                namespace: "default".to_owned(),
+                name: format!("pod-{number}"),
+                uid: Some(number.to_string()),
+                addresses: vec![*address],
+                labels: BTreeMap::new(),
+                host_network: false,
+            };
+            LocalPod { pod, age: Duration::ZERO }
+        });
+        Some((pods.collect(), holdings))
     }
 
     fn follow_pods(&mut self, network: &Network, ix: usize) -> Result<(), Violation> {
@@ -527,7 +646,17 @@ impl Watch {
     }
 
     fn check_doubles(&mut self, network: &Network) -> Result<(), Violation> {
-        let due = self.doubles.iter().find(|(_, due)| network.now >= **due);
+        let now = network.now;
+        for ((what, one, other), due) in &mut self.doubles {
+            let Double::Address(address) = what else { continue };
+            // Of two pods with one address, one may be there and cut off: it has to be deleted by somebody.
+            let stands = |ix: &usize| !is_cut_off(network, *ix, *address);
+            if now >= *due && !(stands(one) && stands(other)) {
+                *due = now + Duration::from_secs(1);
+            }
+        }
+        self.next_due = self.doubles.values().min().copied();
+        let due = self.doubles.iter().find(|(_, due)| now >= **due);
         let Some(((what, one, other), _)) = due else { return Ok(()) };
         let name = |ix: usize| network.nodes[ix].local.name.as_str();
         let epoch = |ix: usize, prefix: IpNetwork| {
@@ -604,8 +733,15 @@ impl Watch {
                 );
                 return self.broken(network, "I6", what);
             }
+            // Whose last life was never heard of may still be told to have lived.
+            let was_met = self
+                .by_id
+                .get(&member.id)
+                .is_some_and(|nodes| nodes.iter().all(|ix| member.version > self.nodes[*ix].floor));
             if !member.state.is_active() {
-                self.nodes[ix].buried.insert(member.id);
+                if was_met {
+                    self.nodes[ix].buried.insert(member.id);
+                }
             } else if self.nodes[ix].buried.contains(&member.id) {
                 let what = format!(
                     "{name} believes that {} lives again, which has stopped and was dead to it",
@@ -615,6 +751,8 @@ impl Watch {
             }
         }
         self.nodes[ix].map = Some(Arc::clone(map));
+        // What others ask for may have changed.
+        self.nodes[ix].pods_due = Some(network.now);
         Ok(())
     }
 
@@ -726,8 +864,14 @@ impl Watch {
             }
             let there =
                 running.iter().filter(|other| *other == ix || self.are_joined(*ix, **other));
-            let real: BTreeSet<u64> =
-                there.flat_map(|other| self.nodes[*other].pods.values().copied()).collect();
+            let there = there.filter(|other| {
+                let gossip = network.nodes[**other].gossip.as_ref();
+                let state = gossip.map(Gossip::lease_state);
+                !matches!(state, Some(LeaseState::Suspended { .. }))
+            });
+            let real: BTreeSet<u64> = there
+                .flat_map(|other| self.nodes[*other].pods.values().map(|pod| pod.number))
+                .collect();
             let known = numbers(gossip.pods());
             let shadowed = map.members.values().any(|member| member.shadowed);
             if known != real && !shadowed {
@@ -815,6 +959,14 @@ impl Watch {
 
 fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
     one.contains(other.network()) || other.contains(one.network())
+}
+
+/// Whether a pod of a node may not use its address any more, because another node's has it.
+fn is_cut_off(network: &Network, ix: usize, address: IpAddr) -> bool {
+    let node = &network.nodes[ix];
+    node.gossip
+        .as_ref()
+        .is_some_and(|gossip| gossip.map().cut_off(node.local.id).contains(&address))
 }
 
 /// Whether `one` has a way to find `other`.
