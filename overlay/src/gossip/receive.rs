@@ -148,6 +148,8 @@ impl Gossip {
             && let Some(version) = view.version.filter(|version| *version < publish::COUNTER_SANE)
         {
             self.go_above(version);
+            // The version that was forgotten is refused, too.
+            self.version = self.version.max(version + 1);
         }
         // The record itself is wanted: it may tell of leases that this node has forgotten.
         if view.version.is_some_and(|version| version > self.version) {

@@ -193,6 +193,8 @@ impl World {
         let before: Vec<_> = process.claims.families.iter().map(|family| family.step).collect();
         let informed = process.is_informed;
         let changes = process.claims.tick(&store, informed, informed, now);
+        // How often nothing was free makes no difference.
+        process.claims.attempts = process.claims.attempts.min(ATTEMPTS_MAX);
         for family in &mut process.claims.families {
             if let Step::Claiming { since, .. } = &mut family.step {
                 *since = base;
@@ -519,6 +521,9 @@ impl World {
         (hash(1), hash(2))
     }
 }
+
+/// A node that has looked for a subnet this often goes on as if it were the last time.
+const ATTEMPTS_MAX: u64 = 3;
 
 fn step_name(step: Step) -> &'static str {
     match step {
