@@ -259,7 +259,7 @@ fn a_lab_stays_is_changed_by_later_commands_and_goes() {
     assert!(nodes.lines().all(|line| line.len() <= 120), "{nodes}");
     assert!(succeed(&["lab", "add-pod", "n3"]).contains("n3-p1: 10.244."));
     let pods: Value =
-        serde_json::from_str(&succeed(&["pods", "--node", "n3", "-o", "json"])).unwrap();
+        serde_json::from_str(&succeed(&["pods", "--local", "--node", "n3", "-o", "json"])).unwrap();
     assert_eq!(pods[0]["name"], "n3-p1");
     let interfaces = succeed(&["lab", "exec", "n3-p1", "--", "cat", "/proc/net/dev"]);
     assert!(interfaces.contains("eth0:"), "{interfaces}");

@@ -681,8 +681,8 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::gossip::{Refused, RememberedLease};
     use crate::gossip::sim::Network;
+    use crate::gossip::{Refused, RememberedLease};
 
     fn agent(dir: &Path, last: u8, seeds: &[&str]) -> AgentConfig {
         let lease =

@@ -44,11 +44,13 @@ impl ServiceTables {
     /// A table without Services. `ranges` is where cluster IPs are taken from, `pods` where pods' addresses are,
     /// and at `names` the node's name server answers.
     pub fn new(place: Place, ranges: &[IpNetwork], pods: &[IpNetwork], names: Vec<IpAddr>) -> Self {
+        let mut empty = ServiceTableBuilder::new(ranges.to_vec());
+        empty.answered(names.clone());
         Self {
             place,
             guarded: ranges.iter().chain(pods).copied().collect(),
             names,
-            table: ServiceTableBuilder::new(ranges.to_vec()).build(0),
+            table: empty.build(0),
             generation: 0,
             made: BTreeMap::new(),
             claims: BTreeMap::new(),

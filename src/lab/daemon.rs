@@ -111,6 +111,10 @@ fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
     );
     let of_node = config.extra_of_node.get(&node.name).map_or("", String::as_str);
     let extra = format!("{}\n{of_node}", config.extra);
+    if !extra.lines().any(|line| line.trim() == "[dns]") {
+        // The machine's own name servers cannot be reached from a lab.
+        text.push_str("[dns]\nresolv_conf = \"/dev/null\"\n\n");
+    }
     text.push_str(&with_keys(&extra, &key_file(lab, &node.name)));
     text
 }

@@ -21,6 +21,8 @@ pub struct ServiceTable {
     generation: u64,
     /// Where cluster IPs are taken from.
     ranges: Vec<IpNetwork>,
+    /// Addresses in the ranges that the node itself answers.
+    answered: Vec<IpAddr>,
     /// Addresses of this node that have NodePorts, beside its underlay address.
     node_addresses: Vec<IpAddr>,
     services: Vec<Option<Arc<Service>>>,
@@ -287,10 +289,10 @@ impl ServiceTable {
         &self.filter
     }
 
-    /// Whether cluster IPs are taken from where `address` is.
+    /// Whether cluster IPs are taken from where `address` is, and the node does not answer there itself.
     #[inline]
     pub(crate) fn is_in_range(&self, address: IpAddr) -> bool {
-        self.ranges.iter().any(|range| range.contains(address))
+        self.ranges.iter().any(|range| range.contains(address)) && !self.answered.contains(&address)
     }
 
     /// Whether all of `address` is Services'.
@@ -338,6 +340,7 @@ impl ServiceTableBuilder {
             table: ServiceTable {
                 generation: 0,
                 ranges,
+                answered: Vec::new(),
                 node_addresses: Vec::new(),
                 services: Vec::new(),
                 free: Vec::new(),
@@ -348,6 +351,13 @@ impl ServiceTableBuilder {
                 filter: AddressFilter::empty(),
             },
         }
+    }
+
+    /// The addresses in the ranges that the node itself answers, such as its name server's: what is sent
+    /// there goes to the node.
+    pub fn answered(&mut self, addresses: Vec<IpAddr>) -> &mut Self {
+        self.table.answered = addresses;
+        self
     }
 
     /// The addresses of this node that have NodePorts, beside its underlay address.
