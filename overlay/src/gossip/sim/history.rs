@@ -63,7 +63,9 @@ impl History {
     pub fn render(&self, talk: Duration) -> String {
         let end = self.lines.last().map_or(Duration::ZERO, |line| line.at);
         let mut text = String::new();
-        for line in self.lines.iter().filter(|line| !line.is_talk || line.at.saturating_add(talk) >= end) {
+        for line in
+            self.lines.iter().filter(|line| !line.is_talk || line.at.saturating_add(talk) >= end)
+        {
             // Memory takes whatever is written.
             let _written = writeln!(text, "{:>12.6}  {}", line.at.as_secs_f64(), line.text);
         }
