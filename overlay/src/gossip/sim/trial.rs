@@ -607,7 +607,7 @@ fn ring(stage: usize) -> KeyRing {
         _ => (new, None),
     };
     let mut ring = KeyRing::new(used);
-    for key in accepted {
+    if let Some(key) = accepted {
         ring.accept(key);
     }
     ring
