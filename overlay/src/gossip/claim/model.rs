@@ -600,9 +600,3 @@ fn two_nodes_with_losses_and_a_cut() {
         assert!(states > 1000);
     }
 }
-
-#[test]
-fn three_nodes_in_time() {
-    let (states, _) = explore(Size { nodes: 3, crashes: 1, wipes: 0, records: 5, ..SMALL });
-    assert!(states > 1000);
-}
