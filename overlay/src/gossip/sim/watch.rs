@@ -505,7 +505,7 @@ impl Watch {
                 let mut free = prefix.iter().skip(2).filter(|address| {
                     !seen.pods.contains_key(address) && !seen.lent.contains_key(address)
                 });
-                fresh = fresh.or(free.next());
+                fresh = fresh.or_else(|| free.next());
                 let next = now + POD_PAUSE;
                 seen.pods_due = Some(seen.pods_due.map_or(next, |due| due.min(next)));
             }
