@@ -24,7 +24,7 @@
 //! refused, or is nobody's.
 //!
 //! **A policy** on who may reach whom belongs behind this stage: [`Translated::routed`] has the endpoint's own
-//! address in place of the Service's, and [`Translated::client`] the client's in place of the switch's.
+//! address in place of the Service's, and the flow the client's in place of the switch's.
 
 use std::net::IpAddr;
 

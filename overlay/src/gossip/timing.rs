@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::Preset;
 
 /// The clockwork of gossip, for up to 256 nodes on a local network; for more, some of it goes slower, see
-/// [`Preset`](crate::config::Preset). With the defaults a node that dies is noticed within 10 seconds even when one datagram in ten is lost, and nobody is declared
+/// [`Preset`]. With the defaults a node that dies is noticed within 10 seconds even when one datagram in ten is lost, and nobody is declared
 /// dead by such losses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timing {

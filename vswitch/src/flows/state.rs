@@ -46,7 +46,7 @@ impl Seen {
         Self(self.0 & !less.0)
     }
 
-    /// What is seen after one more packet. `mark` is of [`mark`].
+    /// What is seen after one more packet. `mark` is as [`super::mark`] makes it.
     #[must_use]
     pub(super) fn after(self, protocol: Protocol, direction: Direction, mark: u8) -> Self {
         let mut seen = match direction {

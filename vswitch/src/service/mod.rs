@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A [`ServicePort`] is one port of a Service in one address family, as neutral as it can be: whoever makes
-//! it has read the objects, found the endpoints' states and applied topology. [`decide`] is the one
+//! it has read the objects, found the endpoints' states and applied topology. [`decide()`] is the one
 //! place that says what becomes of a packet to a Service, for the data path and for explanations alike. Its
 //! rules are those of kube-proxy's nftables mode; `docs/services.md` has them as a table.
 
