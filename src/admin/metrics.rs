@@ -23,6 +23,8 @@ use super::api::{
 };
 use super::capability::{CapabilityName, Place};
 use crate::control::{PodNumbers, is_up};
+use crate::dns::report::DnsStatus;
+use crate::dns::stats::LATENCY_BOUNDS_US;
 
 /// Everything that is told about a node, read at one moment.
 #[derive(Debug, Clone)]
@@ -37,6 +39,8 @@ pub struct Report {
     pub counters: CountersReport,
     /// The pods of all nodes, in numbers.
     pub pod_numbers: PodNumbers,
+    /// The name server, if there is one.
+    pub dns: Option<DnsStatus>,
 }
 
 /// Writes the report as OpenMetrics text.
@@ -58,6 +62,7 @@ impl Collector for Report {
         self.capabilities(&mut out)?;
         self.pods(&mut out)?;
         self.paths(&mut out)?;
+        self.dns(&mut out)?;
         self.membership(&mut out)
     }
 }
@@ -239,6 +244,31 @@ impl Report {
         out.counters("weft_path_probes", "Probes of the paths to other nodes", counts)
     }
 
+    /// Labels are bounded: zones are those of the configuration.
+    fn dns(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let Some(dns) = &self.dns else { return Ok(()) };
+        let responses = dns.responses.iter().map(|response| {
+            let labels = [
+                ("zone", response.zone.clone()),
+                ("part", response.part.clone()),
+                ("rcode", response.rcode.clone()),
+            ];
+            (labels, response.count)
+        });
+        out.counters("weft_dns_responses", "Responses to names, by zone and code", responses)?;
+        out.latency("weft_dns_response_seconds", "Time from question to response", dns)?;
+        let events = dns.totals.iter().map(|(what, count)| ([("event", what.clone())], *count));
+        out.counters("weft_dns_events", "What else happened in the name server", events)?;
+        let servers = dns.upstreams.iter().map(|server| {
+            let labels = [("zone", server.zone.clone()), ("server", server.address.to_string())];
+            (labels, f64::from(u8::from(server.healthy)))
+        });
+        out.gauges("weft_dns_upstream_up", "Whether another name server is asked", servers)?;
+        let synced = f64::from(u8::from(dns.synced));
+        out.gauge("weft_dns_synced", "Whether names of the cluster are known", synced)?;
+        out.gauge("weft_dns_cached", "Answers of other servers that are kept", dns.cached as f64)
+    }
+
     fn membership(&self, out: &mut Writer<'_>) -> fmt::Result {
         let status = &self.status;
         let states = MemberState::ALL.map(|state| {
@@ -299,6 +329,24 @@ impl EncodeMetric for AgesMetric<'_> {
     }
 }
 
+/// How long responses took, as a histogram.
+#[derive(Debug)]
+struct LatencyMetric<'a>(&'a DnsStatus);
+
+impl EncodeMetric for LatencyMetric<'_> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let counts = &self.0.latency;
+        let bounds = LATENCY_BOUNDS_US.iter().map(|bound| *bound as f64 / 1e6);
+        let buckets: Vec<_> = bounds.chain([f64::MAX]).zip(counts.iter().copied()).collect();
+        let sum = self.0.latency_sum_us as f64 / 1e6;
+        encoder.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
 /// The encoder, with one call for each shape of metric that there is.
 struct Writer<'a> {
     encoder: DescriptorEncoder<'a>,
@@ -331,6 +379,11 @@ impl Writer<'_> {
     fn ages(&mut self, name: &str, help: &str, ages: &Ages) -> fmt::Result {
         let encoder = self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         AgesMetric(ages).encode(encoder)
+    }
+
+    fn latency(&mut self, name: &str, help: &str, dns: &DnsStatus) -> fmt::Result {
+        let encoder = self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        LatencyMetric(dns).encode(encoder)
     }
 
     fn gauges<const N: usize>(

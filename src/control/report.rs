@@ -164,6 +164,7 @@ impl Control {
             pods: self.pods(),
             counters: self.counters(),
             pod_numbers: self.pod_numbers(),
+            dns: self.dns_status(),
         }
     }
 

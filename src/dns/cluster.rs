@@ -67,6 +67,17 @@ impl ClusterZones {
         &self.domain
     }
 
+    /// The names of all these zones: the domain, then the reverse zones, each once.
+    pub fn zones(&self) -> Vec<Name> {
+        let mut zones = vec![self.domain.clone()];
+        for (_, zone) in &self.reverse {
+            if !zones.contains(zone) {
+                zones.push(zone.clone());
+            }
+        }
+        zones
+    }
+
     /// Whether the name is in one of these zones, whatever it stands for.
     pub fn contains(&self, name: &Name) -> bool {
         self.domain.zone_of(name) || self.reverse_zone_of(name).is_some()
@@ -289,11 +300,21 @@ impl ClusterZones {
                 Found::Answer(Answer::negative(rcode, soa(zone, self.ttl)))
             })
         };
+        if let Some(zone) = zone.filter(|zone| *zone == name) {
+            if kind == RecordType::SOA {
+                return Found::Answer(Answer::records(vec![soa(zone, self.ttl)]));
+            }
+            if kind == RecordType::NS {
+                let data = RData::NS(NS(server_name(&self.domain)));
+                let record = Record::from_rdata(name.clone(), self.ttl, data);
+                return Found::Answer(Answer::records(vec![record]));
+            }
+        }
         if names.is_empty() {
             // Between the zone's top and an address there are names without records.
-            return match address {
-                Some(_) => negative(ResponseCode::NXDomain),
-                None => negative(ResponseCode::NoError),
+            return match address.is_some() || !may_lead_to_address(name) {
+                true => negative(ResponseCode::NXDomain),
+                false => negative(ResponseCode::NoError),
             };
         }
         if kind != RecordType::PTR && kind != RecordType::ANY {
@@ -418,6 +439,11 @@ fn is_reverse(name: &Name) -> bool {
     top && labels.next().is_some_and(|label| {
         label.eq_ignore_ascii_case(b"in-addr") || label.eq_ignore_ascii_case(b"ip6")
     })
+}
+
+/// Whether a reverse name is the beginning of an address: nothing is below an address, or beside one.
+fn may_lead_to_address(name: &Name) -> bool {
+    name.parse_arpa_name().is_ok()
 }
 
 /// The address that a reverse name spells out completely.

@@ -36,7 +36,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use conf::{DnsConfig, PodRecords};
+use conf::cluster::ClusterState;
+use conf::{DnsConfig, NodeConfig, PodRecords};
 use hickory_proto::rr::{Name, RecordType};
 use ipnetwork::IpNetwork;
 use tokio::sync::watch;
@@ -46,6 +47,7 @@ use tokio::time::{Instant, interval};
 use self::cluster::{ClusterZones, PodNames};
 use self::message::Request;
 use self::records::StaticZones;
+use self::report::DnsAnswer;
 use self::resolver::{Resolver, Settings};
 use self::upstream::ResolvConf;
 
@@ -78,6 +80,7 @@ pub fn resolver(config: &DnsConfig, ranges: &[IpNetwork], secret: u64) -> Resolv
                 ranges.iter().copied(),
             ),
             statics: StaticZones::new(zones, records, config.ttl_s),
+            stubs: config.stubs.iter().map(|stub| stub.zone.name().clone()).collect(),
             autopath: config.autopath,
             cache_entries: usize::try_from(config.cache_entries).unwrap_or(usize::MAX),
             serve_stale: Duration::from_secs(u64::from(config.serve_stale_s)),
@@ -113,6 +116,29 @@ pub fn question(name: &str, kind: &str) -> Result<Request, String> {
 pub fn client(resolver: &Resolver, from: &str) -> Result<IpAddr, String> {
     let address = from.parse().ok().or_else(|| resolver.address_of(from));
     address.ok_or_else(|| format!("{from} is neither an address nor a known pod NAMESPACE/NAME"))
+}
+
+/// What the name server of a node answers to a question as far as `state` tells: nothing need run, and no other
+/// server is asked. `from` is the pod or address that asks.
+///
+/// # Errors
+/// What is wrong with the question, in words.
+pub fn answer_alone(
+    config: &NodeConfig,
+    state: &ClusterState,
+    (name, kind): (&str, &str),
+    from: Option<&str>,
+) -> Result<DnsAnswer, String> {
+    let request = question(name, kind)?;
+    let ranges = [&config.lease.ranges[..], &config.services.ranges].concat();
+    let resolver = resolver(&config.dns, &ranges, 0);
+    resolver.update(|directory| *directory = names::directory(state));
+    let client = match from {
+        Some(from) => client(&resolver, from)?,
+        None => IpAddr::from([127, 0, 0, 1]),
+    };
+    let (answer, part) = resolver.answer_alone(&request, client);
+    Ok(DnsAnswer::new(&answer, part))
 }
 
 /// A running name server.
@@ -231,3 +257,7 @@ impl Others {
         resolver.set_upstreams(zones, read.search);
     }
 }
+
+#[cfg(test)]
+#[path = "tests/manifests.rs"]
+mod tests;

@@ -41,6 +41,11 @@ impl StaticZones {
         made
     }
 
+    /// The names of the zones.
+    pub fn zones(&self) -> &[Name] {
+        &self.zones
+    }
+
     /// Answers a question.
     pub fn answer(&self, name: &Name, kind: RecordType) -> Found {
         let zone = self.zone_of(name);

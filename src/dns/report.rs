@@ -26,7 +26,7 @@ pub struct DnsStatus {
     pub cached: usize,
     /// The other servers.
     pub upstreams: Vec<UpstreamStatus>,
-    /// Responses so far, by what they were about and their code.
+    /// Responses so far, by zone and code.
     pub responses: Vec<ResponseCount>,
     /// Responses by how long they took: for each bound of [`super::stats::LATENCY_BOUNDS_US`], and for what
     /// took longer.
@@ -53,7 +53,9 @@ pub struct UpstreamStatus {
 /// Responses of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResponseCount {
-    /// What they were about.
+    /// The zone that they were about; `.` for all names that are in no other, `none` for what could not be served.
+    pub zone: String,
+    /// What the zone is: `cluster`, `static`, `forward` or `none`.
     pub part: String,
     /// Their code.
     pub rcode: String,
@@ -104,8 +106,9 @@ impl DnsStatus {
             healthy: server.healthy,
             looping: server.looping,
         });
-        let responses = totals.responses.into_iter().map(|(part, rcode, count)| ResponseCount {
-            part: part.to_owned(),
+        let responses = totals.responses.into_iter().map(|(zone, rcode, count)| ResponseCount {
+            zone: zone.name,
+            part: zone.part.name().to_owned(),
             rcode,
             count,
         });

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
@@ -20,7 +21,7 @@ use super::directory::Directory;
 use super::exchange;
 use super::message::Request;
 use super::records::StaticZones;
-use super::stats::{Part, QueryLine, Stats, code_name, count};
+use super::stats::{CountedZone, Part, QueryLine, Stats, code_name, count};
 use super::upstream::{ServerStatus, Upstreams};
 
 /// Most names that an alias may lead through.
@@ -45,6 +46,8 @@ pub struct Settings {
     pub cluster: ClusterZones,
     /// The configuration's.
     pub statics: StaticZones,
+    /// Zones with servers of their own, which responses are counted for.
+    pub stubs: Vec<Name>,
     /// Whether to walk pods' search paths.
     pub autopath: bool,
     /// Most answers that are kept.
@@ -68,6 +71,8 @@ pub struct Resolver {
     waiting: Semaphore,
     loop_name: Name,
     loops_seen: watch::Sender<u64>,
+    /// The zones that responses are counted for, by their places in the statistics. Of one part, longer ones first.
+    zones: Vec<(Part, Name)>,
     stats: Stats,
 }
 
@@ -75,7 +80,12 @@ impl Resolver {
     /// A resolver that knows nothing of the cluster yet and has no other servers.
     pub fn new(settings: Settings, secret: u64) -> Self {
         let loop_name = Name::from_ascii(format!("{secret:016x}.{LOOP_ZONE}"));
+        let zones = counted_zones(&settings);
+        let named = zones.iter();
+        let named = named.map(|(part, zone)| CountedZone { name: zone.to_ascii(), part: *part });
         Self {
+            stats: Stats::new(named),
+            zones,
             directory: RwLock::default(),
             search: ArcSwap::default(),
             upstreams: Mutex::default(),
@@ -84,7 +94,6 @@ impl Resolver {
             waiting: Semaphore::new(WAITING_MAX),
             loop_name: loop_name.unwrap_or_else(|_never| Name::root()),
             loops_seen: watch::Sender::new(0),
-            stats: Stats::default(),
             settings,
         }
     }
@@ -208,13 +217,14 @@ impl Resolver {
         part: Part,
         took: Duration,
     ) {
-        self.stats.responded(part, answer.rcode, took);
+        self.stats.responded(self.zone_of(part, &request.name), answer.rcode, took);
         if !self.stats.is_watched() {
             return;
         }
         let directory = self.directory();
         let pod = directory.as_ref().and_then(|directory| directory.client(client));
         self.stats.log(QueryLine {
+            time: Timestamp::now(),
             client,
             pod: pod.map(|(namespace, name)| format!("{namespace}/{name}")),
             name: request.name.to_ascii(),
@@ -224,6 +234,56 @@ impl Resolver {
             part,
             took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         });
+    }
+
+    /// The place in the statistics of the zone that a response is about.
+    fn zone_of(&self, part: Part, name: &Name) -> Option<usize> {
+        let is_it = |(of, zone): &(Part, Name)| *of == part && zone.zone_of(name);
+        let found = self.zones.iter().position(is_it);
+        // An alias may lead from one zone to another, and a search path anywhere.
+        found.or_else(|| self.zones.iter().rposition(|(of, _)| *of == part))
+    }
+
+    /// The answer of what this server itself knows; nobody else is asked. An alias that leads elsewhere is told as it
+    /// is, and names of others are a failure.
+    pub fn answer_alone(&self, request: &Request, client: IpAddr) -> (Answer, Part) {
+        let (found, part) = self.look_up(&request.name, request.kind);
+        match found {
+            Found::Foreign => (Answer::failure(ResponseCode::ServFail), Part::Forward),
+            Found::Alias(answer, target) => (self.follow_alone(answer, target, request.kind), part),
+            Found::Answer(answer) if answer.rcode == ResponseCode::NXDomain => {
+                let found = self.search_path(&request.name, client).and_then(|(base, path)| {
+                    path.iter().find_map(|domain| {
+                        let candidate = below(&base, domain)?;
+                        let answer = match self.look_up(&candidate, request.kind).0 {
+                            Found::Answer(answer) => answer,
+                            Found::Alias(answer, target) => {
+                                self.follow_alone(answer, target, request.kind)
+                            }
+                            Found::Foreign => return None,
+                        };
+                        answer.exists().then(|| led_to(&request.name, candidate, answer))
+                    })
+                });
+                (found.unwrap_or(answer), part)
+            }
+            Found::Answer(answer) => (answer, part),
+        }
+    }
+
+    /// Follows an alias as far as it stays here.
+    fn follow_alone(&self, mut answer: Answer, mut target: Name, kind: RecordType) -> Answer {
+        for _ in 0..ALIASES_MAX {
+            match self.look_up(&target, kind).0 {
+                Found::Answer(last) => return joined(answer, last),
+                Found::Alias(next, further) => {
+                    answer = joined(answer, next);
+                    target = further;
+                }
+                Found::Foreign => return answer,
+            }
+        }
+        Answer::failure(ResponseCode::ServFail)
     }
 
     /// Asks each other server a question that only this one is asked: who sends it here, loops.
@@ -338,20 +398,16 @@ impl Resolver {
         path: &[Name],
     ) -> Option<Answer> {
         for domain in path {
-            let mut name = base.clone();
-            name.set_fqdn(false);
-            let Ok(mut candidate) = name.append_domain(domain) else { continue };
-            candidate.set_fqdn(true);
+            let Some(candidate) = below(base, domain) else { continue };
             let answer = match self.look_up(&candidate, request.kind).0 {
                 Found::Answer(answer) => answer,
                 Found::Alias(answer, target) => self.follow(answer, target, request).await,
+                // A cluster that knows no other servers knows all names that there are for it.
+                Found::Foreign if !self.has_servers(&candidate) => continue,
                 Found::Foreign => self.forward(&key(&candidate, request)).await,
             };
             if answer.exists() {
-                let least = answer.answers.iter().map(|record| record.ttl).min().unwrap_or(0);
-                let data = RData::CNAME(CNAME(candidate));
-                let alias = Record::from_rdata(request.name.clone(), least, data);
-                return Some(joined(Answer::records(vec![alias]), answer));
+                return Some(led_to(&request.name, candidate, answer));
             }
             if answer.rcode != ResponseCode::NXDomain {
                 // Nobody knows whether the name exists there, so nothing behind it may be told.
@@ -359,6 +415,10 @@ impl Resolver {
             }
         }
         None
+    }
+
+    fn has_servers(&self, name: &Name) -> bool {
+        !lock(&self.upstreams).choose(name, Instant::now()).is_empty()
     }
 
     /// The answer of other servers, or the best that is known of it.
@@ -429,6 +489,35 @@ impl Resolver {
         }
         Answer::failure(ResponseCode::ServFail)
     }
+}
+
+/// The zones that responses are counted for: longer ones first, so that the first that fits is the right one.
+fn counted_zones(settings: &Settings) -> Vec<(Part, Name)> {
+    let cluster = settings.cluster.zones().into_iter().map(|zone| (Part::Cluster, zone));
+    // Records outside of the configuration's zones are counted for the root.
+    let root = [Part::Static, Part::Forward].map(|part| (part, Name::root()));
+    let statics = settings.statics.zones().iter().map(|zone| (Part::Static, zone.clone()));
+    let stubs = settings.stubs.iter().map(|zone| (Part::Forward, zone.clone()));
+    let mut zones: Vec<_> = cluster.chain(statics).chain(stubs).chain(root).collect();
+    zones.sort_by_key(|(part, zone)| (*part, std::cmp::Reverse(zone.num_labels())));
+    zones.dedup();
+    zones
+}
+
+/// A name as it is along a search path.
+fn below(base: &Name, domain: &Name) -> Option<Name> {
+    let mut name = base.clone();
+    name.set_fqdn(false);
+    let mut candidate = name.append_domain(domain).ok()?;
+    candidate.set_fqdn(true);
+    Some(candidate)
+}
+
+/// An alias from the name that was asked for to the one that exists, and what is there.
+fn led_to(name: &Name, found: Name, answer: Answer) -> Answer {
+    let least = answer.answers.iter().map(|record| record.ttl).min().unwrap_or(0);
+    let alias = Record::from_rdata(name.clone(), least, RData::CNAME(CNAME(found)));
+    joined(Answer::records(vec![alias]), answer)
 }
 
 /// What another server might do better.

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::answer::Answer;
 use super::message::{self, Request, Unanswerable};
 use super::resolver::Resolver;
-use super::stats::{Part, count};
+use super::stats::count;
 
 /// Longest request, in bytes: a name and some EDNS options.
 const REQUEST_MAX: usize = 4096;
@@ -147,7 +147,7 @@ fn refusal(resolver: &Resolver, why: &Unanswerable, began: Instant) -> Option<Ve
             None
         }
         Unanswerable::Refused(code, bytes) => {
-            resolver.stats().responded(Part::None, *code, began.elapsed());
+            resolver.stats().responded(None, *code, began.elapsed());
             Some(bytes.clone())
         }
     }

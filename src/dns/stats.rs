@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
@@ -24,9 +25,6 @@ pub enum Part {
 }
 
 impl Part {
-    /// All parts.
-    pub const ALL: [Self; 4] = [Self::Cluster, Self::Static, Self::Forward, Self::None];
-
     /// The part's name in metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -48,10 +46,20 @@ pub const LATENCY_BOUNDS_US: [u64; 8] =
 /// Questions that wait for a slow reader of the log before it misses some.
 const LOG_MAX: usize = 1024;
 
+/// A zone that responses are counted for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CountedZone {
+    /// Its name, as metrics show it.
+    pub name: String,
+    /// The part of the names that it belongs to.
+    pub part: Part,
+}
+
 /// Counters, written by all servers.
 #[derive(Debug)]
 pub struct Stats {
-    responses: [[AtomicU64; CODES]; 4],
+    /// Zones, with responses by code. The last is for what is in none of them.
+    zones: Vec<(CountedZone, [AtomicU64; CODES])>,
     latency: [AtomicU64; LATENCY_BOUNDS_US.len() + 1],
     latency_sum_us: AtomicU64,
     /// Answers out of the cache.
@@ -75,9 +83,24 @@ pub struct Stats {
     log: broadcast::Sender<QueryLine>,
 }
 
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LogLine {
+    /// A question and its answer.
+    Query(QueryLine),
+    /// The reader was too slow.
+    Missed {
+        /// How many questions it has missed.
+        missed: u64,
+    },
+}
+
 /// One question and how it was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueryLine {
+    /// When it was answered.
+    pub time: Timestamp,
     /// Who asked.
     pub client: IpAddr,
     /// The pod that has this address, as `namespace/name`.
@@ -86,6 +109,7 @@ pub struct QueryLine {
     /// The name.
     pub name: String,
     /// The type.
+    #[serde(rename = "type")]
     pub kind: String,
     /// The response's code.
     pub rcode: String,
@@ -100,8 +124,8 @@ pub struct QueryLine {
 /// Totals at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Responses by part and code; those that are zero are left out.
-    pub responses: Vec<(&'static str, String, u64)>,
+    /// Responses by zone and code; those that are zero are left out.
+    pub responses: Vec<(CountedZone, String, u64)>,
     /// Responses by latency: for each bound of [`LATENCY_BOUNDS_US`], and for what took longer.
     pub latency: Vec<u64>,
     /// The sum of all latencies, in microseconds.
@@ -110,11 +134,14 @@ pub struct Totals {
     pub others: Vec<(&'static str, u64)>,
 }
 
-impl Default for Stats {
-    fn default() -> Self {
+impl Stats {
+    /// Nothing is counted yet. `zones` are those that responses are counted for, each by its place in the list.
+    pub fn new(zones: impl IntoIterator<Item = CountedZone>) -> Self {
         let zero = || AtomicU64::new(0);
+        let none = CountedZone { name: "none".to_owned(), part: Part::None };
+        let zones = zones.into_iter().chain([none]);
         Self {
-            responses: array::from_fn(|_| array::from_fn(|_| zero())),
+            zones: zones.map(|zone| (zone, array::from_fn(|_| zero()))).collect(),
             latency: array::from_fn(|_| zero()),
             latency_sum_us: zero(),
             cache_hits: zero(),
@@ -129,19 +156,14 @@ impl Default for Stats {
             log: broadcast::channel(LOG_MAX).0,
         }
     }
-}
 
-/// Counts one up.
-pub fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
-
-impl Stats {
-    /// Counts a response.
-    pub fn responded(&self, part: Part, rcode: ResponseCode, took: Duration) {
-        let row = Part::ALL.iter().position(|one| *one == part).unwrap_or_default();
+    /// Counts a response about a name of the `zone`th zone; `None` for what is in no zone.
+    pub fn responded(&self, zone: Option<usize>, rcode: ResponseCode, took: Duration) {
         let code = usize::from(u16::from(rcode)).min(CODES - 1);
-        count(&self.responses[row][code]);
+        let last = self.zones.len() - 1;
+        if let Some((_, codes)) = self.zones.get(zone.unwrap_or(last).min(last)) {
+            count(&codes[code]);
+        }
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let bucket = LATENCY_BOUNDS_US.iter().position(|bound| us <= *bound);
         count(&self.latency[bucket.unwrap_or(LATENCY_BOUNDS_US.len())]);
@@ -168,12 +190,12 @@ impl Stats {
     pub fn totals(&self) -> Totals {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut responses = Vec::new();
-        for (part, row) in Part::ALL.iter().zip(&self.responses) {
-            for (code, counter) in (0_u8..).zip(row) {
+        for (zone, codes) in &self.zones {
+            for (code, counter) in (0_u8..).zip(codes) {
                 let total = get(counter);
                 if total > 0 {
                     responses.push((
-                        part.name(),
+                        zone.clone(),
                         code_name(ResponseCode::from(code >> 4, code & 15)),
                         total,
                     ));
@@ -197,6 +219,11 @@ impl Stats {
             ],
         }
     }
+}
+
+/// Counts one up.
+pub fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 /// A code as dig shows it: `NOERROR`, `NXDOMAIN`.

@@ -178,6 +178,15 @@ fn every_question_of_the_specification() {
         ("5.1.244.10.in-addr.arpa.", A, "no data"),
         ("99.9.244.10.in-addr.arpa.", PTR, "no name"),
         ("244.10.in-addr.arpa.", PTR, "no data"),
+        ("1.244.10.in-addr.arpa.", PTR, "no data"),
+        ("x.244.10.in-addr.arpa.", PTR, "no name"),
+        ("1.5.1.244.10.in-addr.arpa.", PTR, "no name"),
+        ("244.10.in-addr.arpa.", NS, "ns.dns.cluster.local."),
+        (
+            "244.10.in-addr.arpa.",
+            SOA,
+            "ns.dns.244.10.in-addr.arpa. hostmaster.244.10.in-addr.arpa. 1 7200 1800 86400 5",
+        ),
         (
             "1.2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.1.0.0.0.0.d.f.ip6.arpa.",
             PTR,

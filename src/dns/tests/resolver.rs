@@ -94,6 +94,7 @@ fn resolver() -> Arc<Resolver> {
     let settings = Settings {
         cluster,
         statics: StaticZones::default(),
+        stubs: vec![name("corp.example.")],
         autopath: true,
         cache_entries: 100,
         serve_stale: Duration::from_secs(60),
@@ -215,6 +216,72 @@ async fn a_server_that_fails_is_outdone_by_the_next() {
 #[tokio::test]
 async fn nobody_to_ask_is_a_failure_and_not_the_absence_of_a_name() {
     assert_eq!(shown(&resolver(), "www.example.org.", CLIENT).await, "SERVFAIL");
+}
+
+#[tokio::test]
+async fn without_other_servers_a_name_that_is_nowhere_does_not_exist() {
+    let resolver = resolver();
+    for asked in ["nothing.default.svc.cluster.local.", "a.b.default.svc.cluster.local."] {
+        assert_eq!(shown(&resolver, asked, CLIENT).await, "NXDOMAIN", "{asked}");
+    }
+}
+
+#[test]
+fn alone_it_answers_what_it_knows_and_follows_what_stays_here() {
+    let resolver = resolver();
+    for (asked, expected) in [
+        ("10-244-1-9.default.pod.cluster.local.", "NOERROR 10.244.1.9"),
+        ("nothing.default.svc.cluster.local.", "NXDOMAIN"),
+        (
+            "chain.default.svc.cluster.local.",
+            "NOERROR docs.default.svc.cluster.local. docs.example.org.",
+        ),
+        ("ring.default.svc.cluster.local.", "SERVFAIL"),
+        ("www.example.org.", "SERVFAIL"),
+        // Along the search path of the pod.
+        (
+            "docs.default.default.svc.cluster.local.",
+            "NOERROR docs.default.svc.cluster.local. docs.example.org.",
+        ),
+    ] {
+        let (answer, _) = resolver.answer_alone(&ask(asked), CLIENT);
+        let data: Vec<_> = answer.answers.iter().map(|record| record.data.to_string()).collect();
+        let line = format!("{} {}", code_name(answer.rcode), data.join(" "));
+        assert_eq!(line.trim(), expected, "{asked}");
+    }
+}
+
+#[test]
+fn responses_are_counted_by_zone() {
+    let resolver = resolver();
+    let count = |of: &str, part: Part| {
+        let answer = Answer::failure(ResponseCode::NXDomain);
+        resolver.finish(&ask(of), CLIENT, &answer, part, Duration::from_micros(50));
+    };
+    count("a.default.svc.CLUSTER.local.", Part::Cluster);
+    count("9.1.244.10.in-addr.arpa.", Part::Cluster);
+    count("db.corp.example.", Part::Forward);
+    count("example.org.", Part::Forward);
+    count("printer.home.", Part::Static);
+    resolver.stats().responded(None, ResponseCode::FormErr, Duration::ZERO);
+    let totals = resolver.stats().totals();
+    let seen: Vec<_> = totals
+        .responses
+        .iter()
+        .map(|(zone, code, count)| format!("{} {} {code} {count}", zone.part.name(), zone.name))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            "cluster 244.10.in-addr.arpa. NXDOMAIN 1",
+            "cluster cluster.local. NXDOMAIN 1",
+            "static . NXDOMAIN 1",
+            "forward corp.example. NXDOMAIN 1",
+            "forward . NXDOMAIN 1",
+            "none none FORMERR 1",
+        ]
+    );
+    assert_eq!(totals.latency.iter().sum::<u64>(), 6);
 }
 
 #[tokio::test]
@@ -350,7 +417,14 @@ async fn questions_are_answered_over_udp_and_tcp() {
     }
     let line = log.recv().await.unwrap();
     assert_eq!((line.rcode.as_str(), line.part), ("NOERROR", Part::Cluster));
-    assert!(resolver.stats().totals().responses.contains(&("cluster", "NOERROR".to_owned(), 3)));
+    assert_eq!((line.name.as_str(), line.pod), ("10-244-1-9.default.pod.cluster.local.", None));
+    let responses = resolver.stats().totals().responses;
+    assert!(
+        responses.iter().any(|(zone, code, count)| {
+            (zone.name.as_str(), code.as_str(), *count) == ("cluster.local.", "NOERROR", 3)
+        }),
+        "{responses:?}"
+    );
     stop.send_replace(true);
     dns.stopped().await;
 }
