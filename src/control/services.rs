@@ -31,7 +31,7 @@ pub struct ServiceTables {
     guarded: Vec<IpNetwork>,
     /// Where this node's name server answers, whatever is declared.
     names: Vec<IpAddr>,
-    table: ServiceTable,
+    table: Arc<ServiceTable>,
     generation: u64,
     /// What each Service has in the table, by the names of its ports.
     made: BTreeMap<ObjectName, Vec<(String, Family)>>,
@@ -50,7 +50,7 @@ impl ServiceTables {
             place,
             guarded: ranges.iter().chain(pods).copied().collect(),
             names,
-            table: empty.build(0),
+            table: Arc::new(empty.build(0)),
             generation: 0,
             made: BTreeMap::new(),
             claims: BTreeMap::new(),
@@ -96,8 +96,8 @@ impl ServiceTables {
             }
         }
         self.generation += 1;
-        self.table = builder.build(self.generation);
-        Arc::new(self.table.clone())
+        self.table = Arc::new(builder.build(self.generation));
+        Arc::clone(&self.table)
     }
 
     /// Takes up what a Service claims now, and adds to `affected` who else wins or loses by it.

@@ -17,6 +17,7 @@ mod decide;
 mod filter;
 mod maglev;
 mod pool;
+mod shared;
 mod table;
 
 use std::fmt;

@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 
 use crate::service::filter::AddressFilter;
 use crate::service::pool::{Pick, Pool};
+use crate::service::shared::{Names, Slots};
 use crate::service::{
     Algorithm, Endpoint, EndpointState, Family, Frontend, FrontendKind, Protocol, ServicePort,
     stable_hash,
@@ -25,9 +26,9 @@ pub struct ServiceTable {
     answered: Vec<IpAddr>,
     /// Addresses of this node that have NodePorts, beside its underlay address.
     node_addresses: Vec<IpAddr>,
-    services: Vec<Option<Arc<Service>>>,
+    services: Slots,
     free: Vec<u32>,
-    by_name: HashMap<(Arc<str>, Family), u32, RandomState>,
+    by_name: Names,
     frontends: HashMap<Key, Place, RandomState>,
     node_ports: HashMap<(Family, Protocol, u16), u32, RandomState>,
     /// Addresses that are Services' alone, with the number of frontends there.
@@ -262,13 +263,12 @@ impl ServiceTable {
 
     /// All Services, in no order that means anything.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.iter().flatten().map(Arc::as_ref)
+        self.services.iter().map(Arc::as_ref)
     }
 
     /// The Service of this name and family.
     pub fn service(&self, name: &str, family: Family) -> Option<&Service> {
-        let slot = *self.by_name.get(&(Arc::from(name), family))?;
-        self.at(slot)
+        self.at(self.by_name.get(name, family)?)
     }
 
     /// Begins a table that differs a little from this one: what is not changed is shared.
@@ -322,7 +322,7 @@ impl ServiceTable {
     }
 
     fn at(&self, slot: u32) -> Option<&Service> {
-        self.services.get(usize::try_from(slot).ok()?)?.as_deref()
+        self.services.get(usize::try_from(slot).ok()?).map(Arc::as_ref)
     }
 }
 
@@ -342,9 +342,9 @@ impl ServiceTableBuilder {
                 ranges,
                 answered: Vec::new(),
                 node_addresses: Vec::new(),
-                services: Vec::new(),
+                services: Slots::default(),
                 free: Vec::new(),
-                by_name: HashMap::default(),
+                by_name: Names::new(),
                 frontends: HashMap::default(),
                 node_ports: HashMap::default(),
                 owned: HashMap::default(),
@@ -382,15 +382,14 @@ impl ServiceTableBuilder {
                 if count >= SERVICES_MAX {
                     return Err(ServiceError::TooManyServices { name: service.spec.name.clone() });
                 }
-                table.services.push(None);
+                table.services.push();
                 count
             }
         };
         for frontend in &service.spec.frontends {
             table.claim(&service.spec, frontend, slot);
         }
-        let name = Arc::from(service.name());
-        table.by_name.insert((name, service.spec.family), slot);
+        table.by_name.insert(Arc::from(service.name()), service.spec.family, slot);
         table.set_at(slot, Some(service));
         Ok(())
     }
@@ -398,7 +397,7 @@ impl ServiceTableBuilder {
     /// Removes a Service. Returns whether there was one of this name and family.
     pub fn remove(&mut self, name: &str, family: Family) -> bool {
         let table = &mut self.table;
-        let Some(slot) = table.by_name.remove(&(Arc::from(name), family)) else {
+        let Some(slot) = table.by_name.remove(name, family) else {
             return false;
         };
         if let Some(service) = table.set_at(slot, None) {
@@ -468,8 +467,7 @@ impl ServiceTableBuilder {
 
 impl ServiceTable {
     fn set_at(&mut self, slot: u32, service: Option<Arc<Service>>) -> Option<Arc<Service>> {
-        let slot = self.services.get_mut(usize::try_from(slot).ok()?)?;
-        std::mem::replace(slot, service)
+        self.services.replace(usize::try_from(slot).ok()?, service)
     }
 
     fn claim(&mut self, spec: &ServicePort, frontend: &Frontend, slot: u32) {
