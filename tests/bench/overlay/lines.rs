@@ -24,6 +24,8 @@ pub(crate) enum Job {
     BusyUdp,
     /// TCP connections made and closed.
     Connect,
+    /// The same to a Service's address, translated on the client's node.
+    ServiceConnect,
     /// Round trip of other pods on the same nodes while one stream runs.
     Fair,
     /// One stream between pods of one node.
@@ -46,7 +48,7 @@ pub(crate) enum Job {
 }
 
 impl Job {
-    pub(crate) const PAIR: [Self; 15] = [
+    pub(crate) const PAIR: [Self; 16] = [
         Self::Tcp1,
         Self::Tcp4,
         Self::Bidir,
@@ -56,6 +58,7 @@ impl Job {
         Self::BusyTcp,
         Self::BusyUdp,
         Self::Connect,
+        Self::ServiceConnect,
         Self::Fair,
         Self::LocalTcp1,
         Self::LocalUdp64,
@@ -80,7 +83,7 @@ impl Job {
             Self::Idle | Self::Full => wire == Wire::Ideal,
             Self::Mesh => matches!(wire, Wire::Ideal | Wire::Mtu1500),
             Self::Tcp1 | Self::Udp64 | Self::RttTcp => true,
-            Self::Tcp4 | Self::Connect => wire != Wire::V6,
+            Self::Tcp4 | Self::Connect | Self::ServiceConnect => wire != Wire::V6,
             Self::Bidir | Self::RttUdp | Self::BusyTcp | Self::BusyUdp | Self::Fair => {
                 matches!(wire, Wire::Ideal | Wire::Mtu1500)
             }
@@ -92,14 +95,15 @@ impl Job {
         matches!(self, Self::Mesh | Self::Idle | Self::Full)
     }
 
-    /// Whether a contestant can do it: only Weft and the kernel carry IPv6 and stand on three nodes, and
-    /// only Weft has a daemon.
+    /// Whether a contestant can do it: only Weft and the kernel carry IPv6, have Services and stand on three
+    /// nodes, and only Weft has a daemon.
     pub(crate) fn suits(self, contestant: &Contestant) -> bool {
         let is_weft = matches!(contestant, Contestant::Weft | Contestant::OtherWeft(_));
         if matches!(self, Self::Idle | Self::Full) {
             return is_weft;
         }
-        let is_for_all = !matches!(self, Self::Tcp1V6 | Self::RttV6 | Self::Mesh);
+        let is_for_all =
+            !matches!(self, Self::Tcp1V6 | Self::RttV6 | Self::Mesh | Self::ServiceConnect);
         is_for_all || is_weft || *contestant == Contestant::Kernel
     }
 }
@@ -202,7 +206,7 @@ fn on_main(wire: Wire, target: Option<Target>) -> Option<Target> {
 }
 
 /// All of them, in the order of the table.
-pub(crate) const LINES: [Line; 32] = [
+pub(crate) const LINES: [Line; 34] = [
     line("tcp1", "TCP 1 stream", "Gbit/s", |wire| {
         by_wire(wire, at_least(0.95, 1.15), at_least(1.10, 1.25))
     }),
@@ -228,6 +232,13 @@ pub(crate) const LINES: [Line; 32] = [
         on_main(wire, absolute(5_000.0, Some(2_000.0)))
     }),
     line("connect", "TCP connections", "1000/s", |wire| on_main(wire, at_least(1.0, 1.5))),
+    line("service-connect", "TCP connections, to a Service", "1000/s", |wire| {
+        on_main(wire, at_least(1.0, 1.5))
+    }),
+    Line {
+        baseline: Baseline::Own("connect"),
+        ..line("service-connect", "TCP connections, Service to plain", "1000/s", |_| None)
+    },
     line("local-tcp1", "same node: TCP 1 stream", "Gbit/s", |wire| {
         on_main(wire, at_least(0.90, 1.05))
     }),

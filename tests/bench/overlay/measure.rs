@@ -10,7 +10,7 @@ use weft::lab::{Family, Interrupt, Wait};
 use super::cpu::{self, OtherWork, Window};
 use super::lines::Job;
 use super::mesh;
-use super::topology::{Pod, Stage};
+use super::topology::{Pod, Service, Stage};
 
 /// What a measurement gives: the figures of [`super::lines::LINES`] by name, each in its line's unit.
 pub(crate) type Figures = Vec<(&'static str, f64)>;
@@ -77,6 +77,7 @@ pub(crate) fn measure(
             let test = Test::ConnectRate { parallel: CONNECTING_THREADS };
             connects("connect", &remote()?.run(test, timing)?)
         }
+        Job::ServiceConnect => through_a_service(stage, timing, interrupt),
         Job::Fair => beside_a_stream(stage, timing),
         Job::LocalTcp1 => throughput("local-tcp1", &local()?.run(tcp(1, Direction::Send), timing)?),
         Job::LocalUdp64 => rate("local-udp64", &local()?.run(flood, timing)?),
@@ -186,6 +187,16 @@ fn tcp_with_costs(route: &Route<'_>, timing: Timing) -> Result<Figures> {
         figures.push(("tcp1-reordered", float(reordering_seen)));
     }
     Ok(figures)
+}
+
+/// Connections to a Service whose one endpoint is on the other node.
+fn through_a_service(stage: &Stage, timing: Timing, interrupt: &Interrupt) -> Result<Figures> {
+    let route = Route::between(&stage.pods(0)[0], &stage.pods(1)[0]);
+    let service = Service::make(stage, route.target)?;
+    let server = route.server()?;
+    let address = service.wait_for(route.source, server.address(), interrupt)?;
+    let test = Test::ConnectRate { parallel: CONNECTING_THREADS };
+    connects("service-connect", &route.run_against(address, test, timing)?)
 }
 
 /// A round trip between the second pods of both nodes, while the first keep a stream going.

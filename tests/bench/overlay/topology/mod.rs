@@ -12,6 +12,7 @@ mod flat;
 mod kernel;
 mod ovs;
 mod plain;
+mod service;
 mod weft;
 mod wireguard;
 
@@ -31,6 +32,7 @@ use super::tools;
 use super::wire::Wire;
 
 pub(crate) use plain::{ARGUMENT as PLAIN_ARGUMENT, main as plain_main};
+pub(crate) use service::Service;
 
 /// A node's device on the wire.
 pub(crate) const LINK: &str = "eth0";
