@@ -7,6 +7,7 @@
 //! - [`host`] is the node's own place in the network: `weft0`, routes, masquerading;
 //! - [`events`] is what happens, with a code for each, in the log and for who watches;
 //! - [`admin`] answers the command line, the CNI plugin and Prometheus;
+//! - [`explain`] says who reaches whom and why, without a packet;
 //! - [`cli`] is the command line; [`lab`] makes clusters of namespaces on one machine;
 //! - [`sim`] is a cluster in one process, under virtual time, for packet-level tests.
 
@@ -17,6 +18,7 @@ pub mod control;
 pub mod daemon;
 pub mod dns;
 pub mod events;
+pub mod explain;
 pub mod host;
 pub mod lab;
 pub mod sim;

@@ -110,6 +110,12 @@ fn exit_codes_tell_success_failure_and_wrong_usage() {
         (&["objects", "--socket", "/nowhere/weftd.sock"], 1),
         (&["validate"], 2),
         (&["validate", "/nowhere"], 1),
+        (&["explain", "--from", "n1", "--to", "a/b"], 2),
+        (&["explain", "--from", "n1", "--to", "a/b", "--port", "1", "--manifests", "/nowhere"], 1),
+        (&["explain", "--from", "n1", "--to", "a/b", "--port", "1", "--config", "x"], 2),
+        (&["services", "--socket", "/nowhere/weftd.sock"], 1),
+        (&["dns", "query", "a", "--manifests", "/nowhere"], 1),
+        (&["dns", "query", "a", "--manifests", "/tmp", "--node", "n1"], 2),
         (&["port", "remove", "eth0", "--node", "n1", "--lab", "nobody"], 1),
     ] {
         let output = place.run(arguments);
@@ -133,6 +139,123 @@ fn json_is_for_programs() {
     let place = Place::new();
     let output = place.run(&["lab", "list", "-o", "json"]);
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), serde_json::json!([]));
+}
+
+/// Objects that need no cluster.
+const SHOP: &str = "\
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+spec: {podCIDR: 10.244.1.0/24}
+status: {addresses: [{type: InternalIP, address: 192.0.2.11}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: default}
+spec: {nodeName: n1, containers: [{name: c}]}
+status: {podIP: 10.244.1.9}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-0, namespace: default, labels: {app: web}}
+spec: {nodeName: n1, containers: [{name: c}]}
+status: {podIP: 10.244.1.5}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec: {clusterIP: 10.96.0.7, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: docs, namespace: default}
+spec: {type: ExternalName, externalName: docs.example.org}
+";
+
+#[test]
+fn manifests_are_explained_with_nothing_running() {
+    let place = Place::new();
+    let manifests = place.dir.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    fs::write(manifests.join("shop.yaml"), SHOP).unwrap();
+    let manifests = manifests.to_str().unwrap();
+    let ask = |more: &[&str]| {
+        let output = place.run(&[&["explain", "--manifests", manifests], more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        output
+    };
+    let question = ["--from", "default/client", "--to", "default/web", "--port", "http"];
+    let output = ask(&[&question[..], &["-o", "json"]].concat());
+    assert_eq!(
+        serde_json::from_slice::<Value>(&output.stdout).unwrap(),
+        serde_json::json!({
+            "verdict": "forward",
+            "service": "default/web:http",
+            "endpoints": ["10.244.1.5:8080"],
+            "masquerade": false,
+            "reason": "the one endpoint of the cluster (1 of 1 known)",
+        })
+    );
+    assert_eq!(
+        stdout(&ask(&question)),
+        "\
+verdict   forward
+why       the one endpoint of the cluster (1 of 1 known)
+from      pod default/client on n1, 10.244.1.9
+to        Service default/web, TCP to 10.96.0.7:80
+service   default/web:http
+decided   by the switch of n1
+rule      from a pod to the cluster IP: internalTrafficPolicy counts, which is Cluster
+source    kept: 10.244.1.9
+
+ENDPOINT         POD            NODE  STATE  MAY BE CHOSEN
+10.244.1.5:8080  default/web-0  n1    ready  yes
+"
+    );
+    // An answer that is no is an answer.
+    let drop = ["--from", "default/client", "--to", "10.96.0.99", "--port", "80", "-o", "json"];
+    let answer: Value = serde_json::from_slice(&ask(&drop).stdout).unwrap();
+    assert_eq!((&answer["verdict"], &answer["service"]), (&"drop".into(), &Value::Null));
+}
+
+#[test]
+fn names_of_manifests_are_answered_with_nothing_running() {
+    let place = Place::new();
+    let manifests = place.dir.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    fs::write(manifests.join("shop.yaml"), SHOP).unwrap();
+    let manifests = manifests.to_str().unwrap();
+    let ask = |question: &[&str]| -> Value {
+        let more = ["--manifests", manifests, "-o", "json"];
+        let output = place.run(&[&["dns", "query"], question, &more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let web = ask(&["web.default.svc.cluster.local"]);
+    assert_eq!(web["rcode"], "NOERROR");
+    assert_eq!(
+        web["answer"],
+        serde_json::json!([
+            {"name": "web.default.svc.cluster.local.", "ttl": 5, "type": "A", "data": "10.96.0.7"}
+        ])
+    );
+    let srv = ask(&["_http._tcp.web.default.svc.cluster.local", "SRV"]);
+    assert_eq!(srv["answer"][0]["data"], "0 100 80 web.default.svc.cluster.local.");
+    assert_eq!(srv["additional"][0]["data"], "10.96.0.7");
+    let docs = ask(&["docs.default.svc.cluster.local", "AAAA"]);
+    assert_eq!(docs["rcode"], "NOERROR");
+    assert_eq!(docs["answer"][0]["data"], "docs.example.org.");
+    let none = ask(&["none.default.svc.cluster.local", "--from", "default/client"]);
+    assert_eq!(
+        (&none["rcode"], &none["authority"][0]["type"]),
+        (&"NXDOMAIN".into(), &"SOA".into())
+    );
+    // A name of another namespace, found along the pod's search path.
+    let walked = ask(&["web.default.default.svc.cluster.local", "--from", "default/client"]);
+    assert_eq!(walked["answer"][1]["data"], "10.96.0.7");
+    let nobody = ["dns", "query", "a", "--manifests", manifests, "--from", "default/nobody"];
+    let output = place.run(&nobody);
+    assert!(!output.status.success() && stderr(&output).contains("default/nobody"));
 }
 
 #[test]
@@ -169,6 +292,14 @@ fn the_demo_passes_and_cleans_up() {
     assert_eq!(report["seen"].as_array().unwrap().len(), 56);
     assert_eq!(report["speeds"].as_array().unwrap().len(), 4);
     assert_eq!(report["failure"]["same_lease"], true);
+    let service = &report["service"];
+    assert_eq!(
+        (&service["name"], &service["rewritten"]),
+        (&"web.lab.svc.cluster.local".into(), &0.into())
+    );
+    let served = service["served"].as_object().unwrap();
+    assert_eq!(served.keys().collect::<Vec<_>>(), ["n1-p1", "n2-p1"]);
+    assert_eq!(served.values().map(|count| count.as_u64().unwrap()).sum::<u64>(), 40);
     for account in report["accounts"].as_array().unwrap() {
         assert_eq!(account["counters"]["queued"], 0);
     }

@@ -15,6 +15,7 @@ use common::{TestLab, eventually, find, has_programs, may_make_labs};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use weft::dns::stats::LogLine;
 use weft::lab::{Lab, LabConfig};
 
 const PROGRAMS: [(&str, &str); 2] = [("dig", "bind9-dnsutils"), ("getent", "libc-bin")];
@@ -47,6 +48,7 @@ fn pods_resolve_names_of_the_cluster_of_the_lab_and_of_the_world() {
     an_external_name_costs_the_world_one_question_a_family(&lab, &world);
     many_questions_from_one_socket_are_all_answered(&lab);
     the_node_itself_may_ask(&lab);
+    the_log_names_the_pod_that_asks(&lab);
     lab.finish();
 }
 
@@ -155,10 +157,14 @@ fn an_external_name_costs_the_world_one_question_a_family(lab: &Lab, world: &Wor
     assert!(!done);
 }
 
-/// A and AAAA from one socket at the same time: what loses packets where such questions are translated.
+/// A and AAAA from one socket at the same time: what loses packets where such questions are translated. Five thousand
+/// pairs, or as many as `WEFT_DNS_PAIRS` says.
 fn many_questions_from_one_socket_are_all_answered(lab: &Lab) {
-    const PAIRS: u16 = 5000;
     const UNDER_WAY: u16 = 50;
+    let pairs = match std::env::var("WEFT_DNS_PAIRS") {
+        Ok(text) => text.parse::<u32>().expect("WEFT_DNS_PAIRS is a number"),
+        Err(_not_set) => 5000,
+    };
     let address = lab.state().pod("n2-p1").unwrap().1.addresses[0];
     let label = address.to_string().replace('.', "-");
     let name = Name::from_ascii(format!("{label}.lab.pod.cluster.local.")).unwrap();
@@ -174,20 +180,23 @@ fn many_questions_from_one_socket_are_all_answered(lab: &Lab) {
             }
         };
         (0..UNDER_WAY).for_each(ask);
-        let mut answered = BTreeMap::<u16, u8>::new();
-        let mut next = UNDER_WAY;
+        let mut answered = [0_u8; UNDER_WAY as usize];
+        let mut asked = u32::from(UNDER_WAY);
         let mut buffer = [0; 1500];
-        for _ in 0..u32::from(PAIRS) * 2 {
+        for _ in 0..u64::from(pairs.max(asked)) * 2 {
             let len = socket.recv(&mut buffer).expect("a question was lost");
             let message = Message::from_vec(&buffer[..len]).unwrap();
             assert_eq!(message.metadata.response_code, ResponseCode::NoError);
-            let of_pair = answered.entry(message.metadata.id).or_default();
+            let id = message.metadata.id;
+            let of_pair = &mut answered[usize::from(id)];
             *of_pair += 1;
-            if *of_pair == 2 && next < PAIRS {
-                ask(next);
-                next += 1;
+            if *of_pair == 2 && asked < pairs {
+                *of_pair = 0;
+                ask(id);
+                asked += 1;
             }
         }
+        assert!(answered.iter().all(|count| *count == 2), "{answered:?}");
     };
     lab.namespace("n1-p1").unwrap().run(run).unwrap();
 }
@@ -199,4 +208,66 @@ fn the_node_itself_may_ask(lab: &Lab) {
     assert_eq!((answer.rcode.as_str(), answer.answer[0].data.as_str()), ("NOERROR", "1.1.0"));
     let status = lab.admin("n1").unwrap().dns().unwrap().unwrap();
     assert!(status.synced && status.upstreams[0].healthy, "{status:?}");
+    let counted = |zone: &str, rcode: &str| {
+        status
+            .responses
+            .iter()
+            .any(|line| (line.zone.as_str(), line.rcode.as_str()) == (zone, rcode))
+    };
+    assert!(
+        counted("cluster.local.", "NOERROR") && counted("cluster.local.", "NXDOMAIN"),
+        "{status:?}"
+    );
+    assert!(
+        counted("lab.example.", "NOERROR") && counted("244.10.in-addr.arpa.", "NXDOMAIN"),
+        "{status:?}"
+    );
+}
+
+/// The log is there while somebody reads it, and knows the pods by name.
+fn the_log_names_the_pod_that_asks(lab: &Lab) {
+    let admin = lab.admin("n1").unwrap();
+    let (tell, begun) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(move || {
+            let mut lines = Vec::new();
+            let begun = || tell.send(()).unwrap();
+            admin
+                .dns_log(Some("lab/n1-p1"), begun, |line| {
+                    lines.push(line);
+                    match lines.len() {
+                        2 => std::ops::ControlFlow::Break(()),
+                        _ => std::ops::ControlFlow::Continue(()),
+                    }
+                })
+                .unwrap();
+            lines
+        });
+        begun.recv().unwrap();
+        dig(lab, "n1", "dns-version.cluster.local TXT");
+        assert_eq!(dig(lab, "n1-p1", "dns-version.cluster.local TXT"), "\"1.1.0\"");
+        assert_eq!(dig(lab, "n1-p1", "nobody.lab.svc.cluster.local"), "");
+        let lines: Vec<String> = reading
+            .join()
+            .unwrap()
+            .into_iter()
+            .map(|line| match line {
+                LogLine::Query(line) => format!(
+                    "{} {} {} {}",
+                    line.pod.as_deref().unwrap_or_default(),
+                    line.name,
+                    line.kind,
+                    line.rcode
+                ),
+                LogLine::Missed { missed } => format!("{missed} missed"),
+            })
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "lab/n1-p1 dns-version.cluster.local. TXT NOERROR",
+                "lab/n1-p1 nobody.lab.svc.cluster.local. A NXDOMAIN",
+            ]
+        );
+    });
 }

@@ -10,7 +10,12 @@
 //! | GET | `/v1/map/pods` | | list of [`MapPod`] |
 //! | GET | `/v1/counters` | | [`CountersReport`] |
 //! | GET | `/v1/dns` | | [`DnsStatus`](crate::dns::report::DnsStatus), or null without a name server |
+//! | GET | `/v1/dns/log?client=` | | [`crate::dns::stats::LogLine`]s without end, one to a line |
 //! | GET | `/v1/dns/query?name=&type=&from=` | | [`DnsAnswer`](crate::dns::report::DnsAnswer) |
+//! | GET | `/v1/explain?from=&to=&port=&protocol=&node=` | | [`Explained`](crate::explain::Explained) |
+//! | GET | `/v1/services` | | list of [`ServiceStatus`](super::services::ServiceStatus) |
+//! | GET | `/v1/endpoints` | | list of [`EndpointStatus`](super::services::EndpointStatus) |
+//! | GET | `/v1/flows?max=&service=&client=` | | [`FlowsReport`](super::services::FlowsReport) |
 //! | GET | `/v1/objects` | | [`conf::source::Listing`] |
 //! | POST | `/v1/ports` | [`PortRequest`] | [`PodStatus`] |
 //! | DELETE | `/v1/ports/NAME` | | |

@@ -3,12 +3,14 @@
 pub mod api;
 pub mod capability;
 pub mod metrics;
+pub mod services;
 
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Path as UrlPath, Query, State};
@@ -20,12 +22,17 @@ use cni::rpc::{CniRequest, CniResponse};
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
 use self::api::{ErrorBody, PortRequest};
-use crate::control::{Control, SharedControl};
+use self::services::{FlowsQuery, FlowsReport};
+use crate::control::{Control, ServiceViews, SharedControl};
 use crate::dns;
 use crate::dns::report::DnsAnswer;
+use crate::dns::resolver::Resolver;
+use crate::dns::stats::{LogLine, QueryLine};
+use crate::explain::{self, Explained};
 
 /// Opens the admin socket, readable and writable by its owner alone.
 ///
@@ -68,7 +75,7 @@ pub async fn serve(
     control: SharedControl,
     stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let watched = stop.clone();
+    let (watched, logged) = (stop.clone(), stop.clone());
     let router = Router::new()
         .route("/v1/status", get(async |State(control)| read(control, Control::status).await))
         .route("/v1/nodes", get(async |State(control)| read(control, Control::nodes).await))
@@ -82,6 +89,17 @@ pub async fn serve(
         .route("/v1/counters", get(async |State(control)| read(control, Control::counters).await))
         .route("/v1/dns", get(async |State(control)| read(control, Control::dns_status).await))
         .route("/v1/dns/query", get(dns_query))
+        .route("/v1/dns/log", get(move |State(control), query| dns_log(control, query, logged)))
+        .route("/v1/explain", get(explain))
+        .route(
+            "/v1/services",
+            get(async |State(control)| list(control, ServiceViews::services).await),
+        )
+        .route(
+            "/v1/endpoints",
+            get(async |State(control)| list(control, ServiceViews::endpoints).await),
+        )
+        .route("/v1/flows", get(flows))
         .route("/v1/objects", get(async |State(control)| read(control, Control::objects).await))
         .route("/v1/ports", post(add_port))
         .route("/v1/ports/{device}", delete(remove_port))
@@ -125,7 +143,14 @@ async fn blocking<T: Send + 'static>(
     control: SharedControl,
     action: impl FnOnce(&mut Control) -> T + Send + 'static,
 ) -> Result<T, Response> {
-    tokio::task::spawn_blocking(move || action(&mut control.lock())).await.map_err(|panic| {
+    beside(move || action(&mut control.lock())).await
+}
+
+/// Runs `work` on a thread that may be busy for a while.
+async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Response> {
+    tokio::task::spawn_blocking(work).await.map_err(|panic| {
         let error = format!("the daemon failed inside: {panic}; its log says where");
         failure(StatusCode::INTERNAL_SERVER_ERROR, error)
     })
@@ -155,6 +180,58 @@ async fn watch(control: SharedControl, stop: watch::Receiver<bool>) -> Result<Re
         Some((line, (events, stop)))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
+/// Whose questions are wanted.
+#[derive(Debug, Deserialize)]
+struct DnsLog {
+    /// Only those of this client: a pod as `namespace/name`, or an address.
+    client: Option<String>,
+}
+
+/// All questions to the name server from now on, one JSON object to a line, until the client or the daemon ends.
+async fn dns_log(
+    control: SharedControl,
+    Query(query): Query<DnsLog>,
+    stop: watch::Receiver<bool>,
+) -> Result<Response, Response> {
+    let resolver = name_server(control).await?;
+    // A pod may have been there, or come later, so that its name is compared and not its address.
+    let wanted = query.client.map(|client| client.parse::<IpAddr>().map_err(|_name| client));
+    let is_wanted = move |line: &QueryLine| match &wanted {
+        None => true,
+        Some(Ok(address)) => line.client == *address,
+        Some(Err(pod)) => line.pod.as_ref() == Some(pod),
+    };
+    let lines = stream::unfold(
+        (resolver.stats().watch(), stop, is_wanted),
+        async |(mut log, mut stop, is_wanted)| {
+            let line = loop {
+                let line = tokio::select! {
+                    line = log.recv() => line,
+                    _ = stop.wait_for(|stop| *stop) => return None,
+                };
+                match line {
+                    Ok(line) if is_wanted(&line) => break LogLine::Query(line),
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(missed)) => break LogLine::Missed { missed },
+                    Err(RecvError::Closed) => return None,
+                }
+            };
+            let line = serde_json::to_string(&line).map(|line| line + "\n");
+            Some((line, (log, stop, is_wanted)))
+        },
+    );
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
+/// Who answers pods' names, or what is told when nobody does.
+async fn name_server(control: SharedControl) -> Result<Arc<Resolver>, Response> {
+    let resolver = blocking(control, |control| control.dns().cloned()).await?;
+    resolver.ok_or_else(|| {
+        let why = "this node has no name server: enabled = false under [dns]".to_owned();
+        failure(StatusCode::NOT_FOUND, why)
+    })
 }
 
 /// Written out beside the control side: there may be some ten thousand.
@@ -210,11 +287,7 @@ async fn dns_query(
     State(control): State<SharedControl>,
     Query(query): Query<DnsQuery>,
 ) -> Result<Json<DnsAnswer>, Response> {
-    let resolver = blocking(control, |control| control.dns().cloned()).await?;
-    let Some(resolver) = resolver else {
-        let why = "this node has no name server: enabled = false under [dns]".to_owned();
-        return Err(failure(StatusCode::NOT_FOUND, why));
-    };
+    let resolver = name_server(control).await?;
     let refuse = |why| failure(StatusCode::BAD_REQUEST, why);
     let request = dns::question(&query.name, &query.kind).map_err(refuse)?;
     let client = match &query.from {
@@ -223,6 +296,32 @@ async fn dns_query(
     };
     let (answer, part) = resolver.answer(&request, client).await;
     Ok(Json(DnsAnswer::new(&answer, part)))
+}
+
+/// Written out beside the control side, which is only asked for what there is.
+async fn list<T: serde::Serialize + Send + 'static>(
+    control: SharedControl,
+    action: fn(&ServiceViews) -> T,
+) -> Result<Json<T>, Response> {
+    let views = blocking(control, |control| control.service_views()).await?;
+    beside(move || action(&views)).await.map(Json)
+}
+
+async fn flows(
+    State(control): State<SharedControl>,
+    Query(query): Query<FlowsQuery>,
+) -> Result<Json<FlowsReport>, Response> {
+    let views = blocking(control, |control| control.service_views()).await?;
+    let report = beside(move || views.flows(&query)).await?;
+    report.map(Json).map_err(|why| failure(StatusCode::BAD_REQUEST, why))
+}
+
+async fn explain(
+    State(control): State<SharedControl>,
+    Query(query): Query<explain::Query>,
+) -> Result<Json<Explained>, Response> {
+    let explained = blocking(control, move |control| control.explain(&query)).await?;
+    explained.map(Json).map_err(|why| failure(StatusCode::BAD_REQUEST, why))
 }
 
 async fn metrics_text(State(control): State<SharedControl>) -> Result<Response, Response> {

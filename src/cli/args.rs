@@ -113,13 +113,60 @@ Examples:
   sudo weft counters -o json | jq .dropped")]
     Counters(ViewArgs),
 
+    /// Lists the Services that the node knows, with their addresses, ports and endpoints
+    #[command(after_help = "\
+Examples:
+  sudo weft services
+  sudo weft services --namespace default
+  weft services --node n1             as node n1 of the lab `lab` knows them
+  sudo weft services -o json | jq -r '.[] | select(.refused) | .name'")]
+    Services(ServicesArgs),
+
+    /// Lists the endpoints of Services: their state, their pods, and who still talks to them
+    ///
+    /// The flows are those through the switch of the node that is asked: an endpoint that terminates has been
+    /// left by all when no node has any.
+    #[command(after_help = "\
+Examples:
+  sudo weft endpoints
+  sudo weft endpoints default/web
+  sudo weft endpoints -o json | jq -r '.[] | select(.terminating) | [.address, .flows] | @tsv'")]
+    Endpoints(EndpointsArgs),
+
+    /// Lists the flows to Services through the node's switch: who, through what, state, age, bytes
+    #[command(after_help = "\
+Examples:
+  sudo weft flows
+  sudo weft flows --service default/web --client default/client
+  sudo weft flows -o json | jq 'group_by(.endpoint) | map({endpoint: .[0].endpoint, flows: length})'")]
+    Flows(FlowsArgs),
+
+    /// Says what becomes of a connection before anybody makes it, and why
+    ///
+    /// Answers with the tables and the code that the switch itself decides with: forwarded and to which
+    /// endpoints, rejected, or dropped. Asks the daemon, or, with --manifests, nobody: a directory of
+    /// manifests is enough. The sender's own node decides; for senders outside of the cluster, the node whose
+    /// address is the destination, or --node.
+    #[command(after_help = "\
+Examples:
+  sudo weft explain --from default/client --to default/web --port http
+  sudo weft explain --from 203.0.113.9 --to 192.168.10.11 --port 30080
+  weft explain --manifests manifests/ --from worker-1 --to default/web --port 80
+  weft explain --lab lab --from default/n1-p1 --to 10.96.0.10 --port 53 --proto UDP
+  sudo weft explain --from default/client --to default/db --port 5432 -o json | jq -r .verdict
+
+Exit codes: 0 there is an answer, whatever it is, 1 the question makes no sense, 2 wrong usage.")]
+    Explain(ExplainArgs),
+
     /// Shows the node's name server, and what it answers
     #[command(after_help = "\
 Examples:
   sudo weft dns status
   sudo weft dns query web.default.svc.cluster.local
   sudo weft dns query _http._tcp.web.default.svc.cluster.local SRV -o json
-  sudo weft dns query example.org --from default/client    as that pod would be answered")]
+  sudo weft dns query example.org --from default/client    as that pod would be answered
+  weft dns query web.default.svc.cluster.local --manifests manifests/    with nothing running
+  sudo weft dns log                   questions as they come, with the pods that ask")]
     Dns(DnsArgs),
 
     /// Lists what is declared of the cluster: accepted, refused and why, ignored and why
@@ -307,6 +354,106 @@ pub(super) struct ViewArgs {
     pub(super) output: OutputArgs,
 }
 
+/// `weft services`.
+#[derive(Debug, Args)]
+pub(super) struct ServicesArgs {
+    /// Only those of this Kubernetes namespace
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    pub(super) namespace: Option<String>,
+
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// `weft endpoints`.
+#[derive(Debug, Args)]
+pub(super) struct EndpointsArgs {
+    /// Only those of this Service, NAMESPACE/NAME or NAMESPACE/NAME:PORT
+    pub(super) service: Option<String>,
+
+    /// Only those of this Kubernetes namespace
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    pub(super) namespace: Option<String>,
+
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// `weft flows`.
+#[derive(Debug, Args)]
+pub(super) struct FlowsArgs {
+    /// Only those to this Service, NAMESPACE/NAME or NAMESPACE/NAME:PORT
+    #[arg(long, value_name = "SERVICE")]
+    pub(super) service: Option<String>,
+
+    /// Only those of this client: an address or NAMESPACE/POD
+    #[arg(long, value_name = "WHO")]
+    pub(super) client: Option<String>,
+
+    /// At most so many; 50000 are told at all
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(super) max: usize,
+
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// `weft explain`. Its `--node` is the node that decides; with `--lab` it is also the one that is asked.
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    /// Who sends: an address, NAMESPACE/POD, or a node's name
+    #[arg(long, value_name = "WHO")]
+    pub(super) from: String,
+
+    /// Where to: an address, NAMESPACE/SERVICE, NAMESPACE/POD, or a node's name
+    ///
+    /// Where a Service and a pod have the same name, the Service is meant; `pod/NAMESPACE/POD` and
+    /// `service/NAMESPACE/SERVICE` say which.
+    #[arg(long, value_name = "WHERE")]
+    pub(super) to: String,
+
+    /// The port: a number, or its name at the Service or the pod
+    #[arg(long, value_name = "PORT")]
+    pub(super) port: String,
+
+    /// TCP, UDP or SCTP [default: TCP, or that of the named port]
+    #[arg(long = "proto", value_name = "PROTOCOL")]
+    pub(super) protocol: Option<String>,
+
+    /// The node whose switch decides [default: the sender's]
+    #[arg(long, value_name = "NODE")]
+    pub(super) node: Option<String>,
+
+    /// Asks no daemon: what these manifests declare is there, and nothing else
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["socket", "lab"])]
+    pub(super) manifests: Option<PathBuf>,
+
+    /// With --manifests: the node file whose ranges hold [default: the defaults of all fields]
+    #[arg(long, value_name = "FILE", requires = "manifests")]
+    pub(super) config: Option<PathBuf>,
+
+    /// The daemon's admin socket
+    #[arg(long, value_name = "PATH", default_value = cni::config::DEFAULT_SOCKET)]
+    #[arg(conflicts_with = "lab")]
+    pub(super) socket: PathBuf,
+
+    /// Asks a daemon of this lab: that of --node, or else of its first node
+    #[arg(long, value_name = "NAME")]
+    pub(super) lab: Option<String>,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
 /// `weft dns`.
 #[derive(Debug, Args)]
 pub(super) struct DnsArgs {
@@ -322,8 +469,24 @@ pub(super) enum DnsCommand {
     Status(ViewArgs),
 
     /// Asks it for a name, as a pod would
-    #[command(after_help = "Example:\n  sudo weft dns query web.default.svc.cluster.local AAAA")]
+    ///
+    /// With --manifests no daemon is asked: the same code answers what these manifests declare. Nobody else is
+    /// asked then, so that an alias that leads out of the cluster is told as it is.
+    #[command(after_help = "\
+Examples:
+  sudo weft dns query web.default.svc.cluster.local AAAA
+  weft dns query web.default.svc.cluster.local --manifests manifests/ -o json
+  weft dns query 7.0.96.10.in-addr.arpa PTR --manifests manifests/
+  weft dns query example.org.default.svc.cluster.local --from default/client --manifests manifests/")]
     Query(DnsQueryArgs),
+
+    /// Shows the questions as they are answered, with the pods that ask; nothing is logged otherwise
+    #[command(after_help = "\
+Examples:
+  sudo weft dns log
+  sudo weft dns log --client default/web-0
+  sudo weft dns log -o json | jq -r 'select(.rcode == \"NXDOMAIN\") | .name'")]
+    Log(DnsLogArgs),
 }
 
 /// `weft dns query`.
@@ -339,6 +502,32 @@ pub(super) struct DnsQueryArgs {
     /// The pod that asks, as NAMESPACE/NAME, or its address
     #[arg(long, value_name = "POD")]
     pub(super) from: Option<String>,
+
+    /// Asks no daemon: the names are those that these manifests declare
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["socket", "lab", "node"])]
+    pub(super) manifests: Option<PathBuf>,
+
+    /// With --manifests: the node file whose domain, ranges and records hold [default: the defaults of all fields]
+    #[arg(long, value_name = "FILE", requires = "manifests")]
+    pub(super) config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// `weft dns log`.
+#[derive(Debug, Args)]
+pub(super) struct DnsLogArgs {
+    /// Only the questions of this pod, NAMESPACE/NAME, or address
+    #[arg(long, value_name = "WHO")]
+    pub(super) client: Option<String>,
+
+    /// Ends after so many questions
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) count: Option<u64>,
 
     #[command(flatten)]
     pub(super) target: TargetArgs,

@@ -1,13 +1,20 @@
 //! `weft dns`: the name server of a node, its answers, and who asks for what.
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
 
 use anyhow::{Context, Result};
+use conf::source;
+use jiff::tz::TimeZone;
 
-use super::args::{DnsArgs, DnsCommand};
-use super::table::Table;
+use super::args::{DnsArgs, DnsCommand, DnsLogArgs, DnsQueryArgs, Format};
+use super::explain::{configuration, warn_of_refused};
+use super::table::{Table, sanitize};
 use super::view::{join, print, target};
+use crate::dns;
 use crate::dns::report::{DnsAnswer, DnsRecord, DnsStatus};
+use crate::dns::stats::{LogLine, Part, QueryLine};
 
 pub(super) fn run(arguments: &DnsArgs, out: &mut impl Write) -> Result<()> {
     match &arguments.command {
@@ -18,11 +25,76 @@ pub(super) fn run(arguments: &DnsArgs, out: &mut impl Write) -> Result<()> {
             print(&status, view.output.output, out, |out| show_status(&status, out))
         }
         DnsCommand::Query(query) => {
-            let admin = target(&query.target)?;
-            let answer = admin.dns_query(&query.name, &query.kind, query.from.as_deref())?;
+            let answer = match &query.manifests {
+                Some(manifests) => ask_manifests(manifests, query)?,
+                None => {
+                    let admin = target(&query.target)?;
+                    admin.dns_query(&query.name, &query.kind, query.from.as_deref())?
+                }
+            };
             print(&answer, query.output.output, out, |out| show_answer(&answer, out))
         }
+        DnsCommand::Log(log) => show_log(log, out),
     }
+}
+
+fn ask_manifests(manifests: &Path, query: &DnsQueryArgs) -> Result<DnsAnswer> {
+    let config = configuration(query.config.as_deref())?;
+    let (directory, state) =
+        source::load(manifests, config.allocation()).map_err(anyhow::Error::msg)?;
+    warn_of_refused(&directory.listing(&state), manifests);
+    let question = (query.name.as_str(), query.kind.as_str());
+    let answer = dns::answer_alone(&config, &state, question, query.from.as_deref())
+        .map_err(anyhow::Error::msg)?;
+    if answer.part == Part::Forward {
+        eprintln!("weft: this is no name of the cluster: a node would ask other servers for it");
+    }
+    Ok(answer)
+}
+
+fn show_log(arguments: &DnsLogArgs, out: &mut impl Write) -> Result<()> {
+    let zone = TimeZone::system();
+    let (mut left, mut failed) = (arguments.count, Ok(()));
+    let begun = || eprintln!("watching; ctrl-C ends it");
+    let admin = target(&arguments.target)?;
+    let ended = admin.dns_log(arguments.client.as_deref(), begun, |line| {
+        failed = write_line(&line, arguments.output.output, &zone, out);
+        left = left.map(|left| left.saturating_sub(1));
+        match failed.is_err() || left == Some(0) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    failed?;
+    ended
+}
+
+fn write_line(line: &LogLine, format: Format, zone: &TimeZone, out: &mut impl Write) -> Result<()> {
+    match format {
+        Format::Json => {
+            serde_json::to_writer(&mut *out, line)?;
+            writeln!(out)?;
+        }
+        Format::Table => writeln!(out, "{}", log_text(line, zone))?,
+    }
+    // Whoever reads wants to see it now, also through a pipe.
+    out.flush()?;
+    Ok(())
+}
+
+/// Time, who, what, how it went, how long it took.
+fn log_text(line: &LogLine, zone: &TimeZone) -> String {
+    let line = match line {
+        LogLine::Query(line) => line,
+        LogLine::Missed { missed } => return format!("{missed} questions were missed"),
+    };
+    let time = line.time.to_zoned(zone.clone()).strftime("%H:%M:%S%.3f").to_string();
+    let client = match &line.pod {
+        Some(pod) => format!("{pod} ({})", line.client),
+        None => line.client.to_string(),
+    };
+    let QueryLine { name, kind, rcode, answers, took_us, .. } = line;
+    sanitize(&format!("{time} {client} {name} {kind}: {rcode}, {answers} answers, {took_us} us"))
 }
 
 fn show_status(status: &DnsStatus, out: &mut impl Write) -> io::Result<()> {
@@ -49,9 +121,14 @@ fn show_status(status: &DnsStatus, out: &mut impl Write) -> io::Result<()> {
     }
     if !status.responses.is_empty() {
         writeln!(out)?;
-        let mut table = Table::new(["ABOUT", "CODE", "RESPONSES"]);
+        let mut table = Table::new(["ZONE", "OF", "CODE", "RESPONSES"]).right([3]);
         for line in &status.responses {
-            table.row([line.part.clone(), line.rcode.clone(), line.count.to_string()]);
+            table.row([
+                line.zone.clone(),
+                line.part.clone(),
+                line.rcode.clone(),
+                line.count.to_string(),
+            ]);
         }
         write!(out, "{table}")?;
     }

@@ -4,9 +4,11 @@ mod args;
 mod bench;
 mod demo;
 mod dns;
+mod explain;
 mod key;
 mod lab;
 mod objects;
+mod services;
 mod signals;
 mod table;
 mod view;
@@ -60,6 +62,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Objects(arguments) => objects::objects(&arguments, &mut out)?,
         Command::Validate(arguments) => return objects::validate(&arguments, &mut out),
         Command::Port(arguments) => view::port(&arguments, &mut out)?,
+        Command::Services(arguments) => services::services(&arguments, &mut out)?,
+        Command::Endpoints(arguments) => services::endpoints(&arguments, &mut out)?,
+        Command::Flows(arguments) => services::flows(&arguments, &mut out)?,
+        Command::Explain(arguments) => explain::run(&arguments, &mut out)?,
         Command::Dns(arguments) => dns::run(&arguments, &mut out)?,
         Command::Bench(arguments) => bench::run(&arguments, &mut out)?,
         Command::Uninstall(arguments) => uninstall(&arguments, &mut out)?,

@@ -27,6 +27,7 @@ mod objects;
 mod paths;
 mod ports;
 mod report;
+mod service_views;
 pub mod services;
 mod shared;
 
@@ -65,6 +66,7 @@ use self::objects::Objects;
 pub use self::objects::SharedCluster;
 pub(crate) use self::paths::is_up;
 use self::ports::PortNumbers;
+pub use self::service_views::ServiceViews;
 pub use self::shared::SharedControl;
 use crate::admin::api::{LeasePhase, Offender, ProblemTopic};
 use crate::dns::report::DnsStatus;

@@ -18,6 +18,7 @@ use super::services::ServiceTables;
 use super::{Control, Topic};
 use crate::admin::api::ProblemTopic;
 use crate::dns::names;
+use crate::explain::{self, Explained, Known, Query, world::World};
 
 /// The state of the cluster, which one writes and many read.
 #[derive(Debug, Clone)]
@@ -204,6 +205,27 @@ impl Control {
             object.notes.extend(found.map(|text| (*text).to_owned()));
         }
         listing
+    }
+
+    /// What the switch would do with a packet, and why: for this node with the tables that are in force, for any
+    /// other with those that it must have by what is known here.
+    ///
+    /// # Errors
+    /// When the question cannot be understood.
+    pub fn explain(&self, query: &Query) -> Result<Explained, String> {
+        let state = self.objects.cluster.read();
+        let mut world = World::of_map(&self.map, &state);
+        world.add(&self.identity.name);
+        let tables = self.engine.tables();
+        explain::explain(
+            &Known {
+                config: &self.config,
+                state: &state,
+                world: &world,
+                own: Some((&self.identity.name, &tables)),
+            },
+            query,
+        )
     }
 
     /// How many objects there are.

@@ -11,8 +11,11 @@ use conf::source::Listing;
 use crate::admin::api::{
     CountersReport, LeasesReport, MapPod, NodeStatus, PodStatus, PortRequest, Status,
 };
+use crate::admin::services::{EndpointStatus, FlowsQuery, FlowsReport, ServiceStatus};
 use crate::dns::report::{DnsAnswer, DnsStatus};
+use crate::dns::stats::LogLine;
 use crate::events::EventRecord;
+use crate::explain::{Explained, Query};
 
 /// How long an answer may take. The daemon has every answer at hand; a command line should not hang.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,6 +106,23 @@ impl Admin {
         wait(self.client.get("/v1/dns"))
     }
 
+    /// Gives each question to the node's name server to `each` as it is answered, until that breaks off or the
+    /// daemon ends. `client` is the pod or address whose questions are wanted. `begun` is called when nothing is
+    /// missed any more.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, has no name server, or the connection breaks.
+    pub fn dns_log(
+        &self,
+        client: Option<&str>,
+        begun: impl FnOnce(),
+        each: impl FnMut(LogLine) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let client = client.map(|client| format!("?client={}", escaped(client)));
+        let path = format!("/v1/dns/log{}", client.unwrap_or_default());
+        wait(self.client.lines(&path, begun, each))
+    }
+
     /// What the node's name server answers to a question that the pod or address `from` asks.
     ///
     /// # Errors
@@ -114,6 +134,52 @@ impl Admin {
             path.push_str(&escaped(from));
         }
         wait(self.client.get(&path))
+    }
+
+    /// What becomes of a packet, and why.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or does not understand the question.
+    pub fn explain(&self, query: &Query) -> Result<Explained> {
+        let Query { from, to, port, protocol, node } = query;
+        let given = |(name, value): (&str, &Option<String>)| {
+            let value = value.as_deref()?;
+            Some(format!("&{name}={}", escaped(value)))
+        };
+        let more: String =
+            [("protocol", protocol), ("node", node)].into_iter().filter_map(given).collect();
+        let [from, to, port] = [from, to, port].map(|value| escaped(value));
+        wait(self.client.get(&format!("/v1/explain?from={from}&to={to}&port={port}{more}")))
+    }
+
+    /// The Services that the node knows.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn services(&self) -> Result<Vec<ServiceStatus>> {
+        wait(self.client.get("/v1/services"))
+    }
+
+    /// The endpoints of all Services.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn endpoints(&self) -> Result<Vec<EndpointStatus>> {
+        wait(self.client.get("/v1/endpoints"))
+    }
+
+    /// The flows to Services through the node's switch.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or does not know the client that is asked for.
+    pub fn flows(&self, query: &FlowsQuery) -> Result<FlowsReport> {
+        let FlowsQuery { max, service, client } = query;
+        let max = max.map(|max| max.to_string());
+        let given = [("max", &max), ("service", service), ("client", client)];
+        let given = given
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!("{name}={}", escaped(value.as_deref()?))));
+        wait(self.client.get(&format!("/v1/flows?{}", given.collect::<Vec<_>>().join("&"))))
     }
 
     /// The objects that are declared, and what became of them.

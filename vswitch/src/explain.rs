@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use crate::service::{
-    Choice, Class, Decision, Protocol, Service, Target, TrafficPolicy, decide, must_masquerade,
+    Choice, Class, Decision, Endpoint, EndpointState, FrontendKind, Protocol, Service, Target,
+    TrafficPolicy, decide, must_masquerade,
 };
 use crate::switch::{Foreseen, foresee};
 use crate::tables::{PortKind, Tables};
@@ -48,10 +49,15 @@ impl Outcome {
 /// What would become of a packet, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
+    /// Whom the switch takes the client for, which decides whose traffic policy counts.
+    pub class: Class,
     /// How it ends.
     pub outcome: Outcome,
     /// `namespace/name:port` of the Service that it was sent to, if any.
     pub service: Option<String>,
+    /// By which kind of the Service's addresses it came, and which traffic policy counts there. `None` without a
+    /// Service, and where it was refused before that mattered.
+    pub choice: Option<(FrontendKind, TrafficPolicy)>,
     /// Who may get it: all endpoints that may be chosen; without a Service the destination itself.
     pub endpoints: Vec<(IpAddr, u16)>,
     /// Whether the switch takes the client's place towards any of them.
@@ -69,14 +75,17 @@ pub fn explain(tables: &Tables, question: &Question) -> Explanation {
     match decide(tables, class, question.from, target) {
         Decision::Pass => {
             let to = (question.to, question.port);
-            let ends = Explanation::ends(None, &foresee_packet(tables, class, question, to, false));
+            let foreseen = foresee_packet(tables, class, question, to, false);
+            let ends = Explanation::ends(class, None, &foreseen);
             Explanation { endpoints: if ends.drop.is_none() { vec![to] } else { vec![] }, ..ends }
         }
         Decision::Refuse(refusal) => {
             let outcome = if refusal.is_told { Outcome::Reject } else { Outcome::Drop };
             Explanation {
+                class,
                 outcome,
                 service: name(refusal.service),
+                choice: None,
                 endpoints: Vec::new(),
                 masquerade: false,
                 drop: Some(refusal.reason),
@@ -93,7 +102,7 @@ fn explain_choice(
     question: &Question,
     choice: &Choice<'_>,
 ) -> Explanation {
-    let Choice { service, pool, policy, .. } = *choice;
+    let Choice { service, pool, policy, kind } = *choice;
     let all = || service.members(pool).map(|endpoint| (endpoint.address, endpoint.port));
     let masquerades = |address: IpAddr| must_masquerade(tables, class, question.from, address);
     let masquerade = all().any(|(address, _)| masquerades(address));
@@ -105,24 +114,43 @@ fn explain_choice(
         foresee_packet(tables, class, question, endpoint, true)
     });
     let best = foreseen.min_by_key(|foreseen| !matches!(foreseen, Foreseen::Forwarded(_)));
-    let ends = Explanation::ends(
-        name(Some(service)),
-        &best.unwrap_or(Foreseen::Dropped(Reason::NoEndpoint)),
-    );
-    if ends.drop.is_some() {
-        return Explanation { endpoints: all().collect(), masquerade, ..ends };
-    }
-    let whose = match policy {
-        TrafficPolicy::Cluster => "of the cluster",
-        TrafficPolicy::Local => "on this node",
+    let best = best.unwrap_or(Foreseen::Dropped(Reason::NoEndpoint));
+    let mut made = Explanation {
+        choice: Some((kind, policy)),
+        endpoints: all().collect(),
+        masquerade,
+        ..Explanation::ends(class, name(Some(service)), &best)
     };
-    let (count, spec) = (pool.len(), service.spec());
-    let reason = format!("any of {count} endpoints {whose}, of {} known", spec.endpoints.len());
-    Explanation { endpoints: all().collect(), masquerade, reason, ..ends }
+    if made.drop.is_none() {
+        made.reason = whom(choice);
+    }
+    made
+}
+
+/// Who may be chosen, and why not others.
+fn whom(choice: &Choice<'_>) -> String {
+    let Choice { service, pool, policy, .. } = choice;
+    let known = &service.spec().endpoints;
+    let of_state = |state| known.iter().filter(|endpoint| endpoint.state == state).count();
+    let is_draining = |endpoint: &Endpoint| endpoint.state == EndpointState::Draining;
+    let (whose, wherefrom) = match policy {
+        TrafficPolicy::Cluster => ("of the cluster", ""),
+        TrafficPolicy::Local => ("on this node", " here"),
+    };
+    let why = if service.members(pool).all(is_draining) {
+        format!(", which terminate: no ready one is left{wherefrom}")
+    } else if *policy == TrafficPolicy::Cluster && pool.len() < of_state(EndpointState::Ready) {
+        ", which are near by topology".to_owned()
+    } else {
+        String::new()
+    };
+    let (count, known) = (pool.len(), known.len());
+    let endpoints = if count == 1 { "the one endpoint" } else { "any of the endpoints" };
+    format!("{endpoints} {whose}{why} ({count} of {known} known)")
 }
 
 impl Explanation {
-    fn ends(service: Option<String>, foreseen: &Foreseen) -> Self {
+    fn ends(class: Class, service: Option<String>, foreseen: &Foreseen) -> Self {
         let (outcome, drop, reason) = match foreseen {
             Foreseen::Forwarded(whither) => (Outcome::Forward, None, (*whither).to_owned()),
             Foreseen::Refused(reason) => {
@@ -132,7 +160,8 @@ impl Explanation {
                 (Outcome::Drop, Some(*reason), reason.describe().to_owned())
             }
         };
-        Self { outcome, service, endpoints: Vec::new(), masquerade: false, drop, reason }
+        let (choice, endpoints, masquerade) = (None, Vec::new(), false);
+        Self { class, outcome, service, choice, endpoints, masquerade, drop, reason }
     }
 }
 

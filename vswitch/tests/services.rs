@@ -771,7 +771,7 @@ fn an_explanation_names_service_endpoints_and_reason() {
     assert_eq!(found.endpoints, [end(B, 8080), end(REMOTE, 8080)]);
     assert_eq!(
         (found.masquerade, &*found.reason),
-        (false, "any of 2 endpoints of the cluster, of 2 known")
+        (false, "any of the endpoints of the cluster (2 of 2 known)")
     );
     assert!(explain(&tables, &question(WORLD, NODE, 30080)).masquerade);
     let plain = explain(&tables, &question(A, B, 443));

@@ -32,7 +32,13 @@ pub(super) struct Endpoint {
     pub(super) node: String,
     pub(super) is_pod: bool,
     namespace: Namespace,
-    addresses: Vec<IpAddr>,
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+impl Endpoint {
+    pub(super) fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
 }
 
 /// A ping from one to the other.

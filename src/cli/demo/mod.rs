@@ -3,6 +3,7 @@
 mod measure;
 mod progress;
 mod report;
+mod service;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -199,6 +200,10 @@ fn show(
             Ok(())
         })?;
     }
+    progress.step("a Service, by its name", |outcome| {
+        report.service = Some(service::show(lab, &endpoints, interrupt, outcome)?);
+        Ok(())
+    })?;
     fail_a_node(lab, &endpoints, interrupt, progress, report)?;
     progress.step("every packet is accounted for", |outcome| {
         report.accounts = measure::accounts(lab, interrupt)?;

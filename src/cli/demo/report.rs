@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::measure::{Account, Pair, Seen, Speed};
+use super::service::ServiceShown;
 use crate::admin::api::NodeStatus;
 use crate::cli::table::Table;
 use crate::cli::view::nodes_table;
@@ -36,6 +37,8 @@ pub(super) struct Report {
     pub(super) seen: Vec<Seen>,
     /// As whom a pod is seen from outside the cluster.
     pub(super) seen_by_world: Vec<Seen>,
+    /// What a Service did.
+    pub(super) service: Option<ServiceShown>,
     /// TCP throughput.
     pub(super) speeds: Vec<Speed>,
     /// The node that was made to fail.
@@ -100,6 +103,9 @@ impl Report {
             }
             writeln!(out, "{table}")?;
         }
+        if let Some(service) = &self.service {
+            print_service(service, out)?;
+        }
         if let Some(failure) = &self.failure {
             print_failure(failure, out)?;
         }
@@ -147,6 +153,19 @@ impl Report {
         }
         writeln!(out, "{table}")
     }
+}
+
+fn print_service(service: &ServiceShown, out: &mut impl Write) -> io::Result<()> {
+    let ServiceShown { name, address, port, client, served, rewritten } = service;
+    writeln!(out, "SERVICE\n{client} asked for {name}: {address}")?;
+    let count: usize = served.values().sum();
+    let served: Vec<String> =
+        served.iter().map(|(pod, count)| format!("{count} by {pod}")).collect();
+    writeln!(
+        out,
+        "{count} connections to {address}:{port} were served: {}; {rewritten} had another address at the far end.\n",
+        served.join(", ")
+    )
 }
 
 fn print_failure(failure: &NodeFailure, out: &mut impl Write) -> io::Result<()> {
