@@ -3,9 +3,9 @@
 //!
 //! `cargo test --release -p weft --test scale -- --nocapture`
 
-// Clippy takes only functions marked `#[test]` for tests, not what they call.
-// What it measures is what it is for.
+// Its figures are what it is for.
 #![allow(clippy::print_stdout)]
+// Clippy takes only functions marked `#[test]` for tests, not what they call.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;

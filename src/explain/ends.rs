@@ -276,5 +276,8 @@ pub(super) fn no_node(known: &Known<'_>, node: &str) -> String {
     const SHOWN: usize = 20;
     let names: Vec<&str> = known.world.names().map(AsRef::as_ref).take(SHOWN).collect();
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    format!("there is no node {node}; known are: {names}")
+    // Who leaves the namespace out means a pod.
+    let pod = known.state.pods().find(|pod| pod.id.name.as_ref() == node);
+    let hint = pod.map(|pod| format!("; do you mean the pod {}?", pod.id)).unwrap_or_default();
+    format!("there is no node {node}; known are: {names}{hint}")
 }

@@ -527,6 +527,7 @@ fn questions_without_sense_say_why() {
             "there is no pod default/web: a Service does not send",
         ),
         ("n7", "default/web", "80", "there is no node n7; known are: n1, n2"),
+        ("client", "default/web", "80", "n1, n2; do you mean the pod default/client?"),
         ("default/client", "default/x", "80", "there is neither a Service nor a pod default/x"),
         ("default/client", "default/web", "0", "port 0 is no port"),
         (
