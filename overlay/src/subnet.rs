@@ -48,6 +48,8 @@ pub struct Member {
     pub underlay_mtu: u16,
     /// Name and version of its daemon; empty where no Weft daemon speaks for it.
     pub software: String,
+    /// The node that founded the cluster that it belongs to; none while it does not know.
+    pub origin: Option<NodeId>,
     /// The keys that it accepts, the one that it uses first; none if its gossip is in clear.
     pub keys: Vec<KeyId>,
     /// The subnets that it holds or claims.
@@ -483,6 +485,7 @@ mod tests {
             underlay: IpAddr::from([192, 0, 2, id.0[0]]),
             vxlan_port: 4789,
             gossip_port: 7946,
+            origin: None,
             vtep_mac: id.vtep_mac(),
             underlay_mtu: 1500,
             software: String::new(),
