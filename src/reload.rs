@@ -1,7 +1,10 @@
 //! The configuration file, read again while the daemon runs (SIGHUP): what it says of leases is put in force
 //! at once, all else waits for a restart.
 
+use std::collections::BTreeSet;
+
 use conf::NodeConfig;
+use serde_json::{Map, Value};
 
 /// What a changed file means.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,49 +14,21 @@ pub struct Reload {
     /// Whether `[lease]` has changed.
     pub is_new: bool,
     /// What has changed besides, and waits for a restart.
-    pub waiting: Vec<&'static str>,
+    pub waiting: Vec<String>,
 }
 
 impl Reload {
     /// Compares what is in force with what the file says.
     pub fn new(current: &NodeConfig, file: NodeConfig) -> Self {
-        let NodeConfig {
-            network,
-            seeds,
-            name,
-            underlay,
-            overlay,
-            lease,
-            switch,
-            host,
-            objects,
-            services,
-            dns,
-            paths,
-            metrics,
-            log,
-        } = file;
-        let changed = [
-            ("network", network != current.network),
-            ("seeds", seeds != current.seeds),
-            ("name", name != current.name),
-            ("[underlay]", underlay != current.underlay),
-            ("[overlay]", overlay != current.overlay),
-            ("[switch]", switch != current.switch),
-            ("[host]", host != current.host),
-            ("[objects]", objects != current.objects),
-            ("[services]", services != current.services),
-            ("[dns]", dns != current.dns),
-            ("[paths]", paths != current.paths),
-            ("[metrics]", metrics != current.metrics),
-            ("[log]", log != current.log),
-        ];
-        let waiting = changed.iter().filter(|(_, changed)| *changed).map(|(name, _)| *name);
-        Self {
-            is_new: lease != current.lease,
-            waiting: waiting.collect(),
-            config: NodeConfig { lease, ..current.clone() },
-        }
+        let config = NodeConfig { lease: file.lease.clone(), ..current.clone() };
+        let (before, now) = (parts(&config), parts(&file));
+        let keys: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+        let waiting = keys.into_iter().filter(|key| before.get(*key) != now.get(*key));
+        let waiting = waiting.map(|key| match now.get(key).or_else(|| before.get(key)) {
+            Some(Value::Object(_)) => format!("[{key}]"),
+            Some(_) | None => key.clone(),
+        });
+        Self { is_new: config.lease != current.lease, waiting: waiting.collect(), config }
     }
 
     /// What was done about the file, in words.
@@ -69,6 +44,14 @@ impl Reload {
                 self.waiting.join(", ")
             ),
         }
+    }
+}
+
+/// The parts of a configuration, by their names in the file.
+fn parts(config: &NodeConfig) -> Map<String, Value> {
+    match serde_json::to_value(config) {
+        Ok(Value::Object(parts)) => parts,
+        other => unreachable!("a configuration is a table of tables: {other:?}"),
     }
 }
 
