@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,7 @@ use crate::control::{Control, HeldLease, Identity, SharedControl, Topic};
 use crate::dns::resolver::Resolver;
 use crate::dns::{self, Dns};
 use crate::events::{Code, log_gossip};
+use crate::reload::Reload;
 use crate::uninstall;
 
 /// How often the daemon looks at its own health, takes up reports, and feeds the watchdog.
@@ -44,6 +45,10 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// How often the underlay is looked at, or looked for, and what failed is tried again.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// How often in a row the underlay address is missed before another one is taken: a lease that is renewed may
+/// take it away for a moment.
+const GONE_LOOKS: u32 = 2;
 
 /// How long pods of the last run wait for the underlay's MTU.
 const UNDERLAY_WAIT: Duration = Duration::from_millis(200);
@@ -118,7 +123,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         return report(&uninstall::uninstall(&config, options.files));
     }
     start_logging(&config);
-    match run(config) {
+    match run(config, options.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -181,14 +186,14 @@ fn start_logging(config: &NodeConfig) {
     }
 }
 
-fn run(config: NodeConfig) -> Result<()> {
+fn run(config: NodeConfig, file: PathBuf) -> Result<()> {
     raise_file_limit()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the control threads")?;
-    let served = runtime.block_on(serve(Arc::new(config)));
+    let served = runtime.block_on(serve(Arc::new(config), file));
     // A write that hangs in the kernel must not hold up the end of the process.
     runtime.shutdown_timeout(STOP_TIMEOUT);
     served
@@ -214,14 +219,16 @@ fn check_seal(config: &NodeConfig) -> Result<()> {
     Ok(())
 }
 
-async fn serve(config: Arc<NodeConfig>) -> Result<()> {
+async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
     check_seal(&config)?;
     // Before anything that takes time, so that a stop is always a clean one.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
 
     let control = SharedControl::new(build(&config)?);
-    let mut choosing = Some(tokio::spawn(choose_underlay(Arc::clone(&config), control.clone())));
+    let mut choosing =
+        Some(tokio::spawn(choose_underlay(Arc::clone(&config), control.clone(), None)));
     // Known at once, unless the name of a seed is to be resolved. Nothing waits for that: not the pods
     // that are there, and not the service manager.
     let mut underlay = match timeout(UNDERLAY_WAIT, wait_for(&mut choosing)).await {
@@ -251,6 +258,7 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
 
     let mut tick = interval(TICK);
     let mut look = interval(LOOK);
+    let mut looks_without_address = 0;
     loop {
         if let (None, Some(underlay)) = (&gossip, &underlay) {
             gossip = Some(Gossip::start(&config, &control, underlay).await?);
@@ -258,24 +266,45 @@ async fn serve(config: Arc<NodeConfig>) -> Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                if let Some(changed) = reload(&file, &config, &control).await? {
+                    config = changed;
+                    if let Some(gossip) = &gossip {
+                        gossip.agent.configure(config.lease.clone()).await;
+                    }
+                }
+            }
             _ = tick.tick() => on_tick(&control, gossip.as_mut()).await?,
             _ = look.tick() => match &underlay {
                 None if choosing.is_none() => {
-                    let choice = choose_underlay(Arc::clone(&config), control.clone());
+                    let choice = choose_underlay(Arc::clone(&config), control.clone(), None);
                     choosing = Some(tokio::spawn(choice));
                 }
                 None => {}
-                Some(known) => {
-                    if let Some(changed) = look_after(&config, &control, known.clone()).await? {
+                Some(known) => match look_after(&config, &control, known.clone()).await? {
+                    Look::Same => looks_without_address = 0,
+                    Look::Resized(changed) => {
                         // Other nodes learn the new MTU with a new record.
-                        if let Some(gossip) = gossip.take() {
-                            gossip.leave().await;
-                        }
+                        leave(&mut gossip).await;
                         underlay = Some(changed);
                     }
-                }
+                    Look::Gone => {
+                        looks_without_address += 1;
+                        let is_gone = looks_without_address >= GONE_LOOKS;
+                        if is_gone && choosing.is_none() && is_free_to_choose(&config) {
+                            let known = Some(known.clone());
+                            let choice = choose_underlay(Arc::clone(&config), control.clone(), known);
+                            choosing = Some(tokio::spawn(choice));
+                        }
+                    }
+                },
             },
-            chosen = wait_for(&mut choosing) => underlay = chosen?,
+            chosen = wait_for(&mut choosing) => if let Some(chosen) = chosen? {
+                // The node keeps its id and its lease, and tells the others where it is now.
+                leave(&mut gossip).await;
+                looks_without_address = 0;
+                underlay = Some(chosen);
+            },
             news = next_news(&mut gossip) => take_up(&control, gossip.as_mut(), news).await?,
             ended = &mut prober => {
                 ended.context("who looks after the paths panicked")?;
@@ -379,10 +408,17 @@ async fn wait_for(
     chosen.context("the choice of the underlay address panicked")?
 }
 
-/// Looks for the underlay address and opens the tunnel there. `None` when there is none yet.
+/// Whether another underlay address may be taken when the one in use is gone.
+fn is_free_to_choose(config: &NodeConfig) -> bool {
+    !matches!(config.underlay.address, UnderlaySelector::Address(_))
+}
+
+/// Looks for the underlay address and opens the tunnel there, in place of the `former` one that is gone. `None`
+/// when there is none yet.
 async fn choose_underlay(
     config: Arc<NodeConfig>,
     control: SharedControl,
+    former: Option<Underlay>,
 ) -> Result<Option<Underlay>> {
     let seeds = match config.underlay.address {
         UnderlaySelector::Auto => resolve_seeds(&config).await,
@@ -394,6 +430,8 @@ async fn choose_underlay(
     with(&control, move |control| {
         let mut chosen = match underlay::choose(&config.underlay.address, &seeds) {
             Ok(chosen) => chosen,
+            // That the former one is gone is told already.
+            Err(_) if former.is_some() => return Ok(None),
             Err(error) => {
                 control.raise(Topic::Node(ProblemTopic::Underlay), error.to_string());
                 return Ok(None);
@@ -403,7 +441,17 @@ async fn choose_underlay(
         let Underlay { address, interface, mtu } = &chosen;
         let about: [(&str, &dyn ToString); 3] =
             [("address", address), ("interface", interface), ("mtu", mtu)];
-        control.events().emit(Code::UnderlayChosen, "underlay", &about);
+        match &former {
+            // It has come back meanwhile.
+            Some(former) if former.address == *address => return Ok(None),
+            Some(former) => {
+                let before: (&str, &dyn ToString) = ("before", &former.address);
+                let about: Vec<_> = about.into_iter().chain([before]).collect();
+                let text = "the underlay address has changed: this node goes on under the new one";
+                control.events().emit(Code::UnderlayChanged, text, &about);
+            }
+            None => control.events().emit(Code::UnderlayChosen, "underlay", &about),
+        }
         control.set_underlay(chosen.clone())?;
         Ok(Some(chosen))
     })
@@ -434,35 +482,43 @@ async fn resolve_seeds(config: &NodeConfig) -> Vec<SocketAddr> {
     lookups.join_all().await.concat()
 }
 
-/// Looks whether the underlay is still as it was: the address may vanish, the MTU may change. Returns the
-/// new state if the MTU did; it is taken up already.
+/// What became of the underlay address.
+enum Look {
+    Same,
+    /// Its MTU has changed, and is taken up already.
+    Resized(Underlay),
+    Gone,
+}
+
+/// Looks whether the underlay is still as it was: the address may vanish, the MTU may change.
 async fn look_after(
     config: &Arc<NodeConfig>,
     control: &SharedControl,
     known: Underlay,
-) -> Result<Option<Underlay>> {
+) -> Result<Look> {
     let config = Arc::clone(config);
     with(control, move |control| {
         let topic = Topic::Node(ProblemTopic::Underlay);
         let Ok(mut found) = underlay::choose(&UnderlaySelector::Address(known.address), &[]) else {
-            let problem = format!(
-                "the underlay address {} is gone from this host: bring it back, or restart weftd to choose \
-                 another",
-                known.address
-            );
+            let then = match is_free_to_choose(&config) {
+                true => "another one that fits `address` under [underlay] is taken as soon as there is one",
+                false => "bring it back, or name another one under [underlay] and restart weftd",
+            };
+            let problem =
+                format!("the underlay address {} is gone from this host: {then}", known.address);
             control.raise(topic, problem);
-            return Ok(None);
+            return Ok(Look::Gone);
         };
         control.clear(&topic);
         found.mtu = config.underlay.mtu.unwrap_or(found.mtu);
         if found == known {
-            return Ok(None);
+            return Ok(Look::Same);
         }
         let about: [(&str, &dyn ToString); 2] = [("mtu", &found.mtu), ("before", &known.mtu)];
         let text = "the underlay's MTU has changed";
         control.events().emit(Code::UnderlayChanged, text, &about);
         control.set_underlay(found.clone())?;
-        Ok(Some(found))
+        Ok(Look::Resized(found))
     })
     .await?
 }
@@ -634,6 +690,42 @@ impl Gossip {
             tracing::warn!("the goodbye to the other nodes took too long");
         }
     }
+}
+
+/// Ends the gossip, with a goodbye.
+async fn leave(gossip: &mut Option<Gossip>) {
+    if let Some(gossip) = gossip.take() {
+        gossip.leave().await;
+    }
+}
+
+/// Reads the file again. What it says of leases is taken up by the control side, and returned for the gossip.
+async fn reload(
+    file: &Path,
+    current: &Arc<NodeConfig>,
+    control: &SharedControl,
+) -> Result<Option<Arc<NodeConfig>>> {
+    let (file, current) = (file.to_owned(), Arc::clone(current));
+    with(control, move |control| {
+        let read = match conf::load(&file) {
+            Ok(read) => read,
+            Err(errors) => {
+                let text = format!(
+                    "the file is not taken up, and what was read before stays in force: {errors}"
+                );
+                control.events().emit(Code::ConfigRefused, text, &[]);
+                return None;
+            }
+        };
+        let reload = Reload::new(&current, read);
+        control.events().emit(Code::ConfigRead, reload.describe(), &[]);
+        reload.is_new.then(|| {
+            let config = Arc::new(reload.config);
+            control.set_lease_config(Arc::clone(&config));
+            config
+        })
+    })
+    .await
 }
 
 /// Waits for news; for ever while there is no gossip.

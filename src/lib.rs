@@ -2,7 +2,8 @@
 //!
 //! This crate joins the parts into a node daemon and a command line:
 //!
-//! - [`daemon`] builds every part, supervises them and stops them in reverse order;
+//! - [`daemon`] builds every part, supervises them and stops them in reverse order; [`reload`] is what a changed
+//!   file means while it runs;
 //! - [`control`] turns what is declared and known into the switch's tables, and attaches pods;
 //! - [`host`] is the node's own place in the network: `weft0`, routes, masquerading;
 //! - [`events`] is what happens, with a code for each, in the log and for who watches;
@@ -21,5 +22,6 @@ pub mod events;
 pub mod explain;
 pub mod host;
 pub mod lab;
+pub mod reload;
 pub mod sim;
 pub mod uninstall;

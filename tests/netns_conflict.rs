@@ -1,4 +1,5 @@
-//! Two machines that were given one address on a real link, where only one of them gets what is sent to it.
+//! Two machines that were given one address on a real link, where only one of them gets what is sent to it; and
+//! two with one identity.
 
 // Clippy takes only functions marked `#[test]` for tests, not what they call.
 #![allow(clippy::unwrap_used)]
@@ -11,9 +12,11 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use cni::link::Netlink;
+use common::place::pod;
+use common::traffic::both_ways;
 use common::{TestLab, eventually, may_make_labs};
 use ipnetwork::IpNetwork;
-use weft::admin::api::ProblemTopic;
+use weft::admin::api::{LeasePhase, ProblemTopic};
 use weft::lab::{LabConfig, Namespace};
 
 const SEED: &str = "n1";
@@ -51,6 +54,45 @@ fn two_nodes_with_one_underlay_address_do_not_go_unnoticed() {
         eventually(&what, || is_amiss(&lab, node) == Some(false));
     }
     lab.wait_for_map(&[SEED, FIRST, &second], Duration::from_secs(20)).unwrap();
+    lab.finish();
+}
+
+#[test]
+fn pods_of_a_node_that_stands_down_for_its_twin_are_cut_off_until_it_has_an_id_of_its_own() {
+    if !may_make_labs() {
+        return;
+    }
+    let config = LabConfig { nodes: 3, pods_per_node: 1, ..LabConfig::new("clones") };
+    let mut lab = TestLab::up(config);
+    let (first, clone) = ("n2", "n3");
+    lab.wait_for_map(&[SEED, first, clone], Duration::from_secs(20)).unwrap();
+    lab.stop(clone).unwrap();
+    let id = |node: &str| lab.dir().join("nodes").join(node).join("state/node-id");
+    let (theirs, own) = (id(first), id(clone));
+    fs::copy(&theirs, &own).unwrap();
+    lab.launch(clone).unwrap();
+    eventually("the one with the higher address stands down, and its pod is cut off", || {
+        lab.admin(clone).unwrap().status().is_ok_and(|status| {
+            let mut texts = status.problems.iter().map(|problem| problem.text.as_str());
+            status.lease_state == LeasePhase::Suspended
+                && texts.any(|text| text.contains("lab/n3-p1") && text.contains("is cut off"))
+        })
+    });
+    eventually("the other one names it, too, and goes on", || {
+        is_amiss(&lab, first) == Some(true)
+            && lab.admin(first).unwrap().status().unwrap().lease_state == LeasePhase::Held
+    });
+    both_ways(&pod(&lab, "n1-p1"), &pod(&lab, "n2-p1"), 10_000);
+
+    lab.stop(clone).unwrap();
+    fs::remove_file(&own).unwrap();
+    lab.start(clone).unwrap();
+    lab.wait_for_map(&[SEED, first, clone], Duration::from_secs(20)).unwrap();
+    eventually("its pod is cut off no more", || {
+        let status = lab.admin(clone).unwrap().status().unwrap();
+        !status.problems.iter().any(|problem| problem.topic == ProblemTopic::Pod)
+    });
+    both_ways(&pod(&lab, "n1-p1"), &pod(&lab, "n3-p1"), 10_000);
     lab.finish();
 }
 

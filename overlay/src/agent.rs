@@ -941,6 +941,7 @@ mod tests {
             leases: vec![RememberedLease { prefix: "10.244.7.0/24".parse().unwrap(), epoch: 3 }],
             retained: vec!["10.244.3.0/24".parse().unwrap()],
             peers: vec!["192.0.2.1:7946".parse().unwrap()],
+            origin: Some(NodeId([9; 16])),
         };
         save(&path, id, &memory).unwrap();
         assert_eq!(load(&path, id).unwrap(), memory);

@@ -22,6 +22,8 @@ struct State {
     retained: Vec<IpNetwork>,
     #[serde(default)]
     peers: Vec<SocketAddr>,
+    #[serde(default)]
+    origin: Option<NodeId>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,6 +49,7 @@ pub fn encode(path: &Path, node_id: NodeId, memory: &Memory) -> Result<Vec<u8>, 
             .collect(),
         retained: memory.retained.clone(),
         peers: memory.peers.clone(),
+        origin: memory.origin,
     };
     let mut text = serde_json::to_vec_pretty(&state).map_err(|error| Error::WriteState {
         path: path.to_owned(),
@@ -81,6 +84,7 @@ pub fn decode(path: &Path, text: &[u8]) -> Result<(NodeId, Memory), Error> {
             .collect(),
         retained: state.retained,
         peers: state.peers,
+        origin: state.origin,
     };
     Ok((state.node_id, memory))
 }
@@ -96,6 +100,7 @@ mod tests {
             leases: vec![RememberedLease { prefix: "10.244.3.0/24".parse().unwrap(), epoch: 7 }],
             retained: vec!["10.244.9.0/24".parse().unwrap()],
             peers: vec!["192.0.2.7:7946".parse().unwrap()],
+            origin: Some(NodeId([9; 16])),
         }
     }
 

@@ -48,6 +48,8 @@ pub struct Member {
     pub underlay_mtu: u16,
     /// Name and version of its daemon; empty where no Weft daemon speaks for it.
     pub software: String,
+    /// The node that founded the cluster that it belongs to; none while it does not know.
+    pub origin: Option<NodeId>,
     /// The keys that it accepts, the one that it uses first; none if its gossip is in clear.
     pub keys: Vec<KeyId>,
     /// The subnets that it holds or claims.
@@ -226,31 +228,40 @@ pub enum Conflict {
     },
 }
 
-impl std::fmt::Display for Conflict {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Conflict {
+    /// What is wrong and what is being done or has to be, with nodes as `name` calls them.
+    pub fn describe(&self, name: impl Fn(NodeId) -> String) -> String {
         match self {
-            Self::Identity { id, addresses: [low, high] } => write!(
-                f,
+            Self::Identity { id, addresses: [low, high] } => format!(
                 "node id {id} is in use at {low} and at {high}: {high} stands down until its node id \
                  file is removed and its daemon restarted"
             ),
-            Self::Address { address, nodes: [low, high], names: [low_name, high_name] } => write!(
-                f,
+            Self::Address { address, nodes: [low, high], names: [low_name, high_name] } => format!(
                 "underlay address {address} is used by {low_name} ({low}) and by {high_name} ({high}): \
                  choose another address for one of them; until then traffic goes to {low_name} only"
             ),
-            Self::Exception { address, holder, claimant } => write!(
-                f,
-                "address {address} is used by a pod on {holder}, which holds its subnet, and by one on {claimant} \
-                 from before it lost it: the pod on {holder} keeps it; delete the one on {claimant}, so that it \
-                 comes back with another"
-            ),
-            Self::Lease { prefix, winner, loser } => write!(
-                f,
-                "subnet {prefix} is held by {winner} and by {loser}: {winner} keeps it, {loser} takes \
-                 another"
-            ),
+            Self::Exception { address, holder, claimant } => {
+                let (holder, claimant) = (name(*holder), name(*claimant));
+                format!(
+                    "address {address} is used by a pod on {holder}, which holds its subnet, and by one on {claimant} \
+                     from before it lost it: the pod on {holder} keeps it; delete the one on {claimant}, so that it \
+                     comes back with another"
+                )
+            }
+            Self::Lease { prefix, winner, loser } => {
+                let (winner, loser) = (name(*winner), name(*loser));
+                format!(
+                    "subnet {prefix} is held by {winner} and by {loser}: {winner} keeps it, {loser} takes \
+                     another"
+                )
+            }
         }
+    }
+}
+
+impl std::fmt::Display for Conflict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.describe(|id| id.to_string()))
     }
 }
 
@@ -328,6 +339,14 @@ impl SubnetMap {
             | Conflict::Lease { .. } => None,
         });
         conflicts.collect()
+    }
+
+    /// What a conflict is about and what is done, with the nodes' names as far as they are known.
+    pub fn describe(&self, conflict: &Conflict) -> String {
+        conflict.describe(|id| match self.members.get(&id) {
+            Some(member) => format!("{} ({id})", member.name),
+            None => id.to_string(),
+        })
     }
 
     /// Whether the node `id` still asks for `address`; `None` if nobody knows the node any more.
@@ -483,6 +502,7 @@ mod tests {
             underlay: IpAddr::from([192, 0, 2, id.0[0]]),
             vxlan_port: 4789,
             gossip_port: 7946,
+            origin: None,
             vtep_mac: id.vtep_mac(),
             underlay_mtu: 1500,
             software: String::new(),
@@ -616,6 +636,25 @@ mod tests {
                 winner: NodeId([2; 16]),
                 loser: NodeId([1; 16]),
             }]
+        );
+    }
+
+    #[test]
+    fn a_conflict_names_both_parties_and_what_is_done() {
+        let map = map(vec![
+            member(1, MemberState::Alive, &[("10.244.1.0/24", Claim::Held, 1)]),
+            member(2, MemberState::Alive, &[("10.244.1.0/24", Claim::Held, 2)]),
+        ]);
+        let (one, two) = (NodeId([1; 16]), NodeId([2; 16]));
+        assert_eq!(
+            map.describe(&map.conflicts[0]),
+            format!(
+                "subnet 10.244.1.0/24 is held by 02020202 ({two}) and by 01010101 ({one}): 02020202 ({two}) keeps \
+                 it, 01010101 ({one}) takes another"
+            )
+        );
+        assert!(
+            map.conflicts[0].to_string().starts_with("subnet 10.244.1.0/24 is held by 0202020202")
         );
     }
 

@@ -215,6 +215,29 @@ fn nothing_is_said_that_is_not_reserved_on_disk() {
 }
 
 #[test]
+fn who_was_dead_when_a_newcomer_came_is_not_made_alive_by_a_sleeper() {
+    for seed in seeds(20) {
+        let mut network = agreed(seed, 4);
+        network.freeze(2);
+        network.kill(1);
+        reach(&mut network, seed, 20, |network| {
+            [0, 3].into_iter().all(|ix| sees(network, ix, 1) == Some(MemberState::Dead))
+        });
+        let newcomer = network.add_node();
+        reach(&mut network, seed, 10, |network| {
+            sees(network, newcomer, 1).is_some() && !network.held(newcomer).is_empty()
+        });
+        // It has not noticed, and says so.
+        network.thaw(2);
+        network.run_for(secs(10));
+        let dead = network.id(1);
+        let is_up = |event: &Event| matches!(event, Event::MemberUp { id, .. } if *id == dead);
+        assert!(!has_event(&network, newcomer, is_up), "seed {seed}: {}", picture(&network));
+        assert!(sees(&network, newcomer, 2).unwrap().is_active(), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_node_that_restarts_at_once_is_taken_back_at_once_as_often_as_it_likes() {
     for seed in seeds(20) {
         let mut network = agreed(seed, 3);

@@ -110,6 +110,12 @@ pub enum LeasePhase {
 }
 
 impl LeasePhase {
+    /// Whether pods here may talk to other nodes: not before a remembered lease is proven, and not while
+    /// another node has this one's identity.
+    pub fn is_at_home(self) -> bool {
+        !matches!(self, Self::Returning | Self::Suspended)
+    }
+
     /// The phase as it stands in JSON.
     pub fn name(self) -> &'static str {
         match self {

@@ -69,7 +69,12 @@ impl Control {
 
     /// Cuts off the pods whose addresses other nodes' pods keep, and names them.
     pub(super) fn follow_exceptions(&mut self) {
-        let cut_off = self.map.cut_off(self.identity.id);
+        let is_suspended = self.lease_phase == LeasePhase::Suspended;
+        // Another node has this one's id, and with it perhaps pods with these very addresses.
+        let cut_off: BTreeSet<IpAddr> = match is_suspended {
+            true => self.ipam.iter().flat_map(Allocation::addresses).collect(),
+            false => self.map.cut_off(self.identity.id),
+        };
         let former = std::mem::replace(&mut self.cut_off, cut_off);
         let solved: BTreeSet<_> = former.difference(&self.cut_off).copied().collect();
         for address in solved {
@@ -81,10 +86,17 @@ impl Control {
                 || held.attachment.to_string(),
                 |pod| format!("{}/{}", pod.namespace, pod.name),
             );
-            let problem = format!(
-                "pod {pod} is cut off: its address {address} is used by a pod on another node, which holds the \
-                 subnet since this node lost it. Delete the pod, so that it comes back with another address"
-            );
+            let problem = if is_suspended {
+                format!(
+                    "pod {pod} with the address {address} is cut off: this node stands down, because another one has its \
+                     identity, and may have a pod with this address. Give this node an id of its own, or delete the pod"
+                )
+            } else {
+                format!(
+                    "pod {pod} is cut off: its address {address} is used by a pod on another node, which holds the \
+                     subnet since this node lost it. Delete the pod, so that it comes back with another address"
+                )
+            };
             self.raise(Topic::CutOff(address), problem);
         }
     }

@@ -23,7 +23,7 @@ impl Control {
             reserved: self.config.lease.reserved.clone(),
             leases,
             exceptions: self.exceptions(),
-            conflicts: self.map.conflicts.iter().map(conflict_status).collect(),
+            conflicts: self.map.conflicts.iter().map(|it| self.conflict_status(it)).collect(),
         }
     }
 
@@ -77,8 +77,8 @@ impl Control {
             free_in_s: (!is_active).then(|| hold_s.saturating_sub(since_s)),
         }
     }
-}
 
-fn conflict_status(conflict: &Conflict) -> ConflictStatus {
-    ConflictStatus { text: conflict.to_string() }
+    fn conflict_status(&self, conflict: &Conflict) -> ConflictStatus {
+        ConflictStatus { text: self.map.describe(conflict) }
+    }
 }

@@ -361,6 +361,7 @@ impl Control {
         }
         let was_unproven = self.lease_phase == LeasePhase::Returning;
         self.lease_phase = LeasePhase::Held;
+        self.follow_exceptions();
         self.lease_waiting = None;
         self.clear(&Topic::Node(ProblemTopic::Lease));
         let changed = self.lease != lease;
@@ -381,12 +382,14 @@ impl Control {
     /// Takes up that there is no lease at present, and why. The last one still serves the pods that are
     /// there, and gives no new addresses.
     ///
-    /// While it is not known whether the last one still is this node's ([`LeasePhase::Returning`]), nothing is
-    /// sent to other nodes or taken from them.
+    /// While it is not known whether the last one still is this node's ([`LeasePhase::Returning`]), or another
+    /// node has this one's id ([`LeasePhase::Suspended`]), nothing is sent to other nodes or taken from them.
+    /// In the second case all pods are cut off.
     pub fn set_no_lease(&mut self, phase: LeasePhase, problem: Option<String>) {
-        let was_unproven = self.lease_phase == LeasePhase::Returning;
+        let was_at_home = self.lease_phase.is_at_home();
         self.lease_phase = phase;
-        if was_unproven != (phase == LeasePhase::Returning) {
+        self.follow_exceptions();
+        if !(was_at_home && phase.is_at_home()) {
             self.publish();
         }
         self.lease_waiting = None;
@@ -394,6 +397,13 @@ impl Control {
             Some(problem) => self.raise(Topic::Node(ProblemTopic::Lease), problem),
             None => self.clear(&Topic::Node(ProblemTopic::Lease)),
         }
+    }
+
+    /// Takes up another `[lease]` section: the node's routes, masquerading and tables follow its ranges.
+    pub fn set_lease_config(&mut self, config: Arc<NodeConfig>) {
+        self.config = config;
+        self.set_up_host();
+        self.publish();
     }
 
     /// Takes up the underlay address: opens the tunnel there and gives every interface the right MTU.
@@ -537,9 +547,9 @@ impl Control {
     fn publish(&mut self) {
         self.generation += 1;
         let own_mtu = self.underlay.as_ref().map_or(0, |underlay| underlay.mtu);
-        let peers = match (&self.underlay, self.lease_phase) {
-            (None, _) | (Some(_), LeasePhase::Returning) => Vec::new(),
-            (Some(_), _) => self.map.peers(self.identity.id, own_mtu),
+        let peers = match &self.underlay {
+            Some(_) if self.lease_phase.is_at_home() => self.map.peers(self.identity.id, own_mtu),
+            Some(_) | None => Vec::new(),
         };
         let peers = self.follow_paths(peers, own_mtu);
         let inputs = compile::Inputs {

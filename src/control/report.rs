@@ -36,7 +36,8 @@ impl Control {
         let alive = self.map.members.values().filter(|member| member.state.is_active()).count();
         let own = self.problems.iter().map(|(topic, text)| (topic.kind(), text.clone()));
         let conflicts = self.map.conflicts.iter();
-        let conflicts = conflicts.map(|conflict| (ProblemTopic::Conflict, conflict.to_string()));
+        let conflicts =
+            conflicts.map(|conflict| (ProblemTopic::Conflict, self.map.describe(conflict)));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             network: self.config.network.clone(),

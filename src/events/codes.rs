@@ -79,7 +79,12 @@ codes! {
     UnderlayChosen = "underlay-chosen", Info:
         "The address towards the other nodes is known." => "";
     UnderlayChanged = "underlay-changed", Warn:
-        "The MTU of the underlay interface has changed; pods are given the new one." => "";
+        "The address or the MTU of the underlay has changed: the other nodes are told, and pods are given the new MTU." => "";
+    ConfigRead = "config-read", Info:
+        "The configuration file was read again (SIGHUP); the text says what is in force." => "";
+    ConfigRefused = "config-refused", Error:
+        "The configuration file was to be read again and has errors; what was read before stays in force." =>
+        "`weftd --check` says all that is wrong with it.";
 
     NodeUp = "node-up", Info:
         "A node is in the cluster, for the first time or again." => "";
@@ -99,6 +104,9 @@ codes! {
     Stranger = "stranger", Warn:
         "Somebody speaks without a seal, or with one that this node cannot open." =>
         "If it is a node of this cluster, give it the keys that the others list: `weft key list`.";
+    ClusterJoined = "cluster-joined", Warn:
+        "Two clusters that were born apart have met, with one network name and a common key: this node's has become a part of the other one." =>
+        "Nothing, if they are to be one; `weft leases` shows what both had given away. Otherwise give the nodes of one of them another `network` or other keys (`weft key`).";
     Slept = "slept", Warn:
         "This process, or its machine, stood still." => "If it happens often, give the machine more CPU.";
     MemoryRecovered = "memory-recovered", Warn:
@@ -128,7 +136,7 @@ codes! {
     LeaseYielded = "lease-yielded", Info:
         "Another node has a better claim to a subnet that was only claimed here; another one is claimed." => "";
     LeaseUnproven = "lease-unproven", Info:
-        "A remembered subnet is not used before another node was asked whether it still is this node's." => "";
+        "A remembered subnet is not used before it is certain that nobody else uses it: another node is asked, and lets go first if it has a worse claim." => "";
     LeaseReleased = "lease-released", Warn:
         "This node gave a subnet up by itself." => "The text says why.";
     LeaseBlocked = "lease-blocked", Error:

@@ -25,6 +25,11 @@ pub(crate) fn log_gossip(log: &EventLog, event: &Event) {
         Event::LeaseClaimed { prefix } => {
             log.emit(Code::LeaseClaimed, "lease claimed", &[("prefix", prefix)]);
         }
+        Event::ClusterJoined { former, origin } => {
+            let text = "this node's cluster was born apart from another one, has met it, and becomes a part of it: what \
+                        both have given away is settled by the rule of `weft leases`";
+            log.emit(Code::ClusterJoined, text, &[("former", former), ("origin", origin)]);
+        }
         Event::LeaseHeld { prefix } => {
             log.emit(Code::LeaseHeld, "lease held", &[("prefix", prefix)]);
         }
@@ -38,7 +43,8 @@ pub(crate) fn log_gossip(log: &EventLog, event: &Event) {
             log.emit(Code::LeaseYielded, text, &[("prefix", prefix), ("winner", winner)]);
         }
         Event::LeaseUnproven { prefix } => {
-            let text = "asking whether the remembered lease still is this node's";
+            let text =
+                "the remembered lease is not used before it is certain that nobody else uses it";
             log.emit(Code::LeaseUnproven, text, &[("prefix", prefix)]);
         }
         Event::LeaseReleased { prefix, why } => {

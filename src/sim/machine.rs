@@ -400,7 +400,7 @@ impl Machine {
             underlay.trace.note(underlay.clock.elapsed(), TraceEvent::Gossip(self.node, event));
         }
         let is_new = life.published.as_ref().is_none_or(|map| !Arc::ptr_eq(map, life.gossip.map()));
-        let is_proven = !matches!(life.gossip.lease_state(), LeaseState::Returning { .. });
+        let is_proven = life.gossip.lease_state().is_at_home();
         let is_new = is_new || is_proven != life.was_proven;
         life.was_proven = is_proven;
         let held = match life.gossip.lease_state() {
@@ -501,10 +501,11 @@ impl Machine {
         life.generation += 1;
         let map = Arc::clone(life.gossip.map());
         let cut_off = map.cut_off(self.local.id);
+        let is_suspended = life.gossip.lease_state().is_suspended();
         for pod in &mut pods {
-            pod.addresses.retain(|address| !cut_off.contains(address));
+            pod.addresses.retain(|address| !is_suspended && !cut_off.contains(address));
         }
-        let is_proven = !matches!(life.gossip.lease_state(), LeaseState::Returning { .. });
+        let is_proven = life.gossip.lease_state().is_at_home();
         let inputs = Inputs {
             generation: life.generation,
             node,

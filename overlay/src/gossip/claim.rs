@@ -5,16 +5,19 @@
 //! ```text
 //!           synced, or alone          quiet for claim_confirm       on disk
 //!  Idle ─────────────────────► Claiming ──────────────────► Saving ────────► Held ◄────┐
-//!   ▲                             │ ▲                         │               │ ▲      │
-//!   ├── somebody's claim is better┘ ├── nothing free: Exhausted               │ │      │ synced,
-//!   │                               └── the fixed one is fixed elsewhere:     │ │      │ or alone
-//!   │                                   Blocked                               ▼ │      │
-//!   │                                                        slept: ──► Returning ─────┘
-//!   └───────────────── somebody's claim is better, or released ───────────────┘
+//!   ▲                             │ ▲                         │               ▲ │      │
+//!   ├── somebody's claim is better┘ ├── nothing free:         │ somebody else │ │      │ synced, or alone,
+//!   │                               │   Exhausted             │ wants it, too │ │      │ and nobody else
+//!   │                               └── the fixed one is      ▼               │ ▼      │ wants it
+//!   │                                   fixed elsewhere:   Clearing ──────────┘ Returning
+//!   │                                   Blocked               │      slept: ──► │
+//!   └───────────────── somebody's claim is better, or released ─────────────────┘
 //! ```
 //!
-//! A remembered lease starts at `Returning`: others see that it is still claimed, but it is not used before
-//! somebody was asked.
+//! A remembered lease starts at `Returning`: others see that it is held, but it is not used before somebody
+//! was asked. Nor is one used, remembered or new, while somebody who lives is known to hold or to claim a part
+//! of it: a worse claim ends as soon as its owner hears of the better one, and only then is it certain that
+//! nobody else uses the subnet.
 
 use std::cmp::Ordering;
 use std::time::{Duration, Instant};
@@ -119,6 +122,7 @@ enum Step {
     Blocked { by: NodeId },
     Claiming { prefix: IpNetwork, epoch: u64, since: Instant },
     Saving { prefix: IpNetwork, epoch: u64 },
+    Clearing { prefix: IpNetwork, epoch: u64 },
     Returning { prefix: IpNetwork, epoch: u64 },
     Held { prefix: IpNetwork, epoch: u64 },
 }
@@ -130,10 +134,15 @@ impl Step {
             Self::Claiming { prefix, epoch, .. } | Self::Saving { prefix, epoch } => {
                 Some((prefix, Claim::Claiming, epoch))
             }
-            Self::Returning { prefix, epoch } | Self::Held { prefix, epoch } => {
-                Some((prefix, Claim::Held, epoch))
-            }
+            Self::Clearing { prefix, epoch }
+            | Self::Returning { prefix, epoch }
+            | Self::Held { prefix, epoch } => Some((prefix, Claim::Held, epoch)),
         }
+    }
+
+    /// Whether it is, or was, in use.
+    fn is_had(self) -> bool {
+        matches!(self, Self::Returning { .. } | Self::Held { .. })
     }
 
     fn is_seeking(self) -> bool {
@@ -255,7 +264,10 @@ impl Claims {
             let outdated = match family.step {
                 Step::Idle | Step::Exhausted | Step::Blocked { .. } | Step::Claiming { .. } => None,
                 Step::Returning { prefix, epoch } if epoch < lease.epoch => Some(prefix),
-                Step::Returning { .. } | Step::Saving { .. } | Step::Held { .. } => continue,
+                Step::Returning { .. }
+                | Step::Saving { .. }
+                | Step::Clearing { .. }
+                | Step::Held { .. } => continue,
             };
             self.families[ix].step = Step::Saving { prefix, epoch: lease.epoch };
             changes.extend(
@@ -272,8 +284,8 @@ impl Claims {
     pub(super) fn drop_all(&mut self, winner: NodeId) -> Vec<Change> {
         let mut changes = Vec::new();
         for family in &mut self.families {
-            if let Some((prefix, claim, _)) = family.step.lease() {
-                changes.push(Change::Lost { prefix, winner, held: claim == Claim::Held });
+            if let Some((prefix, _, _)) = family.step.lease() {
+                changes.push(Change::Lost { prefix, winner, held: family.step.is_had() });
             }
             family.step = Step::Idle;
         }
@@ -293,8 +305,9 @@ impl Claims {
         self.contest(store, &mut changes);
         if is_informed {
             for ix in 0..self.families.len() {
-                if let Step::Returning { prefix, epoch } = self.families[ix].step
-                    && !self.is_sought(prefix, epoch, store)
+                let step = self.families[ix].step;
+                if let Step::Clearing { prefix, epoch } | Step::Returning { prefix, epoch } = step
+                    && !self.is_disputed(prefix, store)
                 {
                     self.families[ix].step = Step::Held { prefix, epoch };
                     changes.push(Change::Held(prefix));
@@ -321,9 +334,12 @@ impl Claims {
         let mut changes = Vec::new();
         // Nobody has been told yet, so a last look costs nothing.
         self.contest(store, &mut changes);
-        for family in &mut self.families {
-            if let Step::Saving { prefix, epoch } = family.step {
-                family.step = Step::Held { prefix, epoch };
+        for ix in 0..self.families.len() {
+            let Step::Saving { prefix, epoch } = self.families[ix].step else { continue };
+            if self.is_disputed(prefix, store) {
+                self.families[ix].step = Step::Clearing { prefix, epoch };
+            } else {
+                self.families[ix].step = Step::Held { prefix, epoch };
                 changes.push(Change::Held(prefix));
             }
         }
@@ -335,6 +351,7 @@ impl Claims {
         let leases = self.families.iter().filter_map(|family| match family.step {
             Step::Idle | Step::Exhausted | Step::Blocked { .. } | Step::Claiming { .. } => None,
             Step::Saving { prefix, epoch }
+            | Step::Clearing { prefix, epoch }
             | Step::Returning { prefix, epoch }
             | Step::Held { prefix, epoch } => Some(RememberedLease { prefix, epoch }),
         });
@@ -358,7 +375,9 @@ impl Claims {
                 Step::Blocked { by } => {
                     summary.blocked = family.fixed.map(|fixed| (fixed, by)).or(summary.blocked);
                 }
-                Step::Claiming { prefix, .. } | Step::Saving { prefix, .. } => {
+                Step::Claiming { prefix, .. }
+                | Step::Saving { prefix, .. }
+                | Step::Clearing { prefix, .. } => {
                     summary.claiming.push(prefix);
                 }
                 Step::Returning { prefix, .. } => summary.returning.push(prefix),
@@ -380,7 +399,8 @@ impl Claims {
 
     /// Whether a lease waits for its proof.
     pub(super) fn is_returning(&self) -> bool {
-        self.families.iter().any(|family| matches!(family.step, Step::Returning { .. }))
+        let waits = |step| matches!(step, Step::Clearing { .. } | Step::Returning { .. });
+        self.families.iter().any(|family| waits(family.step))
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -390,6 +410,7 @@ impl Claims {
             | Step::Exhausted
             | Step::Blocked { .. }
             | Step::Saving { .. }
+            | Step::Clearing { .. }
             | Step::Returning { .. }
             | Step::Held { .. } => None,
         });
@@ -404,8 +425,8 @@ impl Claims {
         for ix in 0..self.families.len() {
             let Some(bid) = self.families[ix].bid(self.own) else { continue };
             if let Some(winner) = self.winner(bid, store) {
+                let held = self.families[ix].step.is_had();
                 self.families[ix].step = Step::Idle;
-                let held = bid.standing.claim == Claim::Held;
                 changes.push(Change::Lost { prefix: bid.prefix, winner, held });
             }
         }
@@ -452,16 +473,15 @@ impl Claims {
         judged.flatten().or_else(|| dead.map(|dead| dead.id))
     }
 
-    /// Whether somebody who knows more is about to take a subnet: perhaps it has it already, and gives up at
-    /// once otherwise.
-    fn is_sought(&self, prefix: IpNetwork, epoch: u64, store: &Store) -> bool {
+    /// Whether somebody who lives is known to hold or to want a part of a subnet. Whoever it is loses to this
+    /// node, or this node would have lost already; but it may not know that yet, and be about to use the
+    /// subnet or use it now. It gives up as soon as it hears of this node's claim.
+    fn is_disputed(&self, prefix: IpNetwork, store: &Store) -> bool {
         let live = store.iter().filter(|stored| stored.dead_since.is_none());
         let mut others = live.filter(|stored| stored.record.id != self.own);
         others.any(|stored| {
-            stored.record.leases.iter().any(|lease| {
-                let overlaps = lease.prefix().is_some_and(|other| overlaps(other, prefix));
-                overlaps && !lease.held && lease.epoch > epoch
-            })
+            let mut leases = stored.record.leases.iter().filter_map(LeaseRecord::prefix);
+            leases.any(|other| overlaps(other, prefix))
         })
     }
 
@@ -617,23 +637,27 @@ mod tests {
         let now = Instant::now();
         let prefix = net("10.244.1.0/24");
         let lease = RememberedLease { prefix, epoch: 5 };
+        let lost = || vec![Change::Lost { prefix, winner: NodeId([4; 16]), held: true }];
+        let kept = || vec![Change::Held(prefix)];
+        // Whoever loses has to hear of it first.
         let cases = [
-            (("10.244.1.0/24", true, 6, None), true),
-            (("10.244.1.0/24", true, 4, None), false),
-            (("10.244.1.0/24", false, 4, None), false),
-            (("10.244.1.0/24", true, 6, Some(now)), true),
-            (("10.244.1.0/24", true, 5, Some(now)), false),
-            (("10.244.2.0/24", true, 6, None), false),
+            (("10.244.1.0/24", true, 6, None), lost()),
+            (("10.244.1.0/24", true, 4, None), vec![]),
+            (("10.244.1.0/24", false, 4, None), vec![]),
+            (("10.244.1.0/24", true, 6, Some(now)), lost()),
+            (("10.244.1.0/24", true, 5, Some(now)), kept()),
+            (("10.244.2.0/24", true, 6, None), kept()),
         ];
-        for ((other, held, epoch, dead), lost) in cases {
+        for ((other, held, epoch, dead), expected) in cases {
             for own in [1, 9] {
                 let mut claims = Claims::new(NodeId([own; 16]), dual());
                 assert_eq!(claims.remember(lease), Change::Unproven(prefix));
                 let others = store(&[(4, other, held, epoch, dead)]);
                 let changes = claims.tick(&others, true, false, now);
-                let expected = Change::Lost { prefix, winner: NodeId([4; 16]), held: true };
-                let expected = if lost { expected } else { Change::Held(prefix) };
-                assert_eq!(changes, [expected], "{other} {held} {epoch} {dead:?}");
+                assert_eq!(changes, expected, "{other} {held} {epoch} {dead:?}");
+                if expected.is_empty() {
+                    assert_eq!(claims.tick(&store(&[]), true, false, now), kept());
+                }
             }
         }
         let mut claims = Claims::new(NodeId([1; 16]), dual());
@@ -667,9 +691,11 @@ mod tests {
         assert_eq!(claims.tick(&store(&[]), false, false, now), []);
         assert!(claims.summary().held.is_empty());
         assert!(claims.records()[0].held, "others see that it is still claimed");
-        // Somebody who knows more is about to take it: either he has it soon, or he gives up.
-        let sought = store(&[(4, "10.244.1.0/25", false, 6, None)]);
-        assert_eq!(claims.tick(&sought, true, false, now), []);
+        // Somebody else is about to take it, or has it: he gives up as soon as he hears of this node.
+        for (held, epoch) in [(false, 6), (false, 5), (false, 4), (true, 4)] {
+            let sought = store(&[(4, "10.244.1.0/25", held, epoch, None)]);
+            assert_eq!(claims.tick(&sought, true, false, now), [], "{held} {epoch}");
+        }
         assert_eq!(claims.tick(&store(&[]), true, false, now), [Change::Held(prefix)]);
 
         assert_eq!(claims.doubt(), [Change::Unproven(prefix)]);
@@ -701,7 +727,10 @@ mod tests {
         };
         let others = store(&[(2, "10.244.2.0/24", true, 7, None)]);
         let mut claims = Claims::new(NodeId([9; 16]), config.clone());
-        assert_eq!(settle(&mut claims, &others, now), [fixed]);
+        assert_eq!(settle(&mut claims, &others, now), [], "not before that one has let go");
+        assert_eq!(claims.summary().claiming, [fixed]);
+        assert!(claims.records()[0].held, "so that it does");
+        assert_eq!(claims.tick(&store(&[]), true, true, now), [Change::Held(fixed)]);
         // And the one who chose it gives way already to the claim.
         let mut claims = Claims::new(NodeId([9; 16]), config.clone());
         claims.tick(&others, true, true, now);

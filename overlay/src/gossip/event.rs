@@ -42,6 +42,13 @@ pub enum Event {
         /// Whose knowledge it was.
         with: SocketAddr,
     },
+    /// This node's cluster has met another one, which was born apart from it, and becomes a part of that one.
+    ClusterJoined {
+        /// Who founded the cluster that this node belonged to.
+        former: NodeId,
+        /// Who founded the one that it belongs to now.
+        origin: NodeId,
+    },
     /// This node announced a claim.
     LeaseClaimed {
         /// The subnet.
@@ -186,6 +193,20 @@ impl LeaseState {
     }
 }
 
+impl LeaseState {
+    /// Whether pods here may talk to other nodes: not before a remembered lease is proven, and not while
+    /// another node has this one's id.
+    pub fn is_at_home(&self) -> bool {
+        !matches!(self, Self::Returning { .. } | Self::Suspended { .. })
+    }
+
+    /// Whether another node has this one's id and keeps it. All pods here are cut off then: their addresses may
+    /// be those of its pods, too.
+    pub fn is_suspended(&self) -> bool {
+        matches!(self, Self::Suspended { .. })
+    }
+}
+
 /// What this node's pods have to do with leases: the daemon tells it, and the record announces it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Holdings {
@@ -208,4 +229,6 @@ pub struct Memory {
     pub retained: Vec<IpNetwork>,
     /// Gossip addresses of some members: further seeds after a restart.
     pub peers: Vec<SocketAddr>,
+    /// The node that founded the cluster that this one belongs to.
+    pub origin: Option<NodeId>,
 }

@@ -25,6 +25,7 @@ mod event;
 #[cfg(test)]
 mod hostile;
 mod identity;
+mod origin;
 mod pod_store;
 mod pod_sync;
 mod publish;
@@ -64,6 +65,7 @@ use self::envelope::{Envelopes, Outgoing};
 pub use self::event::{Event, Holdings, LeaseState, Memory};
 pub(crate) use self::identity::COUNTER_MAX;
 use self::identity::Identity;
+use self::origin::Origin;
 use self::pod_store::PodStore;
 use self::pod_sync::PodSync;
 pub use self::pod_sync::check_pods;
@@ -163,6 +165,7 @@ pub struct Gossip {
     pod_sync: PodSync,
     claims: Claims,
     appeals: Appeals,
+    origin: Origin,
     holdings: Holdings,
     /// Subnets that were this node's: its record announces them as ranges for as long as it has exceptions
     /// in them.
@@ -301,6 +304,7 @@ impl Gossip {
             swim,
             claims,
             appeals: Appeals::default(),
+            origin: Origin::remembered(local.memory.origin),
             holdings: Holdings::default(),
             retained: local.memory.retained.clone(),
             left_out: 0,
@@ -720,6 +724,9 @@ impl Gossip {
         let looked = (is_informed, may_claim);
         let changed = self.store.changes() != self.claims_seen || looked != self.claims_looked;
         let due = self.claims.poll_timeout().is_some_and(|at| at <= self.now);
+        if changed {
+            self.follow_origin(is_informed);
+        }
         if changed || due || (may_claim && self.claims.is_seeking()) {
             self.claims_looked = looked;
             self.claims_seen = self.store.changes();

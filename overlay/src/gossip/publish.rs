@@ -55,6 +55,7 @@ impl Gossip {
             reserved: self.config.lease.reserved.iter().map(|net| Prefix::new(*net)).collect(),
             exceptions: Addresses::default(),
             grants: Vec::new(),
+            origin: self.origin.get(),
         };
         let left_out = self.announce_addresses(&mut record);
         if left_out != self.left_out {
@@ -153,6 +154,7 @@ impl Gossip {
             leases: self.claims.to_save(),
             retained: self.retained.clone(),
             peers: self.peers.clone(),
+            origin: self.origin.get(),
         }
     }
 

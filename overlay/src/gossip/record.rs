@@ -59,6 +59,8 @@ pub(super) struct Record {
     pub(super) exceptions: Addresses,
     /// Addresses out of the owner's own leases that it leaves to pods of other nodes.
     pub(super) grants: Vec<Grant>,
+    /// The node that founded the cluster that the owner belongs to; none while it does not know.
+    pub(super) origin: Option<NodeId>,
 }
 
 /// Addresses that the holder of a subnet leaves to pods of another node, because they had them before.
@@ -247,6 +249,7 @@ pub(super) mod tests {
             reserved: Vec::new(),
             exceptions: Addresses::default(),
             grants: Vec::new(),
+            origin: Some(NodeId([1; 16])),
         }
     }
 

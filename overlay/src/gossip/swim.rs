@@ -158,6 +158,18 @@ impl Swim {
         }
     }
 
+    /// Tells the failure detector of a member that was dead already when this node first heard of it. Without
+    /// that, whoever has not noticed yet that it is dead could make it live again.
+    pub(super) fn note_dead(&mut self, member: Identity, now: Instant) {
+        let is_new = self.state(member.id, member.address).is_none();
+        if is_new && self.has_room() && member != self.identity() {
+            let update = std::iter::once(Member::new(member, 0, State::Down));
+            // Encoding into memory is all that could fail in there.
+            let _encoded = self.foca.apply_many(update, false, &mut self.runtime);
+            self.collect(now);
+        }
+    }
+
     /// Asks `member` to take this node in.
     pub(super) fn announce(&mut self, member: Identity, now: Instant) {
         let _encoded = self.foca.announce(member, &mut self.runtime);

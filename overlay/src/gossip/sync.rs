@@ -300,8 +300,11 @@ impl Gossip {
             self.dirty = true;
             self.spread(id);
             self.envelopes.note_keys(owner.address, &keys, self.now);
-            if dead_for.is_none() && !left && owner.address != self.swim.identity().address {
-                self.swim.introduce(owner, self.now);
+            if !left && owner.address != self.swim.identity().address {
+                match dead_for {
+                    None => self.swim.introduce(owner, self.now),
+                    Some(_) => self.swim.note_dead(owner, self.now),
+                }
             }
         }
         Ok(outcome)

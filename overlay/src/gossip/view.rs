@@ -135,6 +135,7 @@ impl Gossip {
                 vtep_mac: record.vtep_mac,
                 underlay_mtu: record.underlay_mtu,
                 software: record.software.clone(),
+                origin: record.origin,
                 keys: record.keys.clone(),
                 leases: leases.collect(),
                 asked: record.exceptions.list().unwrap_or_default(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Faults;
 use super::trial::Trial;
+use crate::gossip::Event;
 
 /// Something that happens to clusters.
 #[derive(Debug, Clone, Copy)]
@@ -232,9 +233,38 @@ pub const CASES: &[Case] = &[
         t.wait_about(10..30);
         t.expect(t.is_suspended(clone), "the one with the higher address stands down");
         t.expect(!t.is_suspended(node), "the other one goes on");
-        t.kill(&[clone]);
-        t.wait_about(30..40);
+        if t.chance(0.5) {
+            t.kill(&[clone]);
+            t.wait_about(30..40);
+        } else {
+            t.kill(&[node]);
+            t.wait_about(35..60);
+            t.expect(!t.is_suspended(clone), "left alone with the id, it goes on with it");
+            t.revive(&[node]);
+            t.wait_about(10..30);
+            t.expect(t.is_suspended(clone), "and stands down again");
+        }
     }),
+    case(
+        "one_address_everywhere",
+        "all newcomers have one underlay address, such as 10.0.2.15, and are corrected one by one",
+        |t| {
+            t.start(1);
+            let mut newcomers = Vec::new();
+            for _ in 0..3 {
+                let mut local = t.network.next_local();
+                let own = std::mem::replace(&mut local.underlay, [10, 0, 2, 15].into());
+                newcomers.push((t.join_as(local, &[0]), own));
+            }
+            t.wait_about(5..40);
+            for (node, own) in newcomers {
+                t.kill(&[node]);
+                t.network.local(node).underlay = own;
+                t.wait_about(0..15);
+                t.revive(&[node]);
+            }
+        },
+    ),
     case("one_address_twice", "a newcomer has another's underlay address, and is corrected", |t| {
         t.start(4);
         t.agree();
@@ -266,10 +296,14 @@ pub const CASES: &[Case] = &[
         t.enter_by(&[3]);
         t.split(&[0, 1, 2]);
         t.start(3);
-        t.wait_about(5..15);
+        t.wait_about(15..30);
+        t.agree();
         t.heal();
         t.wait_about(0..5);
         t.join_by(&[0, 3]);
+        t.agree();
+        let joined = t.count(|event| matches!(event, Event::ClusterJoined { .. }));
+        t.expect(joined == 3, "one cluster goes over to the other, and each node of it says so");
     }),
     // Weather.
     Case {
@@ -511,6 +545,7 @@ pub const CASES: &[Case] = &[
         about: "500 nodes start at once and agree within 5 s",
         costs: 500,
         script: |t| {
+            t.range_of(1024);
             t.heal_within(5);
             t.start(500);
             t.wait(5);

@@ -446,6 +446,12 @@ impl Trial {
         gossip.is_some_and(|gossip| matches!(gossip.lease_state(), LeaseState::Suspended { .. }))
     }
 
+    /// How many of the nodes that run have told such an event.
+    pub fn count(&self, is: impl Fn(&Event) -> bool) -> usize {
+        let told = |ix: &usize| self.network.events(*ix).iter().any(|(_, event)| is(event));
+        self.network.running().filter(told).count()
+    }
+
     /// Fails if anybody was ever declared dead.
     pub fn nobody_died(&mut self) {
         let died = (0..self.network.nodes.len()).find_map(|ix| {

@@ -780,7 +780,12 @@ impl Watch {
                 && (network.nodes[third].address.ip() == network.nodes[other].address.ip()
                     || self.nodes[third].held.iter().any(|(held, _)| overlap(*held, prefix)))
         });
-        if undisturbed && holds && !leaving && !disputed {
+        // Of what is sent to its address, another node gets a part.
+        let own = network.nodes[ix].address.ip();
+        let is_double = (0..self.nodes.len()).any(|third| {
+            third != ix && self.nodes[third].is_running && network.nodes[third].address.ip() == own
+        });
+        if undisturbed && holds && !leaving && !disputed && !is_double {
             let what = format!(
                 "{} routes {prefix} to {} no more, though nothing is wrong between them",
                 network.nodes[ix].local.name, network.nodes[other].local.name
@@ -843,6 +848,13 @@ impl Watch {
                 if routes != held && !shadowed {
                     return Some(format!(
                         "{name} routes {routes:?} to {}, which holds {held:?}",
+                        theirs.local.name
+                    ));
+                }
+                let (own, other) = (gossip.origin.get(), theirs.gossip.as_ref()?.origin.get());
+                if own != other {
+                    return Some(format!(
+                        "{name} belongs to {own:?}, and {} to {other:?}",
                         theirs.local.name
                     ));
                 }
@@ -967,9 +979,10 @@ fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
 /// Whether a pod of a node may not use its address any more, because another node's has it.
 fn is_cut_off(network: &Network, ix: usize, address: IpAddr) -> bool {
     let node = &network.nodes[ix];
-    node.gossip
-        .as_ref()
-        .is_some_and(|gossip| gossip.map().cut_off(node.local.id).contains(&address))
+    node.gossip.as_ref().is_some_and(|gossip| {
+        gossip.lease_state().is_suspended()
+            || gossip.map().cut_off(node.local.id).contains(&address)
+    })
 }
 
 /// Whether `one` has a way to find `other`.
