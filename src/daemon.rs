@@ -33,11 +33,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::admin;
 use crate::admin::api::{LeasePhase, ProblemTopic};
+use crate::announce::{self, Report};
 use crate::control::{Control, HeldLease, Identity, SharedControl, Topic};
 use crate::dns::resolver::Resolver;
 use crate::dns::{self, Dns};
 use crate::events::{Code, log_gossip};
 use crate::reload::Reload;
+use crate::health_check;
 use crate::uninstall;
 
 /// How often the daemon looks at its own health, takes up reports, and feeds the watchdog.
@@ -248,6 +250,7 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
     };
 
     let watcher = watch_objects(&config, &control).await?;
+    let mut beside = start_beside(&control).await?;
     let (stop, stopped) = watch::channel(false);
     let mut servers = start_servers(&config, &control, &stopped).await?;
     sd_notify::notify(&[NotifyState::Ready]).context("cannot tell systemd that weftd is ready")?;
@@ -306,6 +309,10 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
                 underlay = Some(chosen);
             },
             news = next_news(&mut gossip) => take_up(&control, gossip.as_mut(), news).await?,
+            Some(ended) = beside.join_next() => {
+                ended.context("who announces addresses or answers for health panicked")??;
+                bail!("nobody announces addresses or answers for health any more");
+            }
             ended = &mut prober => {
                 ended.context("who looks after the paths panicked")?;
                 bail!("nobody looks after the paths to other nodes any more");
@@ -320,6 +327,7 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
     events.emit(Code::DaemonStopping, text, &[]);
     sd_notify::notify(&[NotifyState::Stopping]).context("cannot tell systemd that weftd stops")?;
     prober.abort();
+    beside.abort_all();
     if let Some(gossip) = gossip {
         gossip.leave().await;
     }
@@ -344,6 +352,46 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
         // An answer is still being made; the end of the process stops the workers.
         None => Ok(()),
     }
+}
+
+/// Starts what serves Services beside the switch: who announces addresses, and who answers for health.
+async fn start_beside(control: &SharedControl) -> Result<JoinSet<Result<()>>> {
+    let (me, plans, checks) =
+        with(control, |control| (control.identity().id, control.plans(), control.health_checks()))
+            .await?;
+    let mut beside = JoinSet::new();
+    let (report, mut reports) = watch::channel(Report::default());
+    beside.spawn(async move {
+        announce::run(me, plans, report).await;
+        Ok(())
+    });
+    let shared = control.clone();
+    beside.spawn(async move {
+        while reports.changed().await.is_ok() {
+            let report = reports.borrow_and_update().clone();
+            with(&shared, |control| control.set_announced(report)).await?;
+        }
+        Ok(())
+    });
+    let (problem, mut problems) = watch::channel(None);
+    beside.spawn(async move {
+        health_check::run(checks, problem).await;
+        Ok(())
+    });
+    let shared = control.clone();
+    beside.spawn(async move {
+        let topic = Topic::Services("health checks");
+        while problems.changed().await.is_ok() {
+            let (topic, problem) = (topic.clone(), problems.borrow_and_update().clone());
+            with(&shared, move |control| match problem {
+                Some(problem) => control.raise(topic, problem),
+                None => control.clear(&topic),
+            })
+            .await?;
+        }
+        Ok(())
+    });
+    Ok(beside)
 }
 
 /// Opens the state of the last run and starts the switch.

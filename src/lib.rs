@@ -9,10 +9,12 @@
 //! - [`events`] is what happens, with a code for each, in the log and for who watches;
 //! - [`admin`] answers the command line, the CNI plugin and Prometheus;
 //! - [`explain`] says who reaches whom and why, without a packet;
+//! - [`announce`] tells the link who has the addresses of load balancers; [`health_check`] tells those in front of us;
 //! - [`cli`] is the command line; [`lab`] makes clusters of namespaces on one machine;
 //! - [`sim`] is a cluster in one process, under virtual time, for packet-level tests.
 
 pub mod admin;
+pub mod announce;
 pub mod bench;
 pub mod cli;
 pub mod control;
@@ -20,6 +22,7 @@ pub mod daemon;
 pub mod dns;
 pub mod events;
 pub mod explain;
+pub mod health_check;
 pub mod host;
 pub mod lab;
 pub mod reload;

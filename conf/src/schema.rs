@@ -438,8 +438,9 @@ const SERVICES: Section = Section {
             },
             default: Default::Fixed,
             doc: "The addresses that Services of type LoadBalancer are given, all of each range. They must be \
-                  free in the network of the nodes. Without any, such Services have no address for the \
-                  world, but those that their status says.",
+                  free in the network of the nodes: one node each announces them on the link of its underlay \
+                  interface. Without any, such Services have no address for the world, but those that their \
+                  status says.",
         },
         Field {
             name: "balancing",

@@ -13,13 +13,16 @@
 //! milliseconds (they sync files and talk to the kernel); they are called from blocking threads.
 
 mod attach;
+mod balancers;
 mod capabilities;
 mod cni_verbs;
 pub mod compile;
 pub mod device;
 pub mod endpoints;
 mod exceptions;
+pub mod exposure;
 pub mod facts;
+pub mod host_ports;
 pub(crate) mod kernel_drops;
 mod leases;
 mod map_pods;
@@ -29,6 +32,7 @@ mod ports;
 mod report;
 mod service_views;
 pub mod services;
+mod services_host;
 mod shared;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -38,6 +42,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use conf::NodeConfig;
+use conf::cluster::{Delta, ObjectName};
 use ipam::{Attachment, Ipam};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use overlay::gossip::Stranger;
@@ -50,7 +55,7 @@ use overlay::underlay::Underlay;
 use overlay::vxlan::Vni;
 use rand::TryRng;
 use rand::rngs::SysRng;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use vswitch::engine::{Engine, TunnelPort};
 use vswitch::port::PortIx;
 use vswitch::service::ServiceTable;
@@ -58,6 +63,7 @@ use vswitch::tables::{Node, TablesBuilder};
 
 pub use self::attach::AttachError;
 use self::attach::Attached;
+use self::balancers::Balancer;
 use self::capabilities::FallbackCounts;
 use self::kernel_drops::KernelDrops;
 use self::map_pods::KnownPods;
@@ -69,10 +75,13 @@ use self::ports::PortNumbers;
 pub use self::service_views::ServiceViews;
 pub use self::shared::SharedControl;
 use crate::admin::api::{LeasePhase, Offender, ProblemTopic};
+use crate::announce::{Plan, Report};
 use crate::dns::report::DnsStatus;
 use crate::dns::{self, resolver::Resolver};
 use crate::events::{Code, EventLog};
+use crate::health_check::HealthChecks;
 use crate::host::long_frames::{self, Probed};
+use crate::host::ways::{self, Ways};
 use crate::host::{Host, nft, sysctl};
 
 /// A worker that has not breathed for this long hangs: idle ones breathe every second.
@@ -130,6 +139,8 @@ pub enum Topic {
     CutOff(IpAddr),
     /// A pod cannot be told to other nodes.
     Told(Attachment),
+    /// A part of Services that is not the switch's.
+    Services(&'static str),
     /// The path to the node at this underlay address carries less than both ends.
     Path(IpAddr),
     /// No data passes to the node at this underlay address.
@@ -143,6 +154,7 @@ impl Topic {
             Self::Path(_) => return (Code::PathNarrow, Code::PathWide),
             Self::Data(_) => return (Code::PathDown, Code::PathUp),
             Self::Sysctl(_) => Code::ProblemSysctl,
+            Self::Services(_) => Code::ProblemObjects,
             Self::Pod(_) | Self::Told(_) => Code::ProblemPod,
             Self::CutOff(_) => Code::ProblemCutOff,
             Self::Lending => Code::ProblemStorage,
@@ -173,6 +185,7 @@ impl Topic {
         match self {
             Self::Node(topic) => *topic,
             Self::Sysctl(_) => ProblemTopic::Sysctl,
+            Self::Services(_) => ProblemTopic::Objects,
             Self::Lending => ProblemTopic::Storage,
             Self::Pod(_) | Self::Told(_) | Self::CutOff(_) => ProblemTopic::Pod,
             Self::Path(_) => ProblemTopic::Path,
@@ -203,6 +216,14 @@ pub struct Control {
     /// Since when nobody knows the nodes any more that addresses were left to.
     absent: BTreeMap<NodeId, Instant>,
     objects: Objects,
+    /// What the host's own table has of the Services.
+    ways: Ways,
+    /// The Services that have something for the world.
+    balancers: BTreeMap<ObjectName, Balancer>,
+    plans: watch::Sender<Arc<Plan>>,
+    health_checks: watch::Sender<HealthChecks>,
+    /// Who announces addresses of load balancers.
+    announced: Report,
     underlay: Option<Underlay>,
     /// Who answers pods' names, unless the configuration leaves that to others.
     dns: Option<Arc<Resolver>>,
@@ -277,6 +298,11 @@ impl Control {
             cut_off: BTreeSet::new(),
             absent: BTreeMap::new(),
             objects,
+            ways: Ways::default(),
+            balancers: BTreeMap::new(),
+            plans: watch::Sender::default(),
+            health_checks: watch::Sender::default(),
+            announced: Report::default(),
             underlay: None,
             dns,
             tunnel: None,
@@ -317,6 +343,16 @@ impl Control {
         self.dns.as_deref().map(|resolver| DnsStatus::of(resolver, &self.config.dns))
     }
 
+    /// What is to be announced, for who announces it.
+    pub fn plans(&self) -> watch::Receiver<Arc<Plan>> {
+        self.plans.subscribe()
+    }
+
+    /// What is to be answered about Services' health, for who answers.
+    pub fn health_checks(&self) -> watch::Receiver<HealthChecks> {
+        self.health_checks.subscribe()
+    }
+
     /// Where all that happens is told.
     pub fn events(&self) -> &EventLog {
         &self.events
@@ -327,6 +363,7 @@ impl Control {
         self.map = map;
         self.follow_exceptions();
         self.set_node_facts();
+        self.follow_balancers(&BTreeSet::new());
         self.publish();
     }
 
@@ -339,6 +376,7 @@ impl Control {
     pub fn set_services(&mut self, services: Arc<ServiceTable>) {
         self.services = services;
         self.publish();
+        self.follow_exposure();
     }
 
     /// Takes up what gossip refused so far, by reason, and who speaks with a wrong seal or none.
@@ -368,6 +406,7 @@ impl Control {
         self.lease = lease;
         self.set_up_host();
         self.publish();
+        self.follow_balancers(&BTreeSet::new());
         if was_unproven && !changed {
             self.events.emit(Code::LeaseTakenUp, "the lease is this node's still", &[]);
         }
@@ -392,6 +431,7 @@ impl Control {
         if !(was_at_home && phase.is_at_home()) {
             self.publish();
         }
+        self.follow_balancers(&BTreeSet::new());
         self.lease_waiting = None;
         match problem {
             Some(problem) => self.raise(Topic::Node(ProblemTopic::Lease), problem),
@@ -420,6 +460,8 @@ impl Control {
         self.clear(&Topic::Node(ProblemTopic::Underlay));
         self.configure_all();
         self.set_up_host();
+        self.take_up_delta(&Delta::default());
+        self.follow_balancers(&BTreeSet::new());
         self.publish();
         tunnel
     }
@@ -462,7 +504,10 @@ impl Control {
             return;
         }
         match self.try_set_up_host(&gateways) {
-            Ok(()) => self.clear(&Topic::Node(ProblemTopic::Host)),
+            Ok(()) => {
+                self.clear(&Topic::Node(ProblemTopic::Host));
+                self.route_balancers();
+            }
             Err(error) => {
                 let interface = &self.config.host.interface;
                 let problem =
@@ -488,7 +533,7 @@ impl Control {
             if self.config.dns.enabled {
                 addresses.extend(&self.config.dns.addresses);
             }
-            host.configure(&addresses, &self.config.lease.ranges, mtu)?;
+            host.configure(&addresses, &self.routed_ranges(), mtu)?;
         }
         Ok(())
     }
@@ -498,6 +543,7 @@ impl Control {
         let settings = [
             ("forwarding", sysctl::enable_forwarding(self.lease.v6.is_some())),
             ("rp_filter", sysctl::loosen_reverse_path_filter(&interface)),
+            ("accept_local", sysctl::accept_own_addresses(&interface)),
         ];
         for (name, set) in settings {
             match set {
@@ -505,16 +551,27 @@ impl Control {
                 Err(error) => self.raise(Topic::Sysctl(name), error.to_string()),
             }
         }
-        let masqueraded = if self.config.host.masquerade {
-            let port = self.config.overlay.vxlan_port;
-            let dns = if self.config.dns.enabled { &self.config.dns.addresses[..] } else { &[] };
-            nft::apply(&interface, port, &self.leases(), &self.config.lease.ranges, dns)
-        } else {
-            nft::remove()
-        };
-        match masqueraded {
-            // Without `nft`, there is nothing to remove.
-            Err(nft::Error::Missing) if !self.config.host.masquerade => {}
+        // Until the objects are known, the table of an earlier run keeps connections alive.
+        if self.objects.cluster().is_synced() {
+            self.set_up_table();
+        }
+    }
+
+    fn set_up_table(&mut self) {
+        self.follow_ways();
+        let leases = self.leases();
+        let masquerades = self.config.host.masquerade;
+        let set = nft::apply(&nft::Ruleset {
+            interface: &self.config.host.interface,
+            vxlan_port: self.config.overlay.vxlan_port,
+            masqueraded: if masquerades { &leases } else { &[] },
+            ranges: &self.config.lease.ranges,
+            dns: if self.config.dns.enabled { &self.config.dns.addresses } else { &[] },
+            ways: &self.ways,
+        });
+        match set {
+            // Without `nft`, some things are not possible; they may not be wanted, either.
+            Err(nft::Error::Missing) if !masquerades && self.ways.is_empty() => {}
             Ok(()) => self.clear(&Topic::Node(ProblemTopic::Masquerade)),
             Err(error) => self.raise(Topic::Node(ProblemTopic::Masquerade), error.to_string()),
         }

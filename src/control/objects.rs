@@ -11,9 +11,11 @@ use conf::cluster::{Change, ClusterState, Delta, ObjectName};
 use conf::source::manifests::Counts;
 use conf::source::{Listing, SharedDirectory, Update};
 use overlay::pods::PodMap;
+use vswitch::service::Protocol;
 
 use super::endpoints::Place;
 use super::facts::Facts;
+use super::host_ports::{HostPort, HostPortError};
 use super::services::ServiceTables;
 use super::{Control, Topic};
 use crate::admin::api::ProblemTopic;
@@ -70,12 +72,25 @@ pub(super) struct Objects {
 const LINES_MAX: usize = 20;
 
 impl Objects {
+    pub(super) fn cluster(&self) -> &SharedCluster {
+        &self.cluster
+    }
+
+    pub(super) fn tables(&mut self) -> &mut ServiceTables {
+        &mut self.tables
+    }
+
     pub(super) fn new(config: &NodeConfig, node: &str, now: Instant) -> Self {
         let services = config.allocation();
         let names = if config.dns.enabled { config.dns.addresses.clone() } else { Vec::new() };
         let balancing = config.services.balancing;
         let place = Place { node: node.into(), zone: None, balancing };
-        let tables = ServiceTables::new(place, &services.ranges, &config.lease.ranges, names);
+        let reserved = vec![
+            (Protocol::Udp, config.overlay.vxlan_port, "tunnel"),
+            (Protocol::Udp, config.overlay.gossip_port, "gossip"),
+        ];
+        let tables = ServiceTables::new(place, &services.ranges, &config.lease.ranges, names)
+            .with_reserved(reserved);
         Self {
             cluster: SharedCluster::new(ClusterState::new(services)),
             directory: None,
@@ -85,6 +100,16 @@ impl Objects {
             told: Vec::new(),
         }
     }
+}
+
+/// The addresses of a node that have node ports: its underlay address, and the first of each family that its
+/// object names, as with kube-proxy's `--nodeport-addresses primary`.
+fn primary_addresses(underlay: Option<IpAddr>, declared: &[IpAddr]) -> Vec<IpAddr> {
+    let first = |is_ipv4| declared.iter().copied().find(|address| address.is_ipv4() == is_ipv4);
+    let mut addresses: Vec<IpAddr> = underlay.into_iter().collect();
+    let primary = [first(true), first(false)].into_iter().flatten();
+    addresses.extend(primary.filter(|address| Some(*address) != underlay));
+    addresses
 }
 
 impl Control {
@@ -98,6 +123,7 @@ impl Control {
         self.objects.directory = Some(directory);
         self.update_objects(first);
         self.objects.cluster.set_synced();
+        self.set_up_host();
         if let Some(resolver) = &self.dns {
             let state = self.objects.cluster.read();
             resolver.update(|directory| *directory = names::directory(&state));
@@ -126,6 +152,24 @@ impl Control {
         self.change_cluster(changes);
     }
 
+    /// Gives a pod of this node these host ports in place of those that it has; none take them away. `owner` names
+    /// it among the pods of this node: `namespace/name`.
+    ///
+    /// # Errors
+    /// When one of them is somebody else's, or cannot be served. Nothing is changed then.
+    pub fn set_host_ports(
+        &mut self,
+        owner: &str,
+        ports: Vec<HostPort>,
+    ) -> Result<(), HostPortError> {
+        let objects = &mut self.objects;
+        let state = objects.cluster.read();
+        let table = objects.tables.set_host_ports(&state, owner, ports)?;
+        drop(state);
+        self.set_services(table);
+        Ok(())
+    }
+
     fn change_cluster(&mut self, changes: Vec<Change>) {
         if changes.is_empty() {
             return;
@@ -137,17 +181,14 @@ impl Control {
             resolver.update(|directory| names::update(directory, &state, &delta));
         }
         self.take_up_delta(&delta);
+        self.follow_balancers(&delta.services);
     }
 
-    fn take_up_delta(&mut self, delta: &Delta) {
+    pub(super) fn take_up_delta(&mut self, delta: &Delta) {
         let objects = &mut self.objects;
         let state = objects.cluster.read();
-        let mut addresses: Vec<IpAddr> = Vec::new();
-        for address in state.node_addresses(&self.identity.name) {
-            if !addresses.iter().any(|known| known.is_ipv4() == address.is_ipv4()) {
-                addresses.push(*address);
-            }
-        }
+        let underlay = self.underlay.as_ref().map(|underlay| underlay.address);
+        let addresses = primary_addresses(underlay, state.node_addresses(&self.identity.name));
         let own = delta.nodes.iter().any(|node| node.as_ref() == self.identity.name);
         if delta.services.is_empty() && !own && addresses == objects.node_addresses {
             return;
@@ -203,6 +244,7 @@ impl Control {
             let id = ObjectName::new(object.namespace.as_str(), object.name.as_str());
             let found = problems.get(&id).into_iter().flatten();
             object.notes.extend(found.map(|text| (*text).to_owned()));
+            object.notes.extend(self.announcements_of(&id));
         }
         listing
     }

@@ -82,6 +82,7 @@ impl Control {
                 | Topic::Lending
                 | Topic::CutOff(_)
                 | Topic::Told(_)
+                | Topic::Services(_)
                 | Topic::Pod(_) => false,
             })
             .cloned()

@@ -12,10 +12,12 @@ use std::sync::Arc;
 use conf::cluster::{ClusterState, ObjectName, ServiceView};
 use ipnetwork::IpNetwork;
 use vswitch::service::{
-    Family, Frontend, Protocol, ServicePort, ServiceTable, ServiceTableBuilder,
+    Family, Frontend, Protocol, ServiceError, ServicePort, ServiceTable, ServiceTableBuilder,
 };
 
 use super::endpoints::{Place, service_ports};
+use super::exposure::Exposure;
+use super::host_ports::{HostPort, HostPortError, HostPorts, Reserved};
 
 /// A place that clients send to. Node ports have no address.
 type FrontendKey = (Option<IpAddr>, Family, Protocol, u16);
@@ -38,6 +40,12 @@ pub struct ServiceTables {
     claims: BTreeMap<FrontendKey, BTreeSet<Claim>>,
     claimed: BTreeMap<ObjectName, BTreeSet<(FrontendKey, bool)>>,
     problems: BTreeMap<ObjectName, Vec<String>>,
+    /// Addresses of this node that have node ports.
+    node_addresses: Vec<IpAddr>,
+    host_ports: HostPorts,
+    /// What each pod has in the table, by the names of its ports.
+    made_host_ports: BTreeMap<String, Vec<(String, Family)>>,
+    exposure: Exposure,
 }
 
 impl ServiceTables {
@@ -56,7 +64,28 @@ impl ServiceTables {
             claims: BTreeMap::new(),
             claimed: BTreeMap::new(),
             problems: BTreeMap::new(),
+            node_addresses: Vec::new(),
+            host_ports: HostPorts::default(),
+            made_host_ports: BTreeMap::new(),
+            exposure: Exposure::default(),
         }
+    }
+
+    /// The same, with ports that no pod may have of the node.
+    #[must_use]
+    pub fn with_reserved(mut self, reserved: Vec<Reserved>) -> Self {
+        self.host_ports = HostPorts::new(reserved);
+        self
+    }
+
+    /// What of the table the host has to route to the switch, and whether it has changed.
+    pub fn exposure(&mut self) -> &mut Exposure {
+        &mut self.exposure
+    }
+
+    /// The addresses of this node that have node ports.
+    pub fn node_addresses(&self) -> &[IpAddr] {
+        &self.node_addresses
     }
 
     /// What is wrong with a Service that nobody else knows of.
@@ -85,16 +114,110 @@ impl ServiceTables {
             self.claim(state, id, &mut affected);
         }
         let mut builder = self.table.edit();
-        builder.node_addresses(node_addresses);
-        for (name, family) in affected.iter().filter_map(|id| self.made.remove(id)).flatten() {
-            builder.remove(&name, family);
+        if node_addresses != self.node_addresses {
+            builder.node_addresses(node_addresses.clone());
+            self.node_addresses = node_addresses;
+            affected.extend(self.remake_host_ports(&mut builder));
         }
-        for id in affected {
+        self.remake(state, affected, &mut builder);
+        self.finish(builder)
+    }
+
+    /// Takes up the host ports of a pod of this node in place of those that it had; none remove them. `owner` is its
+    /// `namespace/name`, or whatever else names it among the pods of this node. Returns the new table.
+    ///
+    /// # Errors
+    /// When one of them is another pod's or a Service's, or cannot be served. Nothing is changed then.
+    pub fn set_host_ports(
+        &mut self,
+        state: &ClusterState,
+        owner: &str,
+        ports: Vec<HostPort>,
+    ) -> Result<Arc<ServiceTable>, HostPortError> {
+        self.host_ports.check(owner, &ports)?;
+        let mut builder = self.table.edit();
+        for (name, family) in self.made_host_ports.get(owner).into_iter().flatten() {
+            builder.remove(name, *family);
+        }
+        let before = self.host_ports.set(owner, ports);
+        let mut made = Vec::new();
+        for spec in self.host_ports.specs_of(owner, &self.node_addresses) {
+            let name = (spec.name.clone(), spec.family);
+            let (protocol, place) = (spec.protocol, spec.frontends.first().map(Frontend::place));
+            if let Err(error) = builder.set(spec) {
+                // The table of before is still in force, and so is what was in it.
+                self.host_ports.set(owner, before.unwrap_or_default());
+                return Err(host_port_error(error, protocol, place));
+            }
+            made.push(name);
+        }
+        for (name, family) in self.made_host_ports.remove(owner).unwrap_or_default() {
+            self.conceal(&name, family);
+        }
+        let specs = self.host_ports.specs_of(owner, &self.node_addresses);
+        specs.iter().for_each(|spec| self.exposure.add(spec));
+        if !made.is_empty() {
+            self.made_host_ports.insert(owner.to_owned(), made);
+        }
+        // One of them may have waited for what is free now.
+        let waiting = self.problems.keys().cloned().collect();
+        self.remake(state, waiting, &mut builder);
+        Ok(self.finish(builder))
+    }
+
+    /// Makes all host ports anew, for a node with other addresses. One that a Service has now is left out, and tried
+    /// again with the next change. Returns the Services that may get something else by it.
+    fn remake_host_ports(&mut self, builder: &mut ServiceTableBuilder) -> BTreeSet<ObjectName> {
+        for (name, family) in std::mem::take(&mut self.made_host_ports).into_values().flatten() {
+            builder.remove(&name, family);
+            self.conceal(&name, family);
+        }
+        for owner in self.host_ports.owners() {
+            let mut made = Vec::new();
+            for spec in self.host_ports.specs_of(owner, &self.node_addresses) {
+                let name = (spec.name.clone(), spec.family);
+                match builder.set(spec.clone()) {
+                    Ok(()) => {
+                        self.exposure.add(&spec);
+                        made.push(name);
+                    }
+                    Err(error) => tracing::warn!("host port is not served: {error}"),
+                }
+            }
+            self.made_host_ports.insert(owner.to_owned(), made);
+        }
+        self.problems.keys().cloned().collect()
+    }
+
+    /// Makes Services anew.
+    fn remake(
+        &mut self,
+        state: &ClusterState,
+        services: BTreeSet<ObjectName>,
+        builder: &mut ServiceTableBuilder,
+    ) {
+        let made: Vec<_> =
+            services.iter().filter_map(|id| self.made.remove(id)).flatten().collect();
+        for (name, family) in made {
+            builder.remove(&name, family);
+            self.conceal(&name, family);
+        }
+        for id in services {
             self.problems.remove(&id);
             if let Some(view) = view(state, &id) {
-                self.make(&id, view, &mut builder);
+                self.make(&id, view, builder);
             }
         }
+    }
+
+    /// Takes up that what the table has by this name is not in the next one.
+    fn conceal(&mut self, name: &str, family: Family) {
+        if let Some(service) = self.table.service(name, family) {
+            self.exposure.remove(service.spec());
+        }
+    }
+
+    fn finish(&mut self, builder: ServiceTableBuilder) -> Arc<ServiceTable> {
         self.generation += 1;
         self.table = Arc::new(builder.build(self.generation));
         Arc::clone(&self.table)
@@ -146,8 +269,11 @@ impl ServiceTables {
                 continue;
             }
             let (name, family) = (port.name.clone(), port.family);
-            match builder.set(port) {
-                Ok(()) => made.push((name, family)),
+            match builder.set(port.clone()) {
+                Ok(()) => {
+                    self.exposure.add(&port);
+                    made.push((name, family));
+                }
                 Err(error) => problems.push(error.to_string()),
             }
         }
@@ -188,6 +314,23 @@ fn view<'s>(state: &'s ClusterState, id: &ObjectName) -> Option<&'s ServiceView>
     state.service(&id.namespace, &id.name).map(AsRef::as_ref)
 }
 
+/// What keeps a host port out of the table, which has no other pod's at its place.
+fn host_port_error(
+    error: ServiceError,
+    protocol: Protocol,
+    place: Option<(Option<IpAddr>, u16)>,
+) -> HostPortError {
+    let (address, port) = place.unwrap_or_default();
+    let place = address.map_or_else(|| "this node".to_owned(), |address| address.to_string());
+    let holder = match error {
+        ServiceError::Taken { place, holder, port, .. } => {
+            return HostPortError::Taken { protocol, port, place, holder };
+        }
+        other => other.to_string(),
+    };
+    HostPortError::Taken { protocol, port, place, holder }
+}
+
 /// What a frontend takes, and whether it comes second to cluster IPs.
 fn key(port: &ServicePort, frontend: &Frontend) -> (FrontendKey, bool) {
     let (address, number, is_second) = match frontend {
@@ -196,6 +339,8 @@ fn key(port: &ServicePort, frontend: &Frontend) -> (FrontendKey, bool) {
             (Some(*address), *port, true)
         }
         Frontend::NodePort { port } => (None, *port, false),
+        // No Service has one.
+        Frontend::HostPort { address, port } => (Some(*address), *port, true),
     };
     ((address, port.family, port.protocol, number), is_second)
 }
@@ -208,6 +353,7 @@ mod tests {
     use vswitch::service::EndpointState;
 
     use super::*;
+    use crate::control::exposure::Exposed;
 
     struct Node {
         state: ClusterState,
@@ -267,6 +413,7 @@ mod tests {
                 format!("lb {address} {port} from {}", source_ranges.len())
             }
             Frontend::NodePort { port } => format!("node {port}"),
+            Frontend::HostPort { address, port } => format!("host {address} {port}"),
         });
         let endpoints = port.endpoints.iter().map(|endpoint| {
             let state = match endpoint.state {
@@ -433,6 +580,56 @@ mod tests {
             other.set(&format!("{file}.yaml"), &external(file, 80));
         }
         assert_eq!((node.look(), node.problems()), (other.look(), other.problems()));
+    }
+
+    #[test]
+    fn host_ports_are_served_beside_services() {
+        let mut node = Node::new("n1");
+        let here: Vec<IpAddr> = vec![[192, 0, 2, 1].into()];
+        let port = |number| HostPort {
+            address: None,
+            protocol: Protocol::Tcp,
+            port: number,
+            target: ([10, 244, 1, 2].into(), 80),
+        };
+        let set = |node: &mut Node, owner: &str, ports: Vec<HostPort>| {
+            node.table = node.tables.set_host_ports(&node.state, owner, ports)?;
+            Ok::<_, HostPortError>(())
+        };
+        // The node's addresses may become known later.
+        set(&mut node, "default/a", vec![port(8080)]).unwrap();
+        assert!(node.look().is_empty());
+        node.table = node.tables.update(&node.state, &BTreeSet::new(), here.clone());
+        let served = "default/a:host-TCP-8080 TCP [host 192.0.2.1 8080] -> [10.244.1.2:80*~ ready]";
+        assert_eq!(node.look(), [served]);
+
+        let exposed = |node: &mut Node| node.tables.exposure().iter().collect::<Vec<_>>();
+        let at = |number| Exposed::Port([192, 0, 2, 1].into(), Protocol::Tcp, number);
+        assert_eq!(exposed(&mut node), [at(8080)]);
+        let external = service("web", "externalIPs: [192.0.2.1], ports: [{port: 8080}]");
+        let changes = node.directory.set_file("a.yaml", parse(&external));
+        let delta = node.state.apply(changes);
+        node.table = node.tables.update(&node.state, &delta.services, here.clone());
+        assert_eq!(
+            node.problems(),
+            [
+                "default/web: default/web:8080: TCP port 8080 of 192.0.2.1 is default/a:host-TCP-8080's already"
+            ]
+        );
+        set(&mut node, "default/a", vec![port(8081)]).unwrap();
+        assert!(node.problems().is_empty(), "it has what became free");
+        assert_eq!(
+            set(&mut node, "default/b", vec![port(8080)]).unwrap_err().to_string(),
+            "TCP port 8080 of 192.0.2.1 is default/web:8080's already: choose another hostPort"
+        );
+        set(&mut node, "default/b", vec![port(8082)]).unwrap();
+        set(&mut node, "default/a", Vec::new()).unwrap();
+        assert_eq!(node.look().iter().filter(|line| line.contains("host ")).count(), 1);
+        assert_eq!(exposed(&mut node), [at(8080), at(8082)]);
+        node.tables.exposure().take_changed();
+        node.remove("a.yaml");
+        assert_eq!(exposed(&mut node), []);
+        assert_eq!(node.tables.exposure().take_changed(), [at(8080), at(8082)].into());
     }
 
     #[test]

@@ -379,6 +379,7 @@ fn tell_rule(explanation: &Explanation, details: &mut Details) {
         Class::Pod => "a pod",
         Class::Node => "the node itself",
         Class::Outside => "the world outside",
+        Class::Peer => "another node, through the tunnel",
     };
     let Some((kind, policy)) = explanation.choice else {
         details.rule = Some(format!("the sender is {class}"));
@@ -393,10 +394,11 @@ fn tell_rule(explanation: &Explanation, details: &mut Details) {
         FrontendKind::ExternalIp => "an external IP",
         FrontendKind::LoadBalancer => "the load balancer's address",
         FrontendKind::NodePort => "a node port",
+        FrontendKind::HostPort => "a host port",
     };
     let counts = match (kind, explanation.class) {
         (FrontendKind::ClusterIp, _) => format!("internalTrafficPolicy counts, which is {policy}"),
-        (_, Class::Outside) => format!("externalTrafficPolicy counts, which is {policy}"),
+        (_, Class::Outside | Class::Peer) => format!("externalTrafficPolicy counts, which is {policy}"),
         (_, Class::Pod | Class::Node) => {
             "the way out and back in is cut short: all endpoints, whatever externalTrafficPolicy says"
                 .to_owned()

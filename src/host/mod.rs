@@ -3,6 +3,7 @@
 pub mod long_frames;
 pub mod nft;
 pub mod sysctl;
+pub mod ways;
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -76,7 +77,7 @@ impl Host {
     }
 
     /// Gives the interface its addresses, MTU and routes. May be repeated with others. The first address of
-    /// each family is the node's own, which it speaks from.
+    /// each family is the node's own, which it speaks from. Routes to single addresses are left as they are.
     ///
     /// # Errors
     /// When the kernel refuses, or somebody else has a route to the cluster range.
@@ -94,6 +95,30 @@ impl Host {
             routers: vec![ROUTER_V4.into(), ROUTER_V6.into()],
         };
         Ok(link::configure_host(None, self.tap.name(), &wanted)?)
+    }
+
+    /// Routes these single addresses to the switch, and no others. Goes on past errors and returns all of them.
+    /// `sources` are the addresses that the node speaks from.
+    pub fn route_only(&self, addresses: &[IpAddr], sources: &[IpAddr]) -> Vec<LinkError> {
+        link::set_single_routes(self.tap.name(), &self.single_routes(sources), addresses, None)
+    }
+
+    /// Routes the addresses in `added` to the switch, and those in `removed` no more. Goes on past errors and
+    /// returns all of them.
+    pub fn change_routes(
+        &self,
+        added: &[IpAddr],
+        removed: &[IpAddr],
+        sources: &[IpAddr],
+    ) -> Vec<LinkError> {
+        link::set_single_routes(self.tap.name(), &self.single_routes(sources), added, Some(removed))
+    }
+
+    fn single_routes(&self, sources: &[IpAddr]) -> link::SingleRoutes {
+        link::SingleRoutes {
+            sources: sources.to_vec(),
+            routers: vec![ROUTER_V4.into(), ROUTER_V6.into()],
+        }
     }
 }
 

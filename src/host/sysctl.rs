@@ -48,6 +48,16 @@ pub fn loosen_reverse_path_filter(interface: &str) -> Result<(), SettingError> {
     set(Sysctl::Ipv4 { ifname: interface, key: "rp_filter" }, "2", consequence)
 }
 
+/// Accepts on `interface` packets from the node's own addresses: what answers to a node port comes from the switch,
+/// from the address that was asked. IPv6 has no such setting, and needs none.
+///
+/// # Errors
+/// When the setting can neither be found right nor be set.
+pub fn accept_own_addresses(interface: &str) -> Result<(), SettingError> {
+    let consequence = "this node does not reach node ports and external IPs under its own address";
+    set(Sysctl::Ipv4 { ifname: interface, key: "accept_local" }, "1", consequence)
+}
+
 fn set(setting: Sysctl<'_>, value: &str, consequence: &'static str) -> Result<(), SettingError> {
     set_sysctl(setting, value).map_err(|cause| SettingError { cause, consequence })
 }

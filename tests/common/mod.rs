@@ -11,6 +11,7 @@ pub(crate) mod foreign;
 pub(crate) mod frames;
 pub(crate) mod ovs;
 pub(crate) mod place;
+pub(crate) mod service;
 pub(crate) mod traffic;
 pub(crate) mod wire;
 

@@ -178,7 +178,7 @@ fn foresee_packet(
 ) -> Foreseen {
     let kind = match class {
         Class::Pod => PortKind::Pod,
-        Class::Node | Class::Outside => PortKind::Host,
+        Class::Node | Class::Outside | Class::Peer => PortKind::Host,
     };
     let (source, destination) = (ANY_PORT, port);
     let transport = match question.protocol {

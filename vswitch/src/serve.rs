@@ -45,7 +45,8 @@ pub(crate) struct Stage<'t> {
     pub(crate) tables: &'t Tables,
     pub(crate) flows: &'t FlowTable,
     pub(crate) now: Ticks,
-    /// Whose port the packet comes in by; `None` for what other nodes send, who have decided already.
+    /// Whose port the packet comes in by; `None` for what other nodes send, who have decided already save about
+    /// this node's host ports.
     pub(crate) client: Option<PortKind>,
     /// A number that differs from packet to packet. It may be foreseen.
     pub(crate) chance: u64,
@@ -131,7 +132,8 @@ impl<'t> Stage<'t> {
     /// Finds out what becomes of the packet in `frame`.
     #[inline]
     pub(crate) fn serve(&self, frame: &Frame, ip: &Ip) -> Served {
-        let is_asked = self.client.is_some() && self.tables.may_be_service(ip.destination);
+        let may_ask = self.client.is_some() || self.tables.services().has_host_ports();
+        let is_asked = may_ask && self.tables.may_be_service(ip.destination);
         if !is_asked && self.flows.is_empty() {
             return Served::Plain;
         }
@@ -149,12 +151,13 @@ impl<'t> Stage<'t> {
         self.serve_slowly(frame, ip)
     }
 
-    /// Whom the packet is from, if it may be a client's.
-    fn class(&self, source: IpAddr) -> Option<Class> {
-        Some(match self.client? {
-            PortKind::Pod => Class::Pod,
-            PortKind::Host => Class::of_host(self.tables, source),
-        })
+    /// Whom the packet is from.
+    fn class(&self, source: IpAddr) -> Class {
+        match self.client {
+            Some(PortKind::Pod) => Class::Pod,
+            Some(PortKind::Host) => Class::of_host(self.tables, source),
+            None => Class::Peer,
+        }
     }
 
     /// Sends a packet where its flow goes.
@@ -225,7 +228,7 @@ impl<'t> Stage<'t> {
             return false;
         }
         let lives_on = !opens && tuple.protocol != Protocol::Udp && hit.is_established();
-        let Some(class) = self.class(tuple.source.0) else { return true };
+        let class = self.class(tuple.source.0);
         let Decision::Choose(choice) = decide(self.tables, class, tuple.source.0, target_of(tuple))
         else {
             return lives_on;
@@ -246,7 +249,7 @@ impl<'t> Stage<'t> {
 
     /// Enters the flow of a client's first packet; `None` if that is not to a Service.
     fn begin(&self, tuple: &Tuple) -> Result<Option<Hit>, Turned> {
-        let Some(class) = self.class(tuple.source.0) else { return Ok(None) };
+        let class = self.class(tuple.source.0);
         let choice = match decide(self.tables, class, tuple.source.0, target_of(tuple)) {
             Decision::Pass => return Ok(None),
             Decision::Refuse(refusal) => return Err(refused(&refusal)),
@@ -330,7 +333,7 @@ impl<'t> Stage<'t> {
 
     /// What becomes of a packet without ports: addresses of Services have nothing but ports.
     fn decide_portless(&self, ip: &Ip) -> Served {
-        let Some(class) = self.class(ip.source) else { return Served::Plain };
+        let class = self.class(ip.source);
         let target = Target { address: ip.destination, port: None };
         match decide(self.tables, class, ip.source, target) {
             Decision::Refuse(refusal) => Served::Refused(refused(&refusal)),

@@ -237,6 +237,40 @@ fn the_world_reaches_node_ports_and_its_address_is_kept_where_replies_come_back(
 }
 
 #[test]
+fn host_ports_are_served_to_other_nodes_pods_and_to_everybody_else() {
+    let spec = ServicePort {
+        frontends: vec![Frontend::HostPort { address: ip(NODE), port: 8443 }],
+        ..service(Protocol::Tcp, ready(&[A]))
+    };
+    let mut bench = Bench::with_tables(serving(1, vec![spec]));
+    for (client, from, egress) in [
+        (REMOTE, FROM_PEER, Egress::Node(PEER)),
+        (WORLD, FROM_HOST, TO_HOST),
+        (GATEWAY, FROM_HOST, TO_HOST),
+        (B, FROM_B, Egress::Port(POD_B)),
+    ] {
+        let out = bench.goes(from, &tcp(from, (client, 40_000), (NODE, 8443), SYN));
+        assert_eq!(out, (Egress::Port(POD_A), end(client, 40_000), end(A, 8080)));
+        let back = bench.goes(FROM_A, &tcp(FROM_A, (A, 8080), (client, 40_000), SYN | ACK));
+        assert_eq!(back, (egress, end(NODE, 8443), end(client, 40_000)), "{client}");
+    }
+    let out = bench.goes(FROM_A, &tcp(FROM_A, (A, 40_000), (NODE, 8443), SYN));
+    assert_eq!(out, (Egress::Port(POD_A), end(SWITCH, 40_000), end(A, 8080)), "itself");
+    // Another node has its own, and the next port is the node's.
+    let out = bench.goes(FROM_B, &tcp(FROM_B, (B, 40_000), ("192.0.2.3", 8443), SYN));
+    assert_eq!(out.2, end("192.0.2.3", 8443));
+    let out = bench.goes(FROM_PEER, &tcp(FROM_PEER, (REMOTE, 40_000), (NODE, 8444), SYN));
+    assert_eq!(out, (TO_HOST, end(REMOTE, 40_000), end(NODE, 8444)));
+}
+
+#[test]
+fn what_other_nodes_send_to_services_is_decided_about_there() {
+    let mut bench = bench(Protocol::Tcp, &[A]);
+    let out = bench.goes(FROM_PEER, &tcp(FROM_PEER, (REMOTE, 40_000), (NODE, 30080), SYN));
+    assert_eq!(out, (TO_HOST, end(REMOTE, 40_000), end(NODE, 30080)));
+}
+
+#[test]
 fn many_clients_share_the_switch_s_address_and_each_gets_its_own_replies() {
     let mut bench = bench(Protocol::Tcp, &[REMOTE]);
     for n in 1..=250 {

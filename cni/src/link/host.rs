@@ -56,7 +56,8 @@ impl HostInterface {
 }
 
 /// Makes the node's interface look as it has to, in the namespace at `netns` or in the calling
-/// thread's. It has to exist. May be repeated: addresses and routes of an earlier lease are removed.
+/// thread's. It has to exist. May be repeated: addresses and routes of an earlier lease are removed, save for those of
+/// [`set_single_routes`].
 ///
 /// # Errors
 /// When the interface is not there, the kernel refuses something, or another interface has a route to
@@ -92,6 +93,76 @@ pub fn configure_host(
         }
         remove_others(&mut netlink, link.index, wanted)
     })
+}
+
+/// How single addresses are routed to the switch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SingleRoutes {
+    /// Addresses of the interface that the node speaks from, one of a family at most.
+    pub sources: Vec<IpAddr>,
+    /// The switch's own addresses, at most one per family.
+    pub routers: Vec<IpAddr>,
+}
+
+impl SingleRoutes {
+    fn route(&self, address: IpAddr, index: u32) -> Option<Route> {
+        let of_family = |list: &[IpAddr]| {
+            list.iter().copied().find(|other| other.is_ipv4() == address.is_ipv4())
+        };
+        Some(Route {
+            gateway: Some(of_family(&self.routers)?),
+            // Without an address of its own, the node could not speak to it.
+            source: Some(of_family(&self.sources)?),
+            onlink: true,
+            ..Route::via(address.into(), address, index)
+        })
+    }
+}
+
+/// Routes single addresses to the switch behind the interface `ifname` of the calling thread's namespace, and those in
+/// `removed` no more; `None` stands for all others that are routed there. Addresses of a family that the node does not
+/// speak are passed over. Goes on past errors and returns all of them.
+pub fn set_single_routes(
+    ifname: &str,
+    routes: &SingleRoutes,
+    added: &[IpAddr],
+    removed: Option<&[IpAddr]>,
+) -> Vec<LinkError> {
+    let opened = Netlink::open().and_then(|mut netlink| {
+        let link = netlink.link(ifname)?;
+        let known = if removed.is_none() { netlink.routes()? } else { Vec::new() };
+        Ok((netlink, link.index, known))
+    });
+    let (mut netlink, index, known) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return vec![error],
+    };
+    let wanted: Vec<Route> =
+        added.iter().filter_map(|address| routes.route(*address, index)).collect();
+    let gone: Vec<Route> = match removed {
+        Some(removed) => {
+            removed.iter().filter_map(|address| routes.route(*address, index)).collect()
+        }
+        None => known
+            .iter()
+            .filter(|route| is_single(route, index) && !wanted.contains(route))
+            .copied()
+            .collect(),
+    };
+    let deleted = gone.iter().map(|route| netlink.delete_route(route)).collect::<Vec<_>>();
+    let mut errors: Vec<LinkError> = deleted.into_iter().filter_map(Result::err).collect();
+    for route in wanted.iter().filter(|route| !known.contains(route)) {
+        // Of several routes to one address the kernel would follow one, and not say which.
+        let done = netlink.set_route(route);
+        errors.extend(done.err());
+    }
+    errors
+}
+
+/// Whether this is a route that [`set_single_routes`] made.
+fn is_single(route: &Route, index: u32) -> bool {
+    let destination = route.destination;
+    route.index == index && route.onlink && destination == IpNetwork::from(destination.ip())
 }
 
 /// Removes the interface, and with it all its addresses and routes. One that is not there is not an
@@ -135,7 +206,7 @@ fn remove_others(
 ) -> Result<(), LinkError> {
     let routes: Vec<Route> = wanted.routes(index).collect();
     for route in netlink.routes()? {
-        let ours = route.index == index && route.onlink;
+        let ours = route.index == index && route.onlink && !is_single(&route, index);
         if ours && !routes.contains(&route) {
             netlink.delete_route(&route)?;
         }

@@ -17,7 +17,7 @@ mod sysctl;
 
 pub use addresses::Address;
 pub use error::LinkError;
-pub use host::{HostInterface, configure_host, unconfigure_host};
+pub use host::{HostInterface, SingleRoutes, configure_host, set_single_routes, unconfigure_host};
 pub use links::Link;
 pub use netlink::Netlink;
 pub use pod::{Difference, PodInterface, check_pod, configure_pod, default_gateways};

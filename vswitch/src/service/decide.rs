@@ -15,6 +15,9 @@ pub enum Class {
     Node,
     /// The world outside, which other nodes are, too.
     Outside,
+    /// What another node sends through the tunnel. That node has decided already, save about what only this one
+    /// serves.
+    Peer,
 }
 
 impl Class {
@@ -85,6 +88,16 @@ pub struct Refusal<'t> {
 pub fn decide(tables: &Tables, class: Class, source: IpAddr, target: Target) -> Decision<'_> {
     let table = tables.services();
     let address = target.address;
+    if class == Class::Peer {
+        let found =
+            target.port.and_then(|(protocol, port)| table.frontend(address, port, protocol));
+        return match found {
+            Some((service, kind @ FrontendKind::HostPort)) => {
+                choose(class, source, address, service, kind)
+            }
+            Some(_) | None => Decision::Pass,
+        };
+    }
     let found = target.port.and_then(|(protocol, port)| {
         table.frontend(address, port, protocol).or_else(|| {
             let is_node = is_node_address(tables, class, address);
@@ -119,7 +132,7 @@ fn choose<'t>(
         (FrontendKind::ClusterIp, _) => service.spec().internal_policy,
         // From inside the cluster the way to an external address is cut short: neither policy counts.
         (_, Class::Pod | Class::Node) => TrafficPolicy::Cluster,
-        (_, Class::Outside) => service.spec().external_policy,
+        (_, Class::Outside | Class::Peer) => service.spec().external_policy,
     };
     let pool = match policy {
         TrafficPolicy::Cluster => service.cluster(),
@@ -166,6 +179,6 @@ pub fn must_masquerade(tables: &Tables, class: Class, source: IpAddr, endpoint: 
             // The node would answer itself, and the world outside the node, without asking the switch.
             Route::Host | Route::Outside | Route::Router | Route::Nobody => true,
         },
-        Class::Outside => !matches!(route, Route::Port(_)),
+        Class::Outside | Class::Peer => !matches!(route, Route::Port(_)),
     }
 }

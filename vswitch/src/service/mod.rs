@@ -161,6 +161,13 @@ pub enum Frontend {
         /// Port.
         port: u16,
     },
+    /// A port of one address of this node, which no other node serves (`hostPort`).
+    HostPort {
+        /// Address.
+        address: IpAddr,
+        /// Port.
+        port: u16,
+    },
 }
 
 /// What kind of frontend a packet was sent to.
@@ -174,6 +181,8 @@ pub enum FrontendKind {
     LoadBalancer,
     /// A port of every node's address.
     NodePort,
+    /// A port of one address of this node.
+    HostPort,
 }
 
 /// Somebody who serves.

@@ -31,6 +31,8 @@ pub struct ServiceTable {
     by_name: Names,
     frontends: HashMap<Key, Place, RandomState>,
     node_ports: HashMap<(Family, Protocol, u16), u32, RandomState>,
+    /// How many frontends are this node's alone.
+    host_ports: u32,
     /// Addresses that are Services' alone, with the number of frontends there.
     owned: HashMap<IpAddr, u32, RandomState>,
     filter: AddressFilter,
@@ -221,7 +223,8 @@ impl Service {
             Frontend::LoadBalancer { .. }
             | Frontend::ClusterIp { .. }
             | Frontend::ExternalIp { .. }
-            | Frontend::NodePort { .. } => None,
+            | Frontend::NodePort { .. }
+            | Frontend::HostPort { .. } => None,
         });
         ranges.all(|ranges| ranges.is_empty() || ranges.iter().any(|range| range.contains(source)))
     }
@@ -283,6 +286,12 @@ impl ServiceTable {
 
     pub(crate) fn has_node_ports(&self) -> bool {
         !self.node_ports.is_empty()
+    }
+
+    /// Whether any frontend is this node's alone, so that what other nodes send may be for it.
+    #[inline]
+    pub(crate) fn has_host_ports(&self) -> bool {
+        self.host_ports > 0
     }
 
     pub(crate) fn filter(&self) -> &AddressFilter {
@@ -347,6 +356,7 @@ impl ServiceTableBuilder {
                 by_name: Names::new(),
                 frontends: HashMap::default(),
                 node_ports: HashMap::default(),
+                host_ports: 0,
                 owned: HashMap::default(),
                 filter: AddressFilter::empty(),
             },
@@ -484,6 +494,7 @@ impl ServiceTable {
                 if is_new && kind.owns_address() {
                     *self.owned.entry(address).or_default() += 1;
                 }
+                self.host_ports += u32::from(is_new && kind == FrontendKind::HostPort);
             }
         }
     }
@@ -497,6 +508,8 @@ impl ServiceTable {
             }
             Some(address) => {
                 let place = self.frontends.remove(&Key { address, port, protocol });
+                let is_host_port = place.is_some_and(|place| place.kind == FrontendKind::HostPort);
+                self.host_ports -= u32::from(is_host_port);
                 if place.is_some_and(|place| place.kind.owns_address())
                     && let Some(count) = self.owned.get_mut(&address)
                 {
@@ -516,6 +529,7 @@ impl Frontend {
         match self {
             Self::ClusterIp { address, port }
             | Self::ExternalIp { address, port }
+            | Self::HostPort { address, port }
             | Self::LoadBalancer { address, port, .. } => (Some(*address), *port),
             Self::NodePort { port } => (None, *port),
         }
@@ -528,6 +542,7 @@ impl Frontend {
             Self::ExternalIp { .. } => FrontendKind::ExternalIp,
             Self::LoadBalancer { .. } => FrontendKind::LoadBalancer,
             Self::NodePort { .. } => FrontendKind::NodePort,
+            Self::HostPort { .. } => FrontendKind::HostPort,
         }
     }
 }
@@ -537,7 +552,7 @@ impl FrontendKind {
     fn owns_address(self) -> bool {
         match self {
             Self::ClusterIp | Self::LoadBalancer => true,
-            Self::ExternalIp | Self::NodePort => false,
+            Self::ExternalIp | Self::NodePort | Self::HostPort => false,
         }
     }
 }

@@ -1,0 +1,277 @@
+//! Host ports: ports of this node's own addresses that lead to one of its pods. Pure.
+//!
+//! They are in the same table as Services, each as a Service with one endpoint. A host port comes before a node port
+//! of the same number: it is the more specific of the two.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use vswitch::service::{
+    Algorithm, Endpoint, EndpointState, Family, Frontend, Protocol, ServicePort, TrafficPolicy,
+};
+
+/// A port of this node that leads to one of its pods (`hostPort`; the CNI capability `portMappings`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// The node's address. `None`, `0.0.0.0` and `::` stand for all that have node ports, of the target's family.
+    pub address: Option<IpAddr>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port of the node.
+    pub port: u16,
+    /// Address and port of the pod. A pod with two families has one host port for each.
+    pub target: (IpAddr, u16),
+}
+
+/// Why a pod does not get its host ports.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostPortError {
+    /// Another pod, or a Service, has it.
+    #[error("{protocol} port {port} of {place} is {holder}'s already: choose another hostPort")]
+    Taken {
+        /// The protocol.
+        protocol: Protocol,
+        /// The port.
+        port: u16,
+        /// The address, or "this node".
+        place: String,
+        /// Who has it.
+        holder: String,
+    },
+    /// The node itself could not go on without it.
+    #[error("{protocol} port {port} is the node's own, for its {purpose}: choose another hostPort")]
+    Reserved {
+        /// The protocol.
+        protocol: Protocol,
+        /// The port.
+        port: u16,
+        /// What the node needs it for.
+        purpose: &'static str,
+    },
+    /// Nothing could ever be sent there, or it is sent past the switch.
+    #[error("hostIP {0} cannot be served: it is no address that other hosts send to")]
+    Address(IpAddr),
+    /// The pod has no address of that family.
+    #[error("hostIP {address} and the pod's address {target} are not of one family")]
+    Family {
+        /// The node's address.
+        address: IpAddr,
+        /// The pod's address.
+        target: IpAddr,
+    },
+    /// A port is zero.
+    #[error("port 0 is no port: 1 to 65535")]
+    Zero,
+}
+
+/// A port that the node keeps for itself, and what for.
+pub type Reserved = (Protocol, u16, &'static str);
+
+/// The host ports of all pods of this node.
+#[derive(Debug, Default)]
+pub(super) struct HostPorts {
+    by_owner: BTreeMap<String, Vec<HostPort>>,
+    reserved: Vec<Reserved>,
+}
+
+impl HostPorts {
+    pub(super) fn new(reserved: Vec<Reserved>) -> Self {
+        Self { by_owner: BTreeMap::new(), reserved }
+    }
+
+    /// Whether `owner` may have these, as far as other host ports go.
+    pub(super) fn check(&self, owner: &str, ports: &[HostPort]) -> Result<(), HostPortError> {
+        for (ix, port) in ports.iter().enumerate() {
+            self.check_one(port)?;
+            let others = self.by_owner.iter().filter(|(other, _)| *other != owner);
+            let others = others.flat_map(|(other, ports)| ports.iter().map(move |p| (&**other, p)));
+            let own = ports.iter().take(ix).map(|port| (owner, port));
+            if let Some((holder, _)) = others.chain(own).find(|(_, other)| port.meets(other)) {
+                return Err(port.taken(holder));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_one(&self, port: &HostPort) -> Result<(), HostPortError> {
+        if port.port == 0 || port.target.1 == 0 {
+            return Err(HostPortError::Zero);
+        }
+        let own =
+            |(protocol, number, _): &&Reserved| (*protocol, *number) == (port.protocol, port.port);
+        if let Some((protocol, number, purpose)) = self.reserved.iter().find(own) {
+            return Err(HostPortError::Reserved { protocol: *protocol, port: *number, purpose });
+        }
+        let Some(address) = port.address else { return Ok(()) };
+        if address.is_ipv4() != port.target.0.is_ipv4() {
+            return Err(HostPortError::Family { address, target: port.target.0 });
+        }
+        let is_link_local = match address {
+            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        if address.is_loopback() || address.is_multicast() || is_link_local {
+            return Err(HostPortError::Address(address));
+        }
+        Ok(())
+    }
+
+    /// Takes up the ports of `owner` in place of those that it had.
+    pub(super) fn set(&mut self, owner: &str, ports: Vec<HostPort>) -> Option<Vec<HostPort>> {
+        if ports.is_empty() {
+            self.by_owner.remove(owner)
+        } else {
+            self.by_owner.insert(owner.to_owned(), ports)
+        }
+    }
+
+    /// What the switch has to know of the ports of `owner`, on a node with these addresses.
+    pub(super) fn specs_of(&self, owner: &str, node: &[IpAddr]) -> Vec<ServicePort> {
+        let ports = self.by_owner.get(owner).into_iter().flatten();
+        ports.filter_map(|port| port.spec(owner, node)).collect()
+    }
+
+    pub(super) fn owners(&self) -> impl Iterator<Item = &str> {
+        self.by_owner.keys().map(String::as_str)
+    }
+}
+
+impl HostPort {
+    /// The one address that it is at, if it is not at all.
+    fn only(&self) -> Option<IpAddr> {
+        self.address.filter(|address| !address.is_unspecified())
+    }
+
+    /// Whether one packet could be for both.
+    fn meets(&self, other: &Self) -> bool {
+        self.protocol == other.protocol
+            && self.port == other.port
+            && self.target.0.is_ipv4() == other.target.0.is_ipv4()
+            && (self.only().is_none() || other.only().is_none() || self.only() == other.only())
+    }
+
+    fn taken(&self, holder: &str) -> HostPortError {
+        HostPortError::Taken {
+            protocol: self.protocol,
+            port: self.port,
+            place: self
+                .only()
+                .map_or_else(|| "this node".to_owned(), |address| address.to_string()),
+            holder: holder.to_owned(),
+        }
+    }
+
+    fn spec(&self, owner: &str, node: &[IpAddr]) -> Option<ServicePort> {
+        let family = Family::of(self.target.0);
+        let all = node.iter().copied().filter(|address| Family::of(*address) == family);
+        let addresses: Vec<IpAddr> = self.only().map_or_else(|| all.collect(), |only| vec![only]);
+        let front = |address| Frontend::HostPort { address, port: self.port };
+        let frontends: Vec<_> = addresses.into_iter().map(front).collect();
+        let place = self.only().map(|address| format!("-{address}")).unwrap_or_default();
+        (!frontends.is_empty()).then(|| ServicePort {
+            name: format!("{owner}:host-{}-{}{place}", self.protocol, self.port),
+            family,
+            protocol: self.protocol,
+            frontends,
+            endpoints: vec![Endpoint {
+                address: self.target.0,
+                port: self.target.1,
+                is_local: true,
+                is_near: true,
+                state: EndpointState::Ready,
+            }],
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            // There is nothing to choose.
+            algorithm: Algorithm::Random,
+            affinity: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(address: Option<&str>, number: u16, target: &str) -> HostPort {
+        HostPort {
+            address: address.map(|text| text.parse().unwrap()),
+            protocol: Protocol::Tcp,
+            port: number,
+            target: (target.parse().unwrap(), 80),
+        }
+    }
+
+    fn ports() -> HostPorts {
+        let mut ports = HostPorts::new(vec![(Protocol::Udp, 4789, "tunnel")]);
+        ports.set("shop/a", vec![port(None, 8080, "10.244.1.2"), port(None, 8080, "fd00::2")]);
+        ports.set("shop/b", vec![port(Some("192.0.2.1"), 8081, "10.244.1.3")]);
+        ports
+    }
+
+    #[test]
+    fn one_port_of_an_address_has_one_pod() {
+        let ports = ports();
+        let error = |owner: &str, port| ports.check(owner, &[port]).unwrap_err().to_string();
+        assert_eq!(
+            error("shop/c", port(Some("192.0.2.1"), 8080, "10.244.1.4")),
+            "TCP port 8080 of 192.0.2.1 is shop/a's already: choose another hostPort"
+        );
+        assert_eq!(
+            error("shop/c", port(Some("0.0.0.0"), 8081, "10.244.1.4")),
+            "TCP port 8081 of this node is shop/b's already: choose another hostPort"
+        );
+        assert_eq!(ports.check("shop/c", &[port(Some("192.0.2.2"), 8081, "10.244.1.4")]), Ok(()));
+        assert_eq!(ports.check("shop/a", &[port(None, 8080, "10.244.1.2")]), Ok(()), "its own");
+        let twice = [port(None, 9, "10.244.1.4"), port(None, 9, "10.244.1.4")];
+        assert!(ports.check("shop/c", &twice).is_err());
+        let udp = HostPort { protocol: Protocol::Udp, ..port(None, 8080, "10.244.1.4") };
+        assert_eq!(ports.check("shop/c", &[udp]), Ok(()));
+    }
+
+    #[test]
+    fn what_can_be_no_host_port_is_refused() {
+        let ports = ports();
+        let tunnel = HostPort { protocol: Protocol::Udp, ..port(None, 4789, "10.244.1.4") };
+        for (port, error) in [
+            (port(None, 0, "10.244.1.4"), "port 0 is no port: 1 to 65535"),
+            (tunnel, "UDP port 4789 is the node's own, for its tunnel: choose another hostPort"),
+            (
+                port(Some("127.0.0.1"), 80, "10.244.1.4"),
+                "hostIP 127.0.0.1 cannot be served: it is no address that other hosts send to",
+            ),
+            (
+                port(Some("::"), 80, "10.244.1.4"),
+                "hostIP :: and the pod's address 10.244.1.4 are not of one family",
+            ),
+        ] {
+            assert_eq!(ports.check("shop/c", &[port]).unwrap_err().to_string(), error);
+        }
+    }
+
+    #[test]
+    fn all_addresses_are_those_of_the_pods_family() {
+        let node = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|text| text.parse().unwrap());
+        let of = |owner: &str| {
+            let specs = ports().specs_of(owner, &node);
+            specs.into_iter().map(|spec| (spec.name, spec.frontends)).collect::<Vec<_>>()
+        };
+        let front =
+            |address: &str, port| Frontend::HostPort { address: address.parse().unwrap(), port };
+        assert_eq!(
+            of("shop/a"),
+            [
+                (
+                    "shop/a:host-TCP-8080".to_owned(),
+                    vec![front("192.0.2.1", 8080), front("192.0.2.2", 8080)]
+                ),
+                ("shop/a:host-TCP-8080".to_owned(), vec![front("2001:db8::1", 8080)]),
+            ]
+        );
+        assert_eq!(
+            of("shop/b"),
+            [("shop/b:host-TCP-8081-192.0.2.1".to_owned(), vec![front("192.0.2.1", 8081)])]
+        );
+    }
+}
