@@ -36,6 +36,7 @@ pub mod mac;
 pub mod nat;
 pub mod neighbor;
 pub mod offload;
+pub mod policy;
 pub mod port;
 mod port_io;
 mod prefix_map;
