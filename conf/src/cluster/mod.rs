@@ -18,6 +18,7 @@ pub mod names;
 mod namespaced;
 mod object;
 pub mod parse;
+pub mod policy;
 mod pool;
 mod service_map;
 mod state;
