@@ -9,6 +9,7 @@
 //! - [`admin`] answers the command line, the CNI plugin and Prometheus;
 //! - [`explain`] says who reaches whom and why, without a packet;
 //! - [`cli`] is the command line; [`lab`] makes clusters of namespaces on one machine;
+//! - [`policy`] answers who may reach whom, and why, of the objects alone;
 //! - [`sim`] is a cluster in one process, under virtual time, for packet-level tests.
 
 pub mod admin;
@@ -21,5 +22,6 @@ pub mod events;
 pub mod explain;
 pub mod host;
 pub mod lab;
+pub mod policy;
 pub mod sim;
 pub mod uninstall;

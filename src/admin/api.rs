@@ -17,6 +17,8 @@
 //! | GET | `/v1/endpoints` | | list of [`EndpointStatus`](super::services::EndpointStatus) |
 //! | GET | `/v1/flows?max=&service=&client=` | | [`FlowsReport`](super::services::FlowsReport) |
 //! | GET | `/v1/objects` | | [`conf::source::Listing`] |
+//! | GET | `/v1/policy/list` | | list of [`PolicyStatus`](crate::policy::list::PolicyStatus) |
+//! | GET | `/v1/policy/matrix?protocol=&port=` | | [`Matrix`](crate::policy::matrix::Matrix) |
 //! | POST | `/v1/ports` | [`PortRequest`] | [`PodStatus`] |
 //! | DELETE | `/v1/ports/NAME` | | |
 //! | POST | `/v1/cni` | `cni::rpc::CniRequest` | `cni::rpc::CniResponse` |

@@ -25,6 +25,7 @@ mod leases;
 mod map_pods;
 mod objects;
 mod paths;
+pub mod policies;
 mod ports;
 mod report;
 mod service_views;

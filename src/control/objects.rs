@@ -1,6 +1,7 @@
 //! The objects of the cluster in the daemon: taken up as their source and the map tell, and made into the
 //! switch's table of Services.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -14,11 +15,13 @@ use overlay::pods::PodMap;
 
 use super::endpoints::Place;
 use super::facts::Facts;
+use super::policies::{PolicyTables, Scope};
 use super::services::ServiceTables;
 use super::{Control, Topic};
 use crate::admin::api::ProblemTopic;
 use crate::dns::names;
 use crate::explain::{self, Explained, Known, Query, world::World};
+use crate::policy::list::PolicyStatus;
 
 /// The state of the cluster, which one writes and many read.
 #[derive(Debug, Clone)]
@@ -188,6 +191,12 @@ impl Control {
                 self.raise(topic, text);
             }
         }
+    }
+
+    /// All policies, whom they are for, and what was counted of them.
+    pub fn policy_list(&self) -> Vec<PolicyStatus> {
+        let state = self.objects.cluster.read();
+        PolicyTables::of(&state, Scope::Pods(BTreeSet::new())).list(&state)
     }
 
     /// All objects, and what became of them.

@@ -28,7 +28,7 @@ pub use self::fact::{NodeFact, PodFact, PodView};
 pub use self::labels::{LabelSelector, Labels, Operator, Requirement};
 pub use self::object::*;
 pub use self::service_map::{Authority, ServiceConfig, ServiceProblem, ServiceView, Used};
-pub use self::state::{Change, ClusterState, Delta};
+pub use self::state::{Change, ClusterState, Delta, KnownNode};
 
 #[cfg(test)]
 mod tests;

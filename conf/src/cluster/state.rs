@@ -665,6 +665,15 @@ impl ClusterState {
         self.nodes.values().filter_map(|entry| entry.object.as_ref())
     }
 
+    /// All nodes that are declared or in the map, by name.
+    pub fn known_nodes(&self) -> impl Iterator<Item = KnownNode<'_>> {
+        self.nodes.iter().map(|(name, entry)| KnownNode {
+            name,
+            labels: entry.object.as_ref().map(|node| &node.labels).cloned().unwrap_or_default(),
+            addresses: entry.addresses(),
+        })
+    }
+
     /// The addresses of a node: those of its object, and without any those that the map tells.
     pub fn node_addresses(&self, name: &str) -> &[IpAddr] {
         self.nodes.get(name).map_or(&[], NodeEntry::addresses)
@@ -697,6 +706,17 @@ impl ClusterState {
     pub fn used(&self) -> Used {
         self.allocations.used()
     }
+}
+
+/// A node, whether it is declared or only in the map.
+#[derive(Debug, Clone)]
+pub struct KnownNode<'s> {
+    /// Its name.
+    pub name: &'s Arc<str>,
+    /// `metadata.labels` of its object; none without one.
+    pub labels: Labels,
+    /// Those of its object, and without any those that the map tells.
+    pub addresses: &'s [IpAddr],
 }
 
 /// What is left to do for some changes.
