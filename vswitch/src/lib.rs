@@ -28,6 +28,7 @@ pub mod explain;
 pub mod flows;
 pub mod fragment;
 pub mod frame;
+mod gate;
 mod home;
 pub mod icmp_error;
 pub mod ix;

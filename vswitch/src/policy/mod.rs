@@ -23,6 +23,7 @@
 //! Always accepted is what a pod sends to itself, and what it exchanges with its own node.
 
 mod bits;
+pub mod denial;
 mod index;
 mod judge;
 mod name;
@@ -38,7 +39,7 @@ pub use bits::{BitSet, SelectorIx};
 pub use judge::{Judgement, Question, Ruling, Traffic, Why, judge, judge_egress, judge_ingress};
 pub use name::{Counts, Direction, Policy, PolicyName, RuleName, Tier};
 pub use rules::{Match, RuleSet};
-pub use table::{Enforcement, PolicyTable, PolicyTableBuilder, Subject};
+pub use table::{Enforcement, Established, PolicyTable, PolicyTableBuilder, Subject};
 
 use crate::service::Protocol;
 

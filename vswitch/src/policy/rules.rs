@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::index::Index;
-use super::{Action, BitSet, PolicyName, Rule, RuleSetSpec, Traffic};
+use super::{Action, BitSet, Peers, PolicyName, Rule, RuleSetSpec, Traffic};
 
 /// All rules for one pod in one direction. Pods to which the same policies apply share one.
 #[derive(Debug)]
@@ -47,6 +47,15 @@ impl RuleSet {
     /// The policies that isolate the pod. There may be none.
     pub fn isolating(&self) -> &[Arc<PolicyName>] {
         self.isolating.as_deref().unwrap_or_default()
+    }
+
+    /// Whether somebody may be accepted for want of labels: a rule that does not accept is about selectors.
+    pub fn needs_labels(&self) -> bool {
+        let rules = self.admin.rules.iter().chain(&self.baseline.rules);
+        rules.filter(|rule| rule.action != Action::Accept).any(|rule| match &rule.peers {
+            Peers::Everybody => false,
+            Peers::Some { selectors, .. } => !selectors.is_empty(),
+        })
     }
 
     /// What decides about `traffic` with a peer that has this address and matches these selectors.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use rpds::HashTrieMapSync;
+use serde::{Deserialize, Serialize};
 
 use super::{BitSet, Direction, Policy, RuleSet, Tier};
 
@@ -18,6 +19,17 @@ pub enum Enforcement {
     On,
     /// What they deny is counted, and goes on.
     Audit,
+}
+
+/// What becomes of flows that there are when policies change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Established {
+    /// The next packet of each is judged anew, in whichever direction: what is not allowed any more stops.
+    #[default]
+    Recheck,
+    /// What was admitted once goes on until it is over.
+    Keep,
 }
 
 /// A pod with the rules for it.
