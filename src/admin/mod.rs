@@ -105,6 +105,7 @@ pub async fn serve(
             get(async |State(control)| list(control, ServiceViews::endpoints).await),
         )
         .route("/v1/flows", get(flows))
+        .route("/v1/policies", get(async |State(control)| read(control, Control::policies).await))
         .route("/v1/objects", get(async |State(control)| read(control, Control::objects).await))
         .route("/v1/policy/list", get(policy_list))
         .route("/v1/policy/matrix", get(policy_matrix))

@@ -20,6 +20,7 @@ pub mod device;
 pub mod endpoints;
 mod exceptions;
 pub mod facts;
+mod gate;
 pub(crate) mod kernel_drops;
 mod leases;
 mod map_pods;
@@ -53,6 +54,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use tokio::sync::mpsc;
 use vswitch::engine::{Engine, TunnelPort};
+use vswitch::policy::PolicyTable;
 use vswitch::port::PortIx;
 use vswitch::service::ServiceTable;
 use vswitch::tables::{Node, TablesBuilder};
@@ -199,6 +201,9 @@ pub struct Control {
     lease_waiting: Option<HeldLease>,
     map: Arc<SubnetMap>,
     services: Arc<ServiceTable>,
+    policies: Arc<PolicyTable>,
+    /// Denials that nobody was told of in detail.
+    denials_untold: u64,
     /// Addresses of pods here that other nodes' pods have, and keep.
     cut_off: BTreeSet<IpAddr>,
     /// Since when nobody knows the nodes any more that addresses were left to.
@@ -275,6 +280,9 @@ impl Control {
             lease_waiting: None,
             map: Arc::default(),
             services: Arc::new(ServiceTable::empty()),
+            // Shut until all policies are known.
+            policies: Arc::new(gate::shut()),
+            denials_untold: 0,
             cut_off: BTreeSet::new(),
             absent: BTreeMap::new(),
             objects,
@@ -558,6 +566,8 @@ impl Control {
             pods: self.attached.values().map(|pod| pod.to_table(&self.cut_off)).collect(),
             peers,
             services: Arc::clone(&self.services),
+            policies: Arc::clone(&self.policies),
+            established: self.config.policy.established,
         };
         let (tables, left_out) = compile::compile(inputs);
         self.engine.publish(Arc::new(tables));

@@ -1,7 +1,6 @@
 //! The objects of the cluster in the daemon: taken up as their source and the map tell, and made into the
 //! switch's table of Services.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -11,13 +10,14 @@ use conf::NodeConfig;
 use conf::cluster::{Change, ClusterState, Delta, ObjectName};
 use conf::source::manifests::Counts;
 use conf::source::{Listing, SharedDirectory, Update};
-use overlay::pods::PodMap;
+use overlay::pods::{LocalPod, PodMap};
+use vswitch::policy::PolicyTable;
 
 use super::endpoints::Place;
 use super::facts::Facts;
 use super::policies::{PolicyTables, Scope};
 use super::services::ServiceTables;
-use super::{Control, Topic};
+use super::{Control, Topic, gate};
 use crate::admin::api::ProblemTopic;
 use crate::dns::names;
 use crate::explain::{self, Explained, Known, Query, world::World};
@@ -63,6 +63,7 @@ pub(super) struct Objects {
     directory: Option<SharedDirectory>,
     facts: Facts,
     tables: ServiceTables,
+    policies: PolicyTables,
     /// Addresses of this node that have node ports.
     node_addresses: Vec<IpAddr>,
     /// Refused objects that the log has named.
@@ -82,8 +83,9 @@ impl Objects {
         Self {
             cluster: SharedCluster::new(ClusterState::new(services)),
             directory: None,
-            facts: Facts::new(now),
+            facts: Facts::new(node, now),
             tables,
+            policies: PolicyTables::new(Scope::Node(node.into()), gate::mode(&config.policy)),
             node_addresses: Vec::new(),
             told: Vec::new(),
         }
@@ -101,6 +103,7 @@ impl Control {
         self.objects.directory = Some(directory);
         self.update_objects(first);
         self.objects.cluster.set_synced();
+        self.take_up_policies(&Delta::default());
         if let Some(resolver) = &self.dns {
             let state = self.objects.cluster.read();
             resolver.update(|directory| *directory = names::directory(&state));
@@ -139,7 +142,26 @@ impl Control {
             let state = self.objects.cluster.read();
             resolver.update(|directory| names::update(directory, &state, &delta));
         }
+        self.take_up_policies(&delta);
         self.take_up_delta(&delta);
+    }
+
+    /// Takes up this node's own pods.
+    pub(super) fn set_own_pods(&mut self, pods: &[LocalPod], now: Instant) {
+        let changes = self.objects.facts.set_own(pods, now);
+        self.change_cluster(changes);
+    }
+
+    /// Makes the policies anew for what is different.
+    fn take_up_policies(&mut self, delta: &Delta) {
+        let objects = &mut self.objects;
+        let table = objects.policies.update(&objects.cluster.read(), delta);
+        // Before, that there is no policy means nothing.
+        if !objects.cluster.is_synced() {
+            return;
+        }
+        let has_any = objects.policies.counts().policies > 0;
+        self.set_policies(if has_any { table } else { Arc::new(PolicyTable::off()) });
     }
 
     fn take_up_delta(&mut self, delta: &Delta) {
@@ -196,7 +218,7 @@ impl Control {
     /// All policies, whom they are for, and what was counted of them.
     pub fn policy_list(&self) -> Vec<PolicyStatus> {
         let state = self.objects.cluster.read();
-        PolicyTables::of(&state, Scope::Pods(BTreeSet::new())).list(&state)
+        self.objects.policies.list(&state)
     }
 
     /// All objects, and what became of them.

@@ -9,7 +9,8 @@ use cni::rpc::{Client, ClientError};
 use conf::source::Listing;
 
 use crate::admin::api::{
-    CountersReport, LeasesReport, MapPod, NodeStatus, PodStatus, PortRequest, Status,
+    CountersReport, LeasesReport, MapPod, NodeStatus, PodStatus, PoliciesReport, PortRequest,
+    Status,
 };
 use crate::admin::services::{EndpointStatus, FlowsQuery, FlowsReport, ServiceStatus};
 use crate::dns::report::{DnsAnswer, DnsStatus};
@@ -208,6 +209,14 @@ impl Admin {
         let protocol = probe.protocol.map_or("ICMP", vswitch::service::Protocol::as_str);
         let port = escaped(&probe.port.to_string());
         wait(self.client.get(&format!("/v1/policy/matrix?protocol={protocol}&port={port}")))
+    }
+
+    /// The policies in force, and what was counted of them.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn policies(&self) -> Result<PoliciesReport> {
+        wait(self.client.get("/v1/policies"))
     }
 
     /// Makes an interface of the host a port.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::flows::state::Seen;
-use crate::flows::{FlowProtocol, FlowTable, Ticks, Tuple, lower_32, split};
+use crate::flows::{FlowProtocol, FlowTable, PLAIN, Ticks, Tuple, lower_32, split};
 use crate::service::{Family, Service, ServiceTable};
 use crate::sync::Ordering;
 
@@ -42,6 +42,11 @@ pub struct FlowView {
 }
 
 impl FlowView {
+    /// Whether the flow is only followed, and not translated.
+    pub fn is_plain(&self) -> bool {
+        self.service == PLAIN
+    }
+
     /// `namespace/name:port` of the Service, if it still has the frontend.
     pub fn service_name<'t>(&self, services: &'t ServiceTable) -> Option<&'t str> {
         let ((address, port), protocol) = (self.frontend, self.protocol.service()?);
