@@ -142,9 +142,9 @@ fn ends(world: &World) -> Vec<IpAddr> {
 
 /// The cluster of the cases: two nodes, two namespaces, and in each a few pods.
 const CLUSTER: &str = "
-{apiVersion: v1, kind: Namespace, metadata: {name: a, labels: {team: x}}}
+{apiVersion: v1, kind: Namespace, metadata: {name: a, labels: {team: blue}}}
 ---
-{apiVersion: v1, kind: Namespace, metadata: {name: b, labels: {team: y}}}
+{apiVersion: v1, kind: Namespace, metadata: {name: b, labels: {team: green}}}
 ---
 {apiVersion: v1, kind: Node, metadata: {name: n1, labels: {zone: east}}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}
 ---
@@ -288,13 +288,12 @@ fn an_empty_peer_selector_is_not_an_empty_list() {
 #[test]
 fn selectors_in_one_peer_are_anded_and_peers_are_ored() {
     let both =
-        "namespaceSelector: {matchLabels: {team: y}}, podSelector: {matchLabels: {app: web}}";
+        "namespaceSelector: {matchLabels: {team: green}}, podSelector: {matchLabels: {app: web}}";
     expect(
         &policy("and", &format!("podSelector: {{}}, ingress: [{{from: [{{{both}}}]}}]")),
         "b/web a/db TCP80 yes\nb/api a/db TCP80 no\na/web a/db TCP80 no",
     );
-    let either =
-        "{namespaceSelector: {matchLabels: {team: y}}}, {podSelector: {matchLabels: {app: web}}}";
+    let either = "{namespaceSelector: {matchLabels: {team: green}}}, {podSelector: {matchLabels: {app: web}}}";
     expect(
         &policy("or", &format!("podSelector: {{}}, ingress: [{{from: [{either}]}}]")),
         "b/web a/db TCP80 yes\nb/api a/db TCP80 yes\na/web a/db TCP80 yes\na/db a/web TCP80 no",
@@ -519,7 +518,7 @@ fn names_of_ports_are_those_of_the_pod_that_is_sent_to() {
 #[test]
 fn tiers_in_their_order() {
     let subject = "subject: {namespaces: {}}";
-    let from_b = "from: [{namespaces: {matchLabels: {team: y}}}]";
+    let from_b = "from: [{namespaces: {matchLabels: {team: green}}}]";
     let admin = |action: &str, priority: u16| {
         cluster(
             &format!("c{priority}"),
@@ -608,7 +607,7 @@ fn the_older_kinds_say_the_same_in_other_words() {
     };
     let rule = |action: &str| {
         format!(
-            "ingress: [{{action: {action}, from: [{{namespaces: {{matchLabels: {{team: y}}}}}}], ports: [{{portNumber: {{port: \
+            "ingress: [{{action: {action}, from: [{{namespaces: {{matchLabels: {{team: green}}}}}}], ports: [{{portNumber: {{port: \
              80}}}}, {{portRange: {{protocol: UDP, start: 1, end: 9}}}}, {{namedPort: sql}}]}}]"
         )
     };

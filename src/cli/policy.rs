@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use conf::NodeConfig;
 use vswitch::service::Protocol;
 
 use super::args::{
     PoliciesArgs, PolicyArgs, PolicyCommand, PolicyDiffArgs, PolicyMatrixArgs, PolicyTestArgs,
     ProbeProtocol,
 };
+use super::explain::{configuration, warn_of_refused};
 use super::table::Table;
 use super::view::{print, target};
 use crate::control::policies::Scope;
@@ -123,21 +123,12 @@ fn diff(arguments: &PolicyDiffArgs, out: &mut impl Write) -> Result<ExitCode> {
     Ok(if is_failure { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn configuration(file: Option<&Path>) -> Result<NodeConfig> {
-    match file {
-        Some(file) => conf::load(file).map_err(|errors| anyhow!("{errors}")),
-        None => Ok(NodeConfig::new("", Vec::new())),
-    }
-}
-
 /// Everything that manifests say of policies. What is refused of them, and what was made up, is told on stderr.
 fn evaluator(manifests: &Path, config: Option<&Path>) -> Result<Evaluator> {
     let config = configuration(config)?;
     let Manifests { state, listing, stand_ins } =
         read_manifests(manifests, &config).map_err(anyhow::Error::msg)?;
-    for refused in &listing.refused {
-        eprintln!("weft: refused, and so without effect: {}/{refused}", manifests.display());
-    }
+    warn_of_refused(&listing, manifests);
     if !stand_ins.is_empty() {
         let count = stand_ins.len();
         eprintln!(

@@ -10,34 +10,34 @@ const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 const KEYS: [&str; 3] = ["app", "tier", "zone"];
 const VALUES: [&str; 3] = ["x", "y", ""];
 const NAMES: [&str; 3] = ["http", "dns", "alt"];
-pub const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
-pub const PORTS: [u16; 6] = [1, 53, 80, 81, 8080, 65_535];
+pub(crate) const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
+pub(crate) const PORTS: [u16; 6] = [1, 53, 80, 81, 8080, 65_535];
 
 /// Makes clusters and changes of them, the same ones for the same seed.
 #[derive(Debug)]
-pub struct Maker {
+pub(crate) struct Maker {
     random: StdRng,
 }
 
 impl Maker {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { random: StdRng::seed_from_u64(seed) }
     }
 
-    pub fn one_in(&mut self, n: u32) -> bool {
+    pub(crate) fn one_in(&mut self, n: u32) -> bool {
         self.random.random_range(0..n) == 0
     }
 
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         self.random.random_range(0..n)
     }
 
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 
     /// A cluster of a few objects of every kind.
-    pub fn world(&mut self) -> World {
+    pub(crate) fn world(&mut self) -> World {
         let mut objects = Vec::new();
         for name in NAMESPACES {
             // One that is not declared exists all the same.
@@ -51,10 +51,10 @@ impl Maker {
         for number in 0..2 + self.below(5) {
             objects.push(self.pod(number));
         }
-        for number in 0..self.below(6) {
+        for number in 0..2 + self.below(7) {
             objects.push(self.network_policy(number));
         }
-        if self.one_in(2) {
+        if !self.one_in(3) {
             for number in 0..self.below(4) {
                 objects.push(self.cluster_policy(number));
             }
@@ -63,15 +63,15 @@ impl Maker {
     }
 
     /// Changes one object, or adds or removes one. Returns its place, and what it was.
-    pub fn change(&mut self, world: &mut World) {
-        let number = self.below(7);
+    pub(crate) fn change(&mut self, world: &mut World) {
+        let number = self.below(9);
         let new = match self.below(10) {
             0 => {
                 let name = self.pick(&NAMESPACES);
                 self.namespace(name)
             }
             1 => self.node(number % 2),
-            2..=5 => self.pod(number),
+            2..=5 => self.pod(number % 7),
             6 | 7 => self.network_policy(number),
             _ => self.cluster_policy(number % 4),
         };

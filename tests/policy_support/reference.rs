@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 
 /// All objects of a cluster.
 #[derive(Debug, Clone, Default)]
-pub struct World {
-    pub objects: Vec<Value>,
+pub(crate) struct World {
+    pub(crate) objects: Vec<Value>,
 }
 
 /// What is sent: a protocol and port, or something without ports.
-pub type Sent = Option<(&'static str, u16)>;
+pub(crate) type Sent = Option<(&'static str, u16)>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
@@ -63,7 +63,7 @@ impl World {
     }
 
     /// Whether `from` may reach `to`.
-    pub fn allows(&self, from: IpAddr, to: IpAddr, sent: Sent) -> bool {
+    pub(crate) fn allows(&self, from: IpAddr, to: IpAddr, sent: Sent) -> bool {
         let (sender, receiver) = (self.pod_at(from), self.pod_at(to));
         // "A Pod cannot block access to itself."
         if from == to || (sender.is_some() && same(sender, receiver)) {
@@ -289,15 +289,15 @@ fn network_port(port: &Value, receiver: Option<&Value>, sent: Sent) -> bool {
     if port["protocol"].as_str().unwrap_or("TCP") != protocol {
         return false;
     }
-    match &port["port"] {
-        Value::Null => true,
-        Value::String(name) => has_port(receiver, name, protocol, number),
-        first => {
-            let first = first.as_u64().unwrap();
-            let last = port["endPort"].as_u64().unwrap_or(first);
-            (first..=last).contains(&u64::from(number))
-        }
+    if port["port"].is_null() {
+        return true;
     }
+    if let Some(name) = port["port"].as_str() {
+        return has_port(receiver, name, protocol, number);
+    }
+    let first = port["port"].as_u64().unwrap();
+    let last = port["endPort"].as_u64().unwrap_or(first);
+    (first..=last).contains(&u64::from(number))
 }
 
 fn cluster_port(port: &Value, receiver: Option<&Value>, sent: Sent) -> bool {
@@ -376,12 +376,12 @@ fn in_block(cidr: &Value, address: IpAddr) -> bool {
     start.len() == address.len() && start[..len] == address[..len]
 }
 
-pub fn addresses(pod: &Value) -> Vec<IpAddr> {
+pub(crate) fn addresses(pod: &Value) -> Vec<IpAddr> {
     let ips = list(&pod["status"]["podIPs"]);
     ips.iter().map(|ip| ip["ip"].as_str().unwrap().parse().unwrap()).collect()
 }
 
-pub fn node_addresses(node: &Value) -> Vec<IpAddr> {
+pub(crate) fn node_addresses(node: &Value) -> Vec<IpAddr> {
     let all = list(&node["status"]["addresses"]);
     all.iter().map(|one| one["address"].as_str().unwrap().parse().unwrap()).collect()
 }

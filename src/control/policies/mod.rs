@@ -219,7 +219,7 @@ impl PolicyTables {
             let before = self.policies.remove(&key);
             if let Some(before) = &before {
                 self.ordered.remove(&(before.source.tier(), before.source.order()));
-                work.subjects.push(before.source.subject());
+                work.subjects.push(before.subject.clone());
                 builder.remove_policy(before.policy.name.tier(), before.policy.name.as_str());
             }
             if let Some(source) = Source::find(state, &key) {
@@ -235,7 +235,7 @@ impl PolicyTables {
                 if compiled.source.tier() != Tier::Namespace {
                     self.ordered.insert(place, key.clone());
                 }
-                work.subjects.push(compiled.source.subject());
+                work.subjects.push(compiled.subject.clone());
                 builder.policy(Arc::clone(&compiled.policy));
                 self.policies.insert(key, compiled);
             }
@@ -299,22 +299,17 @@ impl PolicyTables {
         let labels = state.namespace_labels(namespace);
         let candidates = self.selectors.of_namespace(namespace, &labels);
         let cluster = self.ordered.iter().filter_map(|(_, key)| self.policies.get(key));
-        let cluster: Vec<_> = cluster
-            .map(|compiled| (compiled, compiled.source.subject()))
-            .filter(|(_, subject)| selects_namespace(&subject.namespaces, namespace, &labels))
-            .collect();
+        let of_cluster = cluster
+            .filter(|compiled| selects_namespace(&compiled.subject.namespaces, namespace, &labels));
         let own = of_namespace(&self.policies, namespace);
-        let own: Vec<_> = own.map(|compiled| (compiled, compiled.source.subject())).collect();
+        let policies: Vec<&Compiled> = of_cluster.chain(own).collect();
         let audit = self.mode.audited.contains(namespace);
         let mut is_new = false;
         for id in ids {
             let Some(pod) = self.pods.get_mut(id) else { continue };
-            let selecting: Vec<&Compiled> = cluster
-                .iter()
-                .chain(&own)
-                .filter(|(_, subject)| subject.pods.selects(&pod.labels))
-                .map(|(compiled, _)| *compiled)
-                .collect();
+            let selecting = policies.iter().copied();
+            let selecting: Vec<&Compiled> =
+                selecting.filter(|compiled| compiled.subject.pods.selects(&pod.labels)).collect();
             let mut rules = |direction| {
                 let is_wanted = self.scope.has(id, pod, direction);
                 let rules = is_wanted.then(|| rule_set(direction, &selecting, &pod.ports));

@@ -47,7 +47,7 @@ impl PolicyTables {
 
     /// The pods that a policy is for.
     fn pods_of(&self, state: &ClusterState, compiled: &Compiled) -> Vec<String> {
-        let subject = compiled.source.subject();
+        let subject = &compiled.subject;
         let mut found = Vec::new();
         for namespace in self.pods.namespaces() {
             let labels = state.namespace_labels(namespace);
@@ -74,7 +74,7 @@ impl PolicyTables {
         let bits = subject.map_or(&nothing, |subject| &*subject.selectors);
         let own = of_namespace(&self.policies, &id.namespace);
         let isolating = own.filter(|compiled| {
-            compiled.speaks_of(direction) && compiled.source.subject().pods.selects(&pod.labels)
+            compiled.speaks_of(direction) && compiled.subject.pods.selects(&pod.labels)
         });
         let mut misses: Vec<Miss> = Vec::new();
         for compiled in isolating {

@@ -39,6 +39,8 @@ pub(super) struct Compiled {
     /// Differs from that of everything else that was ever compiled.
     pub(super) version: u64,
     pub(super) source: Source,
+    /// The pods that it is for.
+    pub(super) subject: PodSelection,
     /// Its name, and those of its rules.
     pub(super) policy: Arc<Policy>,
     /// `None`: it says nothing about this direction.
@@ -75,12 +77,10 @@ impl Source {
     /// The policy with this key.
     pub(super) fn find(state: &ClusterState, key: &ObjectKey) -> Option<Self> {
         let ObjectName { namespace, name } = &key.id;
-        match key.kind {
-            ObjectKind::NetworkPolicy => {
-                state.network_policy(namespace, name).cloned().map(Self::Network)
-            }
-            kind => state.cluster_policy(kind, name).cloned().map(Self::Cluster),
+        if key.kind == ObjectKind::NetworkPolicy {
+            return state.network_policy(namespace, name).cloned().map(Self::Network);
         }
+        state.cluster_policy(key.kind, name).cloned().map(Self::Cluster)
     }
 
     /// All policies.
@@ -220,6 +220,7 @@ impl Compiler<'_> {
         };
         let mut compiled = Compiled {
             version,
+            subject: source.subject(),
             policy: Arc::new(Policy { name: Arc::clone(&name), rules: Vec::new() }),
             ingress: None,
             egress: None,
