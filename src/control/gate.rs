@@ -25,7 +25,7 @@ pub(super) fn shut() -> PolicyTable {
 }
 
 /// What policies do by the configuration.
-pub(super) fn mode(config: &PolicyConfig) -> Mode {
+pub(crate) fn mode(config: &PolicyConfig) -> Mode {
     let enforcement = if config.audit { Enforcement::Audit } else { Enforcement::On };
     Mode {
         enforcement,

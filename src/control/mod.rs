@@ -62,6 +62,7 @@ use vswitch::tables::{Node, TablesBuilder};
 pub use self::attach::AttachError;
 use self::attach::Attached;
 use self::capabilities::FallbackCounts;
+pub(crate) use self::gate::mode as policy_mode;
 use self::kernel_drops::KernelDrops;
 use self::map_pods::KnownPods;
 pub use self::map_pods::{MapPods, PodNumbers};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use conf::cluster::ObjectName;
 use serde::{Deserialize, Serialize};
-use vswitch::policy::{Direction, PolicyTable, RuleName, Ruling, Traffic, Why};
+use vswitch::policy::{Direction, PolicyTable, Question, RuleName, Ruling, Traffic, Why, judge};
 
-use super::Evaluator;
+use super::{Evaluator, is_own_node};
 use crate::control::policies::Miss;
 
 /// What the rules of both sides say.
@@ -97,8 +97,19 @@ impl From<&RuleName> for RuleAnswer {
 impl Evaluator {
     /// Says whether `from` may reach `to`, and why.
     pub fn explain(&self, from: IpAddr, to: IpAddr, traffic: Traffic) -> PolicyAnswer {
-        let judgement = self.judge(from, to, traffic);
+        self.explain_at(from, to, traffic, is_own_node(&self.state, from, to))
+    }
+
+    /// The same, for whoever knows better whether one of the two is a pod and the other its node.
+    pub fn explain_at(
+        &self,
+        from: IpAddr,
+        to: IpAddr,
+        traffic: Traffic,
+        is_own_node: bool,
+    ) -> PolicyAnswer {
         let table = self.tables.table();
+        let judgement = judge(table, &Question { from, to, traffic, is_own_node });
         let side = |direction, ruling: &Ruling<'_>, own: IpAddr, peer: IpAddr| {
             let mut answer = SideAnswer::of(table, direction, ruling, own);
             if ruling.why == Why::NoMatch {

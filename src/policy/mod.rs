@@ -20,7 +20,7 @@ use conf::source::{self, Listing};
 use ipnetwork::IpNetwork;
 use vswitch::policy::{Judgement, Question, Traffic, judge};
 
-use crate::control::policies::{PolicyTables, Scope};
+use crate::control::policies::{Mode, PolicyTables, Scope};
 
 /// A state of the cluster with the rules for its pods.
 #[derive(Debug)]
@@ -30,9 +30,16 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// Makes the rules for the pods of `scope`.
+    /// Makes the rules for the pods of `scope`, and puts them in force.
     pub fn new(state: ClusterState, scope: Scope) -> Self {
         let tables = PolicyTables::of(&state, scope);
+        Self { state, tables }
+    }
+
+    /// The same, with rules that may only be counted.
+    pub fn with_mode(state: ClusterState, scope: Scope, mode: Mode) -> Self {
+        let mut tables = PolicyTables::new(scope, mode);
+        tables.take_up_all(&state);
         Self { state, tables }
     }
 

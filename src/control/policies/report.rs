@@ -1,5 +1,6 @@
 //! What is told of policies: whom each is for, what was counted, and why its rules do not match.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use conf::cluster::{ClusterState, ObjectName};
@@ -22,6 +23,18 @@ pub struct Miss {
     pub peer: bool,
     /// Whether it is about what is sent.
     pub port: bool,
+}
+
+impl fmt::Display for Miss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { policy, rule, peer, port } = self;
+        let why = match (peer, port) {
+            (true, _) => "is about this peer, and not about this port",
+            (false, true) => "is about this port, and not about this peer",
+            (false, false) => "is about neither this peer nor this port",
+        };
+        write!(f, "rule {rule} of {policy} {why}")
+    }
 }
 
 impl PolicyTables {
