@@ -57,6 +57,7 @@ pub(super) fn add(
     if is_dropped {
         let (reason, why) = denial(&told);
         explained.answer.verdict = Verdict::Drop;
+        explained.answer.endpoints.clear();
         explained.answer.reason = format!("policies deny it: {why} ({reason})");
     } else if denied > 0 {
         explained.details.notes.push(format!(

@@ -1,5 +1,6 @@
 //! What is kept about a lab on disk, so that later commands find it, and where.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::net::IpAddr;
