@@ -298,7 +298,7 @@ impl PolicyTables {
         let namespace = &first.namespace;
         let labels = state.namespace_labels(namespace);
         let candidates = self.selectors.of_namespace(namespace, &labels);
-        let cluster = self.ordered.iter().filter_map(|(_, key)| self.policies.get(key));
+        let cluster = self.ordered.values().filter_map(|key| self.policies.get(key));
         let of_cluster = cluster
             .filter(|compiled| selects_namespace(&compiled.subject.namespaces, namespace, &labels));
         let own = of_namespace(&self.policies, namespace);

@@ -60,8 +60,11 @@ pub(super) struct Compiled {
 #[derive(Debug)]
 pub(super) struct IngressRule {
     rule: Rule,
-    names: Vec<(Option<Protocol>, Arc<str>)>,
+    names: Vec<PortName>,
 }
+
+/// A port by its name, of one protocol or of any.
+type PortName = (Option<Protocol>, Arc<str>);
 
 /// What a policy is compiled with.
 #[derive(Debug)]
@@ -150,6 +153,9 @@ impl Source {
     }
 }
 
+/// Whose a rule is, whom it is about, and which ports; `None` for no port at all.
+pub(super) type Parts<'c> = (&'c Arc<RuleName>, &'c Peers, Option<Vec<PortMatch>>);
+
 impl Compiled {
     /// Whether it says anything about a direction.
     pub(super) fn speaks_of(&self, direction: Direction) -> bool {
@@ -165,11 +171,7 @@ impl Compiled {
     }
 
     /// The same in parts: whose they are, whom and which ports they are about. No ports at all are `None`.
-    pub(super) fn parts_for(
-        &self,
-        direction: Direction,
-        ports: &[NamedPort],
-    ) -> Vec<(&Arc<RuleName>, &Peers, Option<Vec<PortMatch>>)> {
+    pub(super) fn parts_for(&self, direction: Direction, ports: &[NamedPort]) -> Vec<Parts<'_>> {
         match direction {
             Direction::Egress => {
                 let rules = self.egress.iter().flatten();
@@ -400,12 +402,13 @@ fn rule_names(
 }
 
 /// A rule's ports with a number, and those with a name.
-fn numbers_and_names(rule: &PolicyRule) -> (Vec<PortMatch>, Vec<(Option<Protocol>, Arc<str>)>) {
+fn numbers_and_names(rule: &PolicyRule) -> (Vec<PortMatch>, Vec<PortName>) {
     let (mut numbers, mut names) = (Vec::new(), Vec::new());
     for port in &rule.ports {
         match port {
             PolicyPort::Numbers { protocol, ports } => {
-                numbers.push(PortMatch { protocol: protocol_of(*protocol), ports: ports.range() })
+                let protocol = protocol_of(*protocol);
+                numbers.push(PortMatch { protocol, ports: ports.range() });
             }
             PolicyPort::Named { protocol, name } => {
                 names.push((protocol.map(protocol_of), Arc::clone(name)));
