@@ -11,6 +11,7 @@
 //! - [`explain`] says who reaches whom and why, without a packet;
 //! - [`announce`] tells the link who has the addresses of load balancers; [`health_check`] tells those in front of us;
 //! - [`cli`] is the command line; [`lab`] makes clusters of namespaces on one machine;
+//! - [`policy`] answers who may reach whom, and why, of the objects alone;
 //! - [`sim`] is a cluster in one process, under virtual time, for packet-level tests.
 
 pub mod admin;
@@ -25,6 +26,7 @@ pub mod explain;
 pub mod health_check;
 pub mod host;
 pub mod lab;
+pub mod policy;
 pub mod reload;
 pub mod sim;
 pub mod uninstall;

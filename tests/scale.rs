@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use conf::cluster::parse::parse;
 use conf::cluster::{Change, ClusterState, Delta, ObjectName, PodFact};
 use vswitch::mac::Mac;
+use vswitch::policy::{Established, PolicyTable};
 use vswitch::service::{Family, ServiceTable};
 use vswitch::tables::{Node, Tables};
 use weft::control::compile::{self, Inputs};
@@ -110,6 +111,8 @@ fn made(services: &Arc<ServiceTable>) -> Tables {
         pods: Vec::new(),
         peers: Vec::new(),
         services: Arc::clone(services),
+        policies: Arc::new(PolicyTable::off()),
+        established: Established::default(),
     };
     compile::compile(inputs).0
 }

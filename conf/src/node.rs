@@ -8,6 +8,7 @@ use std::str::FromStr;
 use ipnetwork::IpNetwork;
 use overlay::underlay::UnderlaySelector;
 use serde::{Deserialize, Serialize};
+use vswitch::policy::Established;
 
 use crate::cluster::{Authority, ServiceConfig};
 use crate::dns::DnsConfig;
@@ -44,6 +45,9 @@ pub struct NodeConfig {
     /// What Services are given.
     #[serde(default)]
     pub services: ServicesConfig,
+    /// What network policies do.
+    #[serde(default)]
+    pub policy: PolicyConfig,
     /// The name server.
     #[serde(default)]
     pub dns: DnsConfig,
@@ -72,6 +76,7 @@ impl NodeConfig {
             host: HostConfig::default(),
             objects: ObjectsConfig::default(),
             services: ServicesConfig::default(),
+            policy: PolicyConfig::default(),
             dns: DnsConfig::default(),
             paths: PathsConfig::default(),
             metrics: MetricsConfig::default(),
@@ -253,6 +258,18 @@ impl Default for ObjectsConfig {
     fn default() -> Self {
         Self { dir: "/etc/weft/manifests".into() }
     }
+}
+
+/// The `[policy]` section.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyConfig {
+    /// What becomes of flows that there are when policies change.
+    pub established: Established,
+    /// Whether what policies deny is only counted.
+    pub audit: bool,
+    /// Namespaces for whose pods what is denied is only counted.
+    pub audit_namespaces: Vec<String>,
 }
 
 /// The `[services]` section.

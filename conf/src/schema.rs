@@ -90,8 +90,10 @@ pub enum Default {
 }
 
 /// All sections.
-pub static SECTIONS: &[Section] =
-    &[TOP, UNDERLAY, OVERLAY, LEASE, SWITCH, HOST, OBJECTS, SERVICES, DNS, PATHS, METRICS, LOG];
+pub static SECTIONS: &[Section] = &[
+    TOP, UNDERLAY, OVERLAY, LEASE, SWITCH, HOST, OBJECTS, SERVICES, POLICY, DNS, PATHS, METRICS,
+    LOG,
+];
 
 const TOP: Section = Section {
     name: "",
@@ -450,6 +452,39 @@ const SERVICES: Section = Section {
                   few connections change their endpoint when others come and go. `random` takes any, \
                   `least-connections` the one of two random ones that has fewer connections through this \
                   node.",
+        },
+    ],
+};
+
+const POLICY: Section = Section {
+    name: "policy",
+    doc: "What network policies do on this node. See [policy.md](policy.md).",
+    fields: &[
+        Field {
+            name: "established",
+            kind: Kind::Choice(&["recheck", "keep"]),
+            default: Default::Fixed,
+            doc: "What becomes of flows that there are when policies change. With \"recheck\" the next packet of \
+                  each is judged anew, in whichever direction it goes: what is not allowed any more stops. With \
+                  \"keep\" a flow that was admitted once goes on until it is over.",
+        },
+        Field {
+            name: "audit",
+            kind: Kind::Switch,
+            default: Default::Fixed,
+            doc: "Deny nothing: what policies would deny is counted and told as an event, and passes.",
+        },
+        Field {
+            name: "audit_namespaces",
+            kind: Kind::List {
+                form: "names of namespaces",
+                check: node::check_network,
+                count_min: 0,
+                count_max: 1000,
+            },
+            default: Default::Fixed,
+            doc: "The same for these namespaces: what policies would deny their pods to send, or to be sent, \
+                  passes.",
         },
     ],
 };

@@ -17,6 +17,8 @@
 //! | GET | `/v1/endpoints` | | list of [`EndpointStatus`](super::services::EndpointStatus) |
 //! | GET | `/v1/flows?max=&service=&client=` | | [`FlowsReport`](super::services::FlowsReport) |
 //! | GET | `/v1/objects` | | [`conf::source::Listing`] |
+//! | GET | `/v1/policy/list` | | list of [`PolicyStatus`](crate::policy::list::PolicyStatus) |
+//! | GET | `/v1/policy/matrix?protocol=&port=` | | [`Matrix`](crate::policy::matrix::Matrix) |
 //! | POST | `/v1/ports` | [`PortRequest`] | [`PodStatus`] |
 //! | DELETE | `/v1/ports/NAME` | | |
 //! | POST | `/v1/cni` | `cni::rpc::CniRequest` | `cni::rpc::CniResponse` |
@@ -474,6 +476,63 @@ pub struct Offender {
     pub reason: String,
     /// Reports seen; under a flood not every packet is reported.
     pub reports: u64,
+}
+
+/// The policies that are in force on this node, and what was counted of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoliciesReport {
+    /// What they do.
+    pub enforcement: PolicyEnforcement,
+    /// Changes whenever anything about them does.
+    pub generation: u64,
+    /// Addresses of pods that they may be about, of all nodes.
+    pub addresses: usize,
+    /// Denials that no event told of one by one, since the daemon was started.
+    pub denials_untold: u64,
+    /// All policies, by tier and name.
+    pub policies: Vec<PolicyCounts>,
+}
+
+/// What the policies of a node do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyEnforcement {
+    /// Nothing: there are none.
+    Off,
+    /// They are in force.
+    On,
+    /// What they deny is counted, and passes.
+    Audit,
+    /// They are not known yet: pods are shut off.
+    Pending,
+}
+
+/// What was counted of a policy on this node, since it was last changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyCounts {
+    /// `admin`, `namespace` or `baseline`.
+    pub tier: String,
+    /// `namespace/name`, or the name of a policy of the cluster.
+    pub name: String,
+    /// Packets denied since the policy isolates their sender, and no rule of any policy accepts them.
+    pub denied_egress: u64,
+    /// The same of their receiver.
+    pub denied_ingress: u64,
+    /// Its rules.
+    pub rules: Vec<PolicyRuleCounts>,
+}
+
+/// What was counted of a rule on this node, since it was last changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRuleCounts {
+    /// `egress` or `ingress`.
+    pub direction: String,
+    /// Its place in the policy's list for that direction, from 0.
+    pub rule: u32,
+    /// Flows that it decided about. A rule with 0 was of no use on this node.
+    pub matched: u64,
+    /// Packets that it denied.
+    pub denied: u64,
 }
 
 /// Asks for a port on an existing interface of the host.

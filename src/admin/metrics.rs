@@ -19,7 +19,8 @@ use prometheus_client::registry::Registry;
 use vswitch::verdict::Reason;
 
 use super::api::{
-    CountersReport, KernelDropped, NodeStatus, PathStatus, PodStatus, ProbesReport, Status,
+    CountersReport, KernelDropped, NodeStatus, PathStatus, PodStatus, PoliciesReport, PolicyCounts,
+    ProbesReport, Status,
 };
 use super::capability::{CapabilityName, Place};
 use crate::control::{PodNumbers, is_up};
@@ -41,6 +42,8 @@ pub struct Report {
     pub pod_numbers: PodNumbers,
     /// The name server, if there is one.
     pub dns: Option<DnsStatus>,
+    /// The policies.
+    pub policies: PoliciesReport,
 }
 
 /// Writes the report as OpenMetrics text.
@@ -59,6 +62,7 @@ impl Collector for Report {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut out = Writer { encoder };
         self.packets(&mut out)?;
+        self.policies(&mut out)?;
         self.capabilities(&mut out)?;
         self.pods(&mut out)?;
         self.paths(&mut out)?;
@@ -67,7 +71,48 @@ impl Collector for Report {
     }
 }
 
+/// Policies that have metrics of their own: those that denied most.
+const POLICIES_SHOWN: usize = 100;
+
 impl Report {
+    fn policies(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let of_rules = |policy: &PolicyCounts, direction: &str| -> u64 {
+            let rules = policy.rules.iter().filter(|rule| rule.direction == direction);
+            rules.map(|rule| rule.denied).sum()
+        };
+        let mut denied: Vec<_> = self
+            .policies
+            .policies
+            .iter()
+            .flat_map(|policy| {
+                [("egress", policy.denied_egress), ("ingress", policy.denied_ingress)].map(
+                    |(direction, isolated)| {
+                        let count = isolated + of_rules(policy, direction);
+                        (policy.name.clone(), policy.tier.clone(), direction, count)
+                    },
+                )
+            })
+            .filter(|(.., count)| *count > 0)
+            .collect();
+        denied.sort_by(|a, b| b.3.cmp(&a.3).then_with(|| a.cmp(b)));
+        denied.truncate(POLICIES_SHOWN);
+        let denied = denied.into_iter().map(|(name, tier, direction, count)| {
+            ([("policy", name), ("tier", tier), ("direction", direction.to_owned())], count)
+        });
+        out.counters(
+            "weft_policy_denied_packets",
+            "Packets denied, or audited, for a policy of the 100 that denied most; several isolate a pod together",
+            denied,
+        )?;
+        let count = self.policies.policies.len();
+        out.gauge("weft_policies", "Policies in force", count as f64)?;
+        out.counter(
+            "weft_policy_denials_untold",
+            "Denials that no event told of one by one",
+            self.policies.denials_untold,
+        )
+    }
+
     fn packets(&self, out: &mut Writer<'_>) -> fmt::Result {
         let counters = &self.counters;
         out.counter(

@@ -24,15 +24,20 @@ use serde::Deserialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
+use vswitch::service::Protocol;
 
 use self::api::{ErrorBody, PortRequest};
 use self::services::{FlowsQuery, FlowsReport};
+use crate::control::policies::Scope;
 use crate::control::{Control, ServiceViews, SharedControl};
 use crate::dns;
 use crate::dns::report::DnsAnswer;
 use crate::dns::resolver::Resolver;
 use crate::dns::stats::{LogLine, QueryLine};
 use crate::explain::{self, Explained};
+use crate::policy::Evaluator;
+use crate::policy::list::PolicyStatus;
+use crate::policy::matrix::{Matrix, Probe, ProbePort};
 
 /// Opens the admin socket, readable and writable by its owner alone.
 ///
@@ -100,7 +105,10 @@ pub async fn serve(
             get(async |State(control)| list(control, ServiceViews::endpoints).await),
         )
         .route("/v1/flows", get(flows))
+        .route("/v1/policies", get(async |State(control)| read(control, Control::policies).await))
         .route("/v1/objects", get(async |State(control)| read(control, Control::objects).await))
+        .route("/v1/policy/list", get(policy_list))
+        .route("/v1/policy/matrix", get(policy_matrix))
         .route("/v1/ports", post(add_port))
         .route("/v1/ports/{device}", delete(remove_port))
         .route("/v1/cni", post(cni))
@@ -322,6 +330,47 @@ async fn explain(
 ) -> Result<Json<Explained>, Response> {
     let explained = blocking(control, move |control| control.explain(&query)).await?;
     explained.map(Json).map_err(|why| failure(StatusCode::BAD_REQUEST, why))
+}
+
+async fn policy_list(
+    State(control): State<SharedControl>,
+) -> Result<Json<Vec<PolicyStatus>>, Response> {
+    blocking(control, |control| control.policy_list()).await.map(Json)
+}
+
+/// What pairs of pods are asked about.
+#[derive(Debug, Deserialize)]
+struct MatrixQuery {
+    protocol: String,
+    port: String,
+}
+
+/// Made beside the control side: it takes as long as there are pairs of pods.
+async fn policy_matrix(
+    State(control): State<SharedControl>,
+    Query(query): Query<MatrixQuery>,
+) -> Result<Json<Matrix>, Response> {
+    let refuse = |why| failure(StatusCode::BAD_REQUEST, why);
+    let protocol = match query.protocol.as_str() {
+        "TCP" => Some(Protocol::Tcp),
+        "UDP" => Some(Protocol::Udp),
+        "SCTP" => Some(Protocol::Sctp),
+        "ICMP" => None,
+        other => {
+            return Err(refuse(format!("protocol: {other:?} is none of TCP, UDP, SCTP, ICMP")));
+        }
+    };
+    let probe = Probe { protocol, port: ProbePort::parse(&query.port) };
+    let cluster = blocking(control, |control| control.cluster()).await?;
+    let made = tokio::task::spawn_blocking(move || {
+        let state = cluster.read().clone();
+        Evaluator::new(state, Scope::All).matrix(&probe)
+    });
+    let made = made.await.map_err(|panic| {
+        let error = format!("the daemon failed inside: {panic}; its log says where");
+        failure(StatusCode::INTERNAL_SERVER_ERROR, error)
+    })?;
+    made.map(Json).map_err(refuse)
 }
 
 async fn metrics_text(State(control): State<SharedControl>) -> Result<Response, Response> {

@@ -191,6 +191,28 @@ Examples:
 Exit codes: 0 all can be honoured, 1 something cannot, 2 wrong usage.")]
     Validate(ValidateArgs),
 
+    /// Lists policies: whom each is for, and which of its rules were of no use
+    ///
+    /// NetworkPolicies and the cluster-wide ones of policy.networking.k8s.io, as the node has them, with what its
+    /// switch has counted; or, with --manifests, those of a directory.
+    #[command(after_help = "\
+Examples:
+  sudo weft policies
+  weft policies --manifests manifests/ --namespace default
+  sudo weft policies --unused         rules that never decided anything on this node
+  sudo weft policies -o json | jq -r '.[] | select(.pods == []) | .name'")]
+    Policies(PoliciesArgs),
+
+    /// Says who may reach whom, checks what you expect of that, and compares two sets of policies
+    ///
+    /// Answered by the code that the switch decides with. `weft explain` says why for one pair.
+    #[command(after_help = "\
+Examples:
+  sudo weft policy matrix --port 80
+  weft policy test expectations.yaml --manifests manifests/
+  weft policy diff manifests.old/ manifests/")]
+    Policy(PolicyArgs),
+
     /// Makes, lists and changes the keys that the nodes' gossip is sealed with
     ///
     /// Whoever has a key is a member. A node seals with one key, and accepts all that are in its key file; the
@@ -624,6 +646,153 @@ pub(super) struct ValidateArgs {
     pub(super) path: PathBuf,
 
     /// The node file whose ranges of Services hold [default: the defaults of all fields]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// `weft policies`.
+#[derive(Debug, Args)]
+pub(super) struct PoliciesArgs {
+    /// Only those of this Kubernetes namespace
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    pub(super) namespace: Option<String>,
+
+    /// Only those that are for no pod, or have rules that never decided anything
+    #[arg(long)]
+    pub(super) unused: bool,
+
+    /// Asks no daemon: what these manifests declare is there, and nothing else
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["socket", "lab", "node", "unused"])]
+    pub(super) manifests: Option<PathBuf>,
+
+    /// With --manifests: the node file whose ranges hold [default: the defaults of all fields]
+    #[arg(long, value_name = "FILE", requires = "manifests")]
+    pub(super) config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// `weft policy`.
+#[derive(Debug, Args)]
+pub(super) struct PolicyArgs {
+    #[command(subcommand)]
+    pub(super) command: PolicyCommand,
+}
+
+/// What to know of policies.
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyCommand {
+    /// Shows of every ordered pair of pods whether the one may reach the other
+    ///
+    /// A pod that has no port of the name that --port gives is not reached there. Where a pod has addresses of both
+    /// families, the first of the receiver's counts that the sender has the family of.
+    #[command(after_help = "\
+Examples:
+  sudo weft policy matrix --port 80
+  sudo weft policy matrix --proto ICMP
+  weft policy matrix --port http --manifests manifests/ -o json | jq '.\"default/web\"'")]
+    Matrix(PolicyMatrixArgs),
+
+    /// Checks what a file expects: who reaches whom, and who does not
+    ///
+    /// The file is YAML: `checks:` is a list of `from`, `to`, `port`, `protocol` and `reachable`. Ends are pods as
+    /// NAMESPACE/NAME, with * for any, or addresses. docs/policy.md has it all.
+    #[command(after_help = "\
+Examples:
+  weft policy test expectations.yaml --manifests manifests/
+  weft policy test expectations.yaml -o json | jq -r '.failures[].reason'
+
+Exit codes: 0 all is as expected, 1 something is not, 2 wrong usage.")]
+    Test(PolicyTestArgs),
+
+    /// Shows which pairs of pods change, and for which ports, between two sets of manifests
+    #[command(after_help = "\
+Examples:
+  weft policy diff manifests.old/ manifests/
+  weft policy diff --exit-code main/ branch/    fails if anything changes")]
+    Diff(PolicyDiffArgs),
+}
+
+/// `weft policy matrix`.
+#[derive(Debug, Args)]
+pub(super) struct PolicyMatrixArgs {
+    /// The receiver's port: a number, or the name that its containers have for it
+    #[arg(long, value_name = "PORT")]
+    pub(super) port: Option<String>,
+
+    /// The protocol; ICMP stands for all that have no ports
+    #[arg(long = "proto", value_enum, ignore_case = true, default_value_t = ProbeProtocol::Tcp)]
+    #[arg(value_name = "PROTOCOL")]
+    pub(super) protocol: ProbeProtocol,
+
+    /// Asks no daemon: what these manifests declare is there, and nothing else
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["socket", "lab", "node"])]
+    pub(super) manifests: Option<PathBuf>,
+
+    /// With --manifests: the node file whose ranges hold [default: the defaults of all fields]
+    #[arg(long, value_name = "FILE", requires = "manifests")]
+    pub(super) config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// A protocol that can be asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "UPPER")]
+pub(super) enum ProbeProtocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+    /// SCTP
+    Sctp,
+    /// Whatever has no ports
+    Icmp,
+}
+
+/// `weft policy test`.
+#[derive(Debug, Args)]
+pub(super) struct PolicyTestArgs {
+    /// What is expected
+    pub(super) file: PathBuf,
+
+    /// The manifests [default: those that the file names]
+    #[arg(long, value_name = "DIR")]
+    pub(super) manifests: Option<PathBuf>,
+
+    /// The node file whose ranges hold [default: the defaults of all fields]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// `weft policy diff`.
+#[derive(Debug, Args)]
+pub(super) struct PolicyDiffArgs {
+    /// A directory of manifests, or one file
+    pub(super) old: PathBuf,
+
+    /// What takes its place
+    pub(super) new: PathBuf,
+
+    /// Fails if any pair changes
+    #[arg(long)]
+    pub(super) exit_code: bool,
+
+    /// The node file whose ranges hold [default: the defaults of all fields]
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
 

@@ -81,7 +81,7 @@ pub(super) fn warn_of_refused(listing: &source::Listing, manifests: &Path) {
 
 fn show(explained: &Explained, out: &mut impl Write) -> io::Result<()> {
     let Explained { answer, details } = explained;
-    let Answer { verdict, service, endpoints, reason, .. } = answer;
+    let Answer { verdict, service, endpoints, reason, egress, ingress, .. } = answer;
     let Details { from, to, node, rule, source, notes, candidates } = details;
     let mut line = |name: &str, value: &str| writeln!(out, "{name:<10}{}", sanitize(value));
     let verdict = match verdict {
@@ -106,6 +106,14 @@ fn show(explained: &Explained, out: &mut impl Write) -> io::Result<()> {
     if let Some(source) = source {
         line("source", source)?;
     }
+    for (direction, side) in [("egress", egress), ("ingress", ingress)] {
+        if let Some(side) = side {
+            line(direction, &format!("{}: {}", side.verdict.as_str(), side.reason))?;
+            for miss in &side.misses {
+                line("", &miss.to_string())?;
+            }
+        }
+    }
     for note in notes {
         line("note", note)?;
     }
@@ -118,7 +126,8 @@ fn show(explained: &Explained, out: &mut impl Write) -> io::Result<()> {
     let mut table = Table::new(["ENDPOINT", "POD", "NODE", "STATE", "MAY BE CHOSEN"]);
     for candidate in candidates {
         let chosen = match (candidate.chosen, candidate.why.as_str()) {
-            (true, _) => "yes".to_owned(),
+            (true, "") => "yes".to_owned(),
+            (true, why) => format!("yes, {why}"),
             (false, "") => "no".to_owned(),
             (false, why) => format!("no: {why}"),
         };

@@ -8,6 +8,7 @@ mod explain;
 mod key;
 mod lab;
 mod objects;
+mod policy;
 mod services;
 mod signals;
 mod table;
@@ -60,6 +61,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Counters(arguments) => view::counters(&arguments, &mut out)?,
         Command::Key(arguments) => key::run(&arguments, &mut out)?,
         Command::Objects(arguments) => objects::objects(&arguments, &mut out)?,
+        Command::Policies(arguments) => policy::policies(&arguments, &mut out)?,
+        Command::Policy(arguments) => return policy::run(&arguments, &mut out),
         Command::Validate(arguments) => return objects::validate(&arguments, &mut out),
         Command::Port(arguments) => view::port(&arguments, &mut out)?,
         Command::Services(arguments) => services::services(&arguments, &mut out)?,

@@ -81,6 +81,7 @@ pub(super) struct Attached {
     pub(super) kernel_dropped: u64,
     mac: Mac,
     addresses: Vec<IpAddr>,
+    is_pod: bool,
 }
 
 impl Attached {
@@ -88,7 +89,8 @@ impl Attached {
     pub(super) fn to_table(&self, cut_off: &BTreeSet<IpAddr>) -> compile::Pod {
         let addresses = self.addresses.iter().copied();
         let addresses = addresses.filter(|address| !cut_off.contains(address)).collect();
-        compile::Pod { port: self.port, mac: self.mac, mtu: self.mtu, addresses }
+        let Self { port, mac, mtu, is_pod, .. } = *self;
+        compile::Pod { port, mac, mtu, addresses, is_pod }
     }
 }
 
@@ -132,6 +134,8 @@ impl Control {
             self.ipam.release(attachment)?;
         }
         let allocation = self.ipam.allocate(attachment, record)?;
+        // Before the port is there: from its first frame on it has its policies, or is shut.
+        self.take_up_own_pods();
         let allocation = self.plug_or_release(known.is_none(), allocation)?;
         self.tell_pods();
         Ok(allocation)
@@ -161,6 +165,7 @@ impl Control {
             let text = "pod is gone, its addresses are free again";
             self.events().emit(EventCode::PodGone, text, &[("attachment", &gone.attachment)]);
         }
+        self.take_up_own_pods();
         self.plug_missing();
         self.tell_pods();
         Ok(())
@@ -309,6 +314,7 @@ impl Control {
             mtu: self.pod_mtu(),
             mac: Mac(allocation.mac.0),
             addresses: allocation.addresses().collect(),
+            is_pod: allocation.record.pod.is_some(),
             device,
             opened: Instant::now(),
             kernel_dropped: 0,

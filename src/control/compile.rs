@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use vswitch::mac::Mac;
+use vswitch::policy::{Established, PolicyTable};
 use vswitch::port::PortIx;
 use vswitch::service::ServiceTable;
 use vswitch::tables::{Masquerade, Node, Peer, PortEntry, PortKind, Tables, TablesBuilder};
@@ -26,6 +27,10 @@ pub struct Inputs {
     pub peers: Vec<Peer>,
     /// All Services.
     pub services: Arc<ServiceTable>,
+    /// All pods with the policies for them.
+    pub policies: Arc<PolicyTable>,
+    /// What becomes of flows when policies change.
+    pub established: Established,
 }
 
 /// A pod on this node.
@@ -39,6 +44,8 @@ pub struct Pod {
     pub mtu: u16,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Whether it is a pod of Kubernetes. Policies are about no other.
+    pub is_pod: bool,
 }
 
 /// Makes the tables. Nodes beyond the tables' limit are left out and counted in the second value.
@@ -47,6 +54,7 @@ pub fn compile(inputs: Inputs) -> (Tables, usize) {
     let masquerade = masquerade(&inputs.node);
     let mut builder = TablesBuilder::new(inputs.generation, inputs.node, &inputs.ranges);
     builder.services(inputs.services).masquerade(masquerade);
+    builder.policies(inputs.policies, inputs.established);
     if let Some(mtu) = inputs.host_mtu {
         let entry =
             PortEntry { kind: PortKind::Host, mac: Mac::HOST, mtu, addresses: own_addresses };
@@ -56,6 +64,9 @@ pub fn compile(inputs: Inputs) -> (Tables, usize) {
         let entry =
             PortEntry { kind: PortKind::Pod, mac: pod.mac, mtu: pod.mtu, addresses: pod.addresses };
         builder.port(pod.port, entry);
+        if !pod.is_pod {
+            builder.exempt(pod.port);
+        }
     }
     let left_out = inputs.peers.into_iter().filter_map(|peer| match builder.peer(peer) {
         Some(_) => None,
@@ -103,6 +114,7 @@ mod tests {
                 mac: Mac([2, 0, 0, 0, 1, 1]),
                 mtu: 1450,
                 addresses: vec![[10, 244, 1, 2].into()],
+                is_pod: true,
             }],
             peers: vec![Peer {
                 name: "b".to_owned(),
@@ -112,6 +124,8 @@ mod tests {
                 leases: vec!["10.244.2.0/24".parse().unwrap()],
             }],
             services: Arc::new(ServiceTable::empty()),
+            policies: Arc::new(PolicyTable::off()),
+            established: Established::default(),
         };
         let (tables, left_out) = compile(inputs);
         assert_eq!(left_out, 0);

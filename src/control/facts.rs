@@ -6,12 +6,15 @@ use std::time::Instant;
 
 use conf::cluster::{Change, NodeFact, ObjectName, PodFact};
 use overlay::node_id::NodeId;
-use overlay::pods::{PodEntry, PodMap};
+use overlay::pods::{LocalPod, Pod, PodEntry, PodMap};
 use overlay::subnet::SubnetMap;
 
 /// Turns snapshots of the map into changes.
 #[derive(Debug)]
 pub struct Facts {
+    /// This node's name. What its own pods are it knows better than the map.
+    node: Arc<str>,
+    own: BTreeMap<ObjectName, PodFact>,
     pods: Arc<PodMap>,
     nodes: BTreeMap<NodeId, NodeFact>,
     /// What times are counted from.
@@ -20,8 +23,33 @@ pub struct Facts {
 
 impl Facts {
     /// Nothing is known yet.
-    pub fn new(epoch: Instant) -> Self {
-        Self { pods: Arc::default(), nodes: BTreeMap::new(), epoch }
+    pub fn new(node: &str, epoch: Instant) -> Self {
+        let (own, pods, nodes) = (BTreeMap::new(), Arc::default(), BTreeMap::new());
+        Self { node: node.into(), own, pods, nodes, epoch }
+    }
+
+    /// Takes up this node's own pods, as they are at `now`.
+    pub fn set_own(&mut self, pods: &[LocalPod], now: Instant) -> Vec<Change> {
+        let fact = |local: &LocalPod| {
+            let since = now.checked_sub(local.age).unwrap_or(now);
+            let fact = self.fact(&local.pod, since, &self.node);
+            match self.own.get(&fact.id) {
+                // An age that is computed again differs a little.
+                Some(known) => {
+                    let same = PodFact { since_ms: known.since_ms, ..fact.clone() };
+                    if same == *known { same } else { fact }
+                }
+                None => fact,
+            }
+        };
+        let new: BTreeMap<_, _> =
+            pods.iter().map(fact).map(|fact| (fact.id.clone(), fact)).collect();
+        let old = std::mem::replace(&mut self.own, new);
+        let gone = old.keys().filter(|id| !self.own.contains_key(*id));
+        let gone =
+            gone.map(|id| Change::RemovePod { id: id.clone(), node: Arc::clone(&self.node) });
+        let changed = self.own.iter().filter(|(id, fact)| old.get(*id) != Some(*fact));
+        gone.chain(changed.map(|(_, fact)| Change::SetPod(fact.clone()))).collect()
     }
 
     /// Takes up a new map of the nodes.
@@ -113,7 +141,10 @@ impl Facts {
         let mut latest: BTreeMap<Arc<str>, PodFact> = BTreeMap::new();
         for entry in pods.by_name(namespace, name) {
             let Some(node) = nodes.get(&entry.node) else { continue };
-            let fact = self.fact(entry, &node.name);
+            if node.name == self.node {
+                continue;
+            }
+            let fact = self.fact(&entry.pod, entry.since, &node.name);
             match latest.get(&node.name) {
                 Some(other) if other.since_ms > fact.since_ms => {}
                 Some(_) | None => drop(latest.insert(Arc::clone(&node.name), fact)),
@@ -122,15 +153,14 @@ impl Facts {
         latest
     }
 
-    fn fact(&self, entry: &PodEntry, node: &Arc<str>) -> PodFact {
-        let pod = &entry.pod;
+    fn fact(&self, pod: &Pod, since: Instant, node: &Arc<str>) -> PodFact {
         // Counted from far enough back that what was there before this process has a time, too.
         const BACK_MS: u64 = 1 << 50;
         let millis =
             |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(0);
-        let since_ms = match entry.since.checked_duration_since(self.epoch) {
+        let since_ms = match since.checked_duration_since(self.epoch) {
             Some(after) => BACK_MS.saturating_add(millis(after)),
-            None => BACK_MS.saturating_sub(millis(self.epoch.duration_since(entry.since))),
+            None => BACK_MS.saturating_sub(millis(self.epoch.duration_since(since))),
         };
         PodFact {
             id: ObjectName::new(pod.namespace.as_str(), pod.name.as_str()),

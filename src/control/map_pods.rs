@@ -71,6 +71,7 @@ impl Control {
 
     /// Tells this node's pods to the others. One that cannot be told is a problem, and the rest is told.
     pub fn tell_pods(&mut self) {
+        self.take_up_own_pods();
         let (mut told, mut faults) = (Vec::new(), Vec::new());
         for (attachment, local) in self.local_pods() {
             let room =
@@ -88,6 +89,15 @@ impl Control {
             self.raise(Topic::Told(attachment), problem);
         }
         self.known_pods.told.send_replace(told);
+    }
+
+    /// Takes up this node's own pods among the objects of the cluster, without the way around by the map: a pod has
+    /// its policies before its port is open.
+    pub(super) fn take_up_own_pods(&mut self) {
+        let now = Instant::now();
+        let pods = self.local_pods().into_iter().map(|(_, local)| local);
+        let own: Vec<LocalPod> = pods.filter(|local| !local.pod.namespace.is_empty()).collect();
+        self.set_own_pods(&own, now);
     }
 
     /// Whether others could be told of a pod with this record.

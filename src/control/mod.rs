@@ -22,12 +22,14 @@ pub mod endpoints;
 mod exceptions;
 pub mod exposure;
 pub mod facts;
+mod gate;
 pub mod host_ports;
 pub(crate) mod kernel_drops;
 mod leases;
 mod map_pods;
 mod objects;
 mod paths;
+pub mod policies;
 mod ports;
 mod report;
 mod service_views;
@@ -57,6 +59,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use tokio::sync::{mpsc, watch};
 use vswitch::engine::{Engine, TunnelPort};
+use vswitch::policy::PolicyTable;
 use vswitch::port::PortIx;
 use vswitch::service::ServiceTable;
 use vswitch::tables::{Node, TablesBuilder};
@@ -65,6 +68,7 @@ pub use self::attach::AttachError;
 use self::attach::Attached;
 use self::balancers::Balancer;
 use self::capabilities::FallbackCounts;
+pub(crate) use self::gate::mode as policy_mode;
 use self::kernel_drops::KernelDrops;
 use self::map_pods::KnownPods;
 pub use self::map_pods::{MapPods, PodNumbers};
@@ -211,6 +215,9 @@ pub struct Control {
     lease_waiting: Option<HeldLease>,
     map: Arc<SubnetMap>,
     services: Arc<ServiceTable>,
+    policies: Arc<PolicyTable>,
+    /// Denials that nobody was told of in detail.
+    denials_untold: u64,
     /// Addresses of pods here that other nodes' pods have, and keep.
     cut_off: BTreeSet<IpAddr>,
     /// Since when nobody knows the nodes any more that addresses were left to.
@@ -295,6 +302,9 @@ impl Control {
             lease_waiting: None,
             map: Arc::default(),
             services: Arc::new(ServiceTable::empty()),
+            // Shut until all policies are known.
+            policies: Arc::new(gate::shut()),
+            denials_untold: 0,
             cut_off: BTreeSet::new(),
             absent: BTreeMap::new(),
             objects,
@@ -624,6 +634,8 @@ impl Control {
             pods: self.attached.values().map(|pod| pod.to_table(&self.cut_off)).collect(),
             peers,
             services: Arc::clone(&self.services),
+            policies: Arc::clone(&self.policies),
+            established: self.config.policy.established,
         };
         let (tables, left_out) = compile::compile(inputs);
         self.engine.publish(Arc::new(tables));

@@ -10,17 +10,20 @@ use conf::NodeConfig;
 use conf::cluster::{Change, ClusterState, Delta, ObjectName};
 use conf::source::manifests::Counts;
 use conf::source::{Listing, SharedDirectory, Update};
-use overlay::pods::PodMap;
+use overlay::pods::{LocalPod, PodMap};
+use vswitch::policy::PolicyTable;
 use vswitch::service::Protocol;
 
 use super::endpoints::Place;
 use super::facts::Facts;
 use super::host_ports::{HostPort, HostPortError};
+use super::policies::{PolicyTables, Scope};
 use super::services::ServiceTables;
-use super::{Control, Topic};
+use super::{Control, Topic, gate};
 use crate::admin::api::ProblemTopic;
 use crate::dns::names;
 use crate::explain::{self, Explained, Known, Query, world::World};
+use crate::policy::list::PolicyStatus;
 
 /// The state of the cluster, which one writes and many read.
 #[derive(Debug, Clone)]
@@ -62,6 +65,7 @@ pub(super) struct Objects {
     directory: Option<SharedDirectory>,
     facts: Facts,
     tables: ServiceTables,
+    policies: PolicyTables,
     /// Addresses of this node that have node ports.
     node_addresses: Vec<IpAddr>,
     /// Refused objects that the log has named.
@@ -94,8 +98,9 @@ impl Objects {
         Self {
             cluster: SharedCluster::new(ClusterState::new(services)),
             directory: None,
-            facts: Facts::new(now),
+            facts: Facts::new(node, now),
             tables,
+            policies: PolicyTables::new(Scope::Node(node.into()), gate::mode(&config.policy)),
             node_addresses: Vec::new(),
             told: Vec::new(),
         }
@@ -124,6 +129,7 @@ impl Control {
         self.update_objects(first);
         self.objects.cluster.set_synced();
         self.set_up_host();
+        self.take_up_policies(&Delta::default());
         if let Some(resolver) = &self.dns {
             let state = self.objects.cluster.read();
             resolver.update(|directory| *directory = names::directory(&state));
@@ -180,8 +186,27 @@ impl Control {
             let state = self.objects.cluster.read();
             resolver.update(|directory| names::update(directory, &state, &delta));
         }
+        self.take_up_policies(&delta);
         self.take_up_delta(&delta);
         self.follow_balancers(&delta.services);
+    }
+
+    /// Takes up this node's own pods.
+    pub(super) fn set_own_pods(&mut self, pods: &[LocalPod], now: Instant) {
+        let changes = self.objects.facts.set_own(pods, now);
+        self.change_cluster(changes);
+    }
+
+    /// Makes the policies anew for what is different.
+    fn take_up_policies(&mut self, delta: &Delta) {
+        let objects = &mut self.objects;
+        let table = objects.policies.update(&objects.cluster.read(), delta);
+        // Before, that there is no policy means nothing.
+        if !objects.cluster.is_synced() {
+            return;
+        }
+        let has_any = objects.policies.counts().policies > 0;
+        self.set_policies(if has_any { table } else { Arc::new(PolicyTable::off()) });
     }
 
     pub(super) fn take_up_delta(&mut self, delta: &Delta) {
@@ -229,6 +254,12 @@ impl Control {
                 self.raise(topic, text);
             }
         }
+    }
+
+    /// All policies, whom they are for, and what was counted of them.
+    pub fn policy_list(&self) -> Vec<PolicyStatus> {
+        let state = self.objects.cluster.read();
+        self.objects.policies.list(&state)
     }
 
     /// All objects, and what became of them.

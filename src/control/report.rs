@@ -166,6 +166,7 @@ impl Control {
             counters: self.counters(),
             pod_numbers: self.pod_numbers(),
             dns: self.dns_status(),
+            policies: self.policies(),
         }
     }
 
@@ -181,6 +182,7 @@ impl Control {
         for lost in self.engine.take_lost_sources() {
             self.lose(lost.port, &lost.error);
         }
+        self.tell_denials();
         self.collect_kernel_drops();
         self.ask_again(Instant::now());
     }

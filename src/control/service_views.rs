@@ -48,8 +48,10 @@ impl ServiceViews {
     /// All endpoints of all Services, in the order of the Services.
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
         let mut flows: HashMap<(service::Protocol, (IpAddr, u16)), u32> = HashMap::new();
-        for flow in self.flows.view(Instant::now(), usize::MAX, |_| true) {
-            *flows.entry((flow.protocol, flow.endpoint)).or_default() += 1;
+        for flow in self.flows.view(Instant::now(), usize::MAX, is_of_service) {
+            if let Some(protocol) = flow.protocol.service() {
+                *flows.entry((protocol, flow.endpoint)).or_default() += 1;
+            }
         }
         let count = |protocol: Protocol, endpoint: (IpAddr, u16)| {
             flows.get(&(of_switch(protocol), endpoint)).copied().unwrap_or(0)
@@ -69,7 +71,8 @@ impl ServiceViews {
         let services = self.tables.services();
         let is_wanted = |flow: &FlowView| {
             let is_client = clients.as_ref().is_none_or(|clients| clients.contains(&flow.client.0));
-            is_client
+            is_of_service(flow)
+                && is_client
                 && service.as_ref().is_none_or(|wanted| {
                     let name = flow.service_name(services);
                     name.is_some_and(|name| is_of(name, wanted))
@@ -81,12 +84,16 @@ impl ServiceViews {
         found.truncate(max);
         let pod = |address: IpAddr| pod_at(&state, address).map(|pod| pod.id.to_string());
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let flows = found.into_iter().map(|flow| FlowStatus {
-            protocol: match flow.protocol {
+        let protocol = |flow: &FlowView| {
+            Some(match flow.protocol.service()? {
                 service::Protocol::Tcp => Protocol::Tcp,
                 service::Protocol::Udp => Protocol::Udp,
                 service::Protocol::Sctp => Protocol::Sctp,
-            },
+            })
+        };
+        let found = found.into_iter().filter_map(|flow| Some((protocol(&flow)?, flow)));
+        let flows = found.map(|(protocol, flow)| FlowStatus {
+            protocol,
             client: SocketAddr::from(flow.client),
             client_pod: pod(flow.client.0),
             service: flow.service_name(services).map(str::to_owned),
@@ -110,6 +117,11 @@ impl ServiceViews {
             capacity: self.flows.capacity(),
         })
     }
+}
+
+/// Whether a flow is to a Service. The others are those of pods that policies are about.
+fn is_of_service(flow: &FlowView) -> bool {
+    !flow.is_plain()
 }
 
 /// Whether `namespace/name:port` is of the Service, or the port, that somebody asks for.

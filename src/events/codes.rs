@@ -172,6 +172,13 @@ codes! {
         "A pod's interface vanished; it is made again if its container is still there." => "";
     CniFailed = "cni-failed", Warn:
         "A call of the CNI plugin failed; the container runtime was told why." => "The text says what to do.";
+    PolicyDenied = "policy-denied", Warn:
+        "A network policy denied what a pod sent, or was sent." =>
+        "If it should pass, the text says which policies to change: `weft policies` counts, `weft explain` explains.";
+    PolicyAudited = "policy-audited", Info:
+        "A network policy would have denied what a pod sent, or was sent; where policies are only audited it passed." => "";
+    PolicyDenialsUntold = "policy-denials-untold", Info:
+        "More was denied than is told one by one; the counters have all of it." => "";
     TunnelRefused = "tunnel-refused", Warn:
         "Tunnel packets of a sender were refused." =>
         "See `weft counters` for the sender; an address that is no node's has no business there.";

@@ -14,6 +14,7 @@ use vswitch::service::{
 use vswitch::tables::{Route, Tables};
 
 use super::ends::{self, Caller, Destination};
+use super::policies;
 use super::world::World;
 use super::{Answer, Candidate, Details, Explained, Query, Verdict};
 use crate::control::endpoints::port_name;
@@ -87,6 +88,8 @@ fn to_service(
             endpoints: Vec::new(),
             masquerade: false,
             reason,
+            egress: None,
+            ingress: None,
         },
         details: Details {
             from: titled(caller, caller.addresses.first()),
@@ -180,6 +183,8 @@ fn to_headless(
             Some(all) if all.answer.verdict > one.answer.verdict => {
                 all.answer.verdict = one.answer.verdict;
                 all.answer.endpoints = one.answer.endpoints;
+                all.answer.egress = one.answer.egress;
+                all.answer.ingress = one.answer.ingress;
             }
             Some(all) if all.answer.verdict == one.answer.verdict => {
                 all.answer.endpoints.extend(one.answer.endpoints);
@@ -198,6 +203,8 @@ fn to_headless(
             endpoints: Vec::new(),
             masquerade: false,
             reason: reason.to_owned(),
+            egress: None,
+            ingress: None,
         };
         let details = Details {
             from: titled(caller, caller.addresses.first()),
@@ -328,6 +335,8 @@ fn ask(
             endpoints: vec![SocketAddr::new(to, port).to_string()],
             masquerade: false,
             reason: reason.to_owned(),
+            egress: None,
+            ingress: None,
         };
         return Explained { answer, details };
     }
@@ -351,8 +360,12 @@ fn ask(
             Some(reason) => format!("{} ({reason})", explanation.reason.trim_end_matches('.')),
             None => explanation.reason.clone(),
         },
+        egress: None,
+        ingress: None,
     };
-    Explained { answer, details }
+    let mut explained = Explained { answer, details };
+    policies::add(known, from, protocol, &explanation.endpoints, &mut explained);
+    explained
 }
 
 /// Why a packet does not come by the switch at all: the node, or the world, sends it to neither a pod nor a

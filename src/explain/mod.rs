@@ -15,9 +15,12 @@
 
 mod ends;
 mod evaluate;
+mod policies;
 pub mod world;
 
 use serde::{Deserialize, Serialize};
+
+use crate::policy::explain::SideAnswer;
 
 pub use evaluate::{Known, explain};
 
@@ -63,6 +66,10 @@ pub struct Answer {
     pub masquerade: bool,
     /// Why, for people.
     pub reason: String,
+    /// What policies say of what the sender sends; `None` when no endpoint is left to send to.
+    pub egress: Option<SideAnswer>,
+    /// What policies say of what the endpoint is sent: one that the sender reaches, if there is any.
+    pub ingress: Option<SideAnswer>,
 }
 
 /// An answer with what it was made of.

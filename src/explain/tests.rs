@@ -547,12 +547,12 @@ fn questions_without_sense_say_why() {
 }
 
 #[test]
-fn an_answer_has_five_fields_and_their_order() {
+fn an_answer_has_its_fields_in_their_order() {
     let cluster = Cluster::new(&[NODES, SHOP]);
     let json = serde_json::to_string(&cluster.ask("default/client", "default/web", "80")).unwrap();
     assert_eq!(
         json,
-        r#"{"verdict":"forward","service":"default/web:http","endpoints":["10.244.1.5:8080","10.244.2.5:9090"],"masquerade":false,"reason":"any of the endpoints of the cluster (2 of 2 known)"}"#
+        r#"{"verdict":"forward","service":"default/web:http","endpoints":["10.244.1.5:8080","10.244.2.5:9090"],"masquerade":false,"reason":"any of the endpoints of the cluster (2 of 2 known)","egress":{"verdict":"allow","isolating":[],"rule":null,"reason":"no policy is for the pod default/client in this direction"},"ingress":{"verdict":"allow","isolating":[],"rule":null,"reason":"no policy is for the pod default/web-0 in this direction"}}"#
     );
 }
 
@@ -583,4 +583,54 @@ fn each_endpoint_says_why_it_is_not_chosen() {
         Some("from a pod to the cluster IP: internalTrafficPolicy counts, which is Local")
     );
     assert_eq!(asked.details.source.as_deref(), Some("kept: 10.244.1.9"));
+}
+
+#[test]
+fn policies_are_asked_about_the_real_endpoints() {
+    let policy = |name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec: \
+             {{{spec}}}\n"
+        )
+    };
+    let web = "podSelector: {matchLabels: {app: web}}";
+    let with = |policies: &str| Cluster::new(&[NODES, SHOP, policies]);
+
+    // By the endpoint's own port, never the Service's.
+    let by_port =
+        |port: &str| with(&policy("p", &format!("{web}, ingress: [{{ports: [{port}]}}]")));
+    let answer = by_port("{port: main}").ask("default/client", "default/web", "80");
+    assert_eq!((answer.verdict, answer.endpoints.len()), (Verdict::Forward, 2));
+    let ingress = answer.ingress.unwrap();
+    assert_eq!(ingress.isolating, ["default/p"]);
+    assert_eq!(ingress.rule.map(|rule| (rule.policy, rule.rule)), Some(("default/p".into(), 0)));
+    let answer = by_port("{port: 80}").ask("default/client", "default/web", "80");
+    assert_eq!((answer.verdict, answer.endpoints.len()), (Verdict::Drop, 0));
+    assert!(answer.reason.ends_with("(policy_denied_ingress)"), "{}", answer.reason);
+    let ingress = answer.ingress.unwrap();
+    assert_eq!((ingress.verdict.as_str(), ingress.rule), ("deny", None));
+    assert_eq!(ingress.misses.len(), 1);
+    assert!(ingress.misses[0].peer && !ingress.misses[0].port);
+
+    // Some of them: what is left is reached, and it is said that others are not.
+    let query = query("default/client", "default/web", "80");
+    let some = by_port("{port: 8080}").try_ask(&query).unwrap();
+    assert_eq!(some.answer.verdict, Verdict::Forward);
+    assert_eq!(some.answer.ingress.unwrap().verdict.as_str(), "allow");
+    assert!(some.details.notes[0].starts_with("policies deny 1 of the 2 endpoints"));
+    assert!(some.details.candidates.iter().any(|one| one.why.starts_with("then denied: ")));
+
+    // By the real sender; its own node always; what it sends itself.
+    let outside = with(&policy(
+        "p",
+        &format!("{web}, ingress: [{{from: [{{ipBlock: {{cidr: 203.0.113.0/24}}}}]}}]"),
+    ));
+    assert_eq!(outside.ask("203.0.113.9", "default/web-1", "9090").verdict, Verdict::Forward);
+    assert_eq!(outside.ask("default/client", "default/web-1", "9090").verdict, Verdict::Drop);
+    assert_eq!(outside.ask("n2", "default/web-1", "9090").verdict, Verdict::Forward);
+    assert_eq!(outside.ask("n1", "default/web-1", "9090").verdict, Verdict::Drop);
+    let deny = with(&policy("deny", "podSelector: {}, policyTypes: [Egress]"));
+    let answer = deny.ask("default/client", "default/web", "80");
+    assert!(answer.reason.ends_with("(policy_denied_egress)"), "{}", answer.reason);
+    assert_eq!(answer.egress.unwrap().isolating, ["default/deny"]);
 }

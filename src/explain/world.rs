@@ -11,6 +11,7 @@ use conf::cluster::{ClusterState, ObjectName, PodView, ServiceView};
 use ipnetwork::IpNetwork;
 use overlay::subnet::SubnetMap;
 use vswitch::mac::Mac;
+use vswitch::policy::{Established, PolicyTable};
 use vswitch::port::PortIx;
 use vswitch::tables::{Node, Peer, Tables};
 
@@ -158,6 +159,7 @@ impl World {
             mac: Mac::HOST,
             mtu: MTU,
             addresses: addresses.clone(),
+            is_pod: true,
         });
         let peers = self.nodes.iter().filter(|(name, _)| name.as_ref() != node);
         let peer = |name: &str, underlay, leases| Peer {
@@ -191,6 +193,8 @@ impl World {
             pods: pods.collect(),
             peers: peers.chain([peer("", NOWHERE, elsewhere)]).collect(),
             services,
+            policies: Arc::new(PolicyTable::off()),
+            established: Established::default(),
         };
         compile::compile(inputs).0
     }

@@ -9,13 +9,16 @@ use cni::rpc::{Client, ClientError};
 use conf::source::Listing;
 
 use crate::admin::api::{
-    CountersReport, LeasesReport, MapPod, NodeStatus, PodStatus, PortRequest, Status,
+    CountersReport, LeasesReport, MapPod, NodeStatus, PodStatus, PoliciesReport, PortRequest,
+    Status,
 };
 use crate::admin::services::{EndpointStatus, FlowsQuery, FlowsReport, ServiceStatus};
 use crate::dns::report::{DnsAnswer, DnsStatus};
 use crate::dns::stats::LogLine;
 use crate::events::EventRecord;
 use crate::explain::{Explained, Query};
+use crate::policy::list::PolicyStatus;
+use crate::policy::matrix::{Matrix, Probe};
 
 /// How long an answer may take. The daemon has every answer at hand; a command line should not hang.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -188,6 +191,32 @@ impl Admin {
     /// When the daemon does not answer.
     pub fn objects(&self) -> Result<Listing> {
         wait(self.client.get("/v1/objects"))
+    }
+
+    /// All policies that the node knows, with what its switch has counted.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn policy_list(&self) -> Result<Vec<PolicyStatus>> {
+        wait(self.client.get("/v1/policy/list"))
+    }
+
+    /// Which pod may reach which.
+    ///
+    /// # Errors
+    /// When the daemon does not answer or refuses.
+    pub fn policy_matrix(&self, probe: &Probe) -> Result<Matrix> {
+        let protocol = probe.protocol.map_or("ICMP", vswitch::service::Protocol::as_str);
+        let port = escaped(&probe.port.to_string());
+        wait(self.client.get(&format!("/v1/policy/matrix?protocol={protocol}&port={port}")))
+    }
+
+    /// The policies in force, and what was counted of them.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn policies(&self) -> Result<PoliciesReport> {
+        wait(self.client.get("/v1/policies"))
     }
 
     /// Makes an interface of the host a port.

@@ -454,12 +454,32 @@ impl Lab {
     /// # Errors
     /// When there is no such node, or the plugin refuses; nothing is left of the pod then.
     pub fn add_pod(&mut self, node: &str) -> Result<String> {
+        self.add_pod_as(node, plugin::NAMESPACE, BTreeMap::new())
+    }
+
+    /// Adds a pod of a Kubernetes namespace, with labels beside those of every pod.
+    ///
+    /// # Errors
+    /// As [`Lab::add_pod`].
+    pub fn add_pod_as(
+        &mut self,
+        node: &str,
+        namespace: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<String> {
         self.interrupt.check()?;
         let state = self.state.node_mut(node)?;
         let name = format!("{node}-p{}", state.next_pod);
         state.next_pod += 1;
         let container_id = format!("{}-{name}", self.state.config.name);
-        let pod = PodState { name: name.clone(), container_id, addresses: Vec::new(), mac: None };
+        let pod = PodState {
+            name: name.clone(),
+            namespace: namespace.to_owned(),
+            labels,
+            container_id,
+            addresses: Vec::new(),
+            mac: None,
+        };
         self.state.node_mut(node)?.pods.push(pod.clone());
         self.save()?;
 

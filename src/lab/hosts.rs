@@ -63,6 +63,8 @@ fn text(state: &LabState) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::lab::config::LabConfig;
     use crate::lab::state::{NodeState, PodState};
@@ -71,6 +73,8 @@ mod tests {
     fn every_node_and_pod_has_a_name() {
         let pod = PodState {
             name: "n2-p1".to_owned(),
+            namespace: NAMESPACE.to_owned(),
+            labels: BTreeMap::new(),
             container_id: "a-n2-p1".to_owned(),
             addresses: vec![[10, 244, 7, 2].into(), "fd00:10:244:7::2".parse().unwrap()],
             mac: None,

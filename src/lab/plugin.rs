@@ -19,7 +19,7 @@ use super::state::PodState;
 /// The interface in every pod.
 const INTERFACE: &str = "eth0";
 
-/// The Kubernetes namespace of all pods.
+/// The Kubernetes namespace of pods, unless another one is asked for.
 pub(super) const NAMESPACE: &str = "lab";
 
 /// Version of the CNI specification that is spoken.
@@ -99,8 +99,8 @@ impl<'a> Call<'a> {
             .env(
                 "CNI_ARGS",
                 format!(
-                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={}",
-                    self.pod.name
+                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={}",
+                    self.pod.namespace, self.pod.name
                 ),
             )
             .stdin(Stdio::piped())
@@ -140,10 +140,11 @@ impl<'a> Call<'a> {
         );
         config["cniVersion"] = list["cniVersion"].clone();
         config["name"] = list["name"].clone();
-        config["args"]["cni"]["labels"] = json!([
-            { "key": "app", "value": "lab" },
-            { "key": "lab/pod", "value": self.pod.name },
-        ]);
+        let mut labels = self.pod.labels.clone();
+        labels.entry("app".to_owned()).or_insert_with(|| "lab".to_owned());
+        labels.insert("lab/pod".to_owned(), self.pod.name.clone());
+        let labels = labels.iter().map(|(key, value)| json!({ "key": key, "value": value }));
+        config["args"]["cni"]["labels"] = labels.collect();
         if !previous.is_null() {
             config["prevResult"] = previous.clone();
         }

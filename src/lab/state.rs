@@ -1,5 +1,6 @@
 //! What is kept about a lab on disk, so that later commands find it, and where.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -64,12 +65,22 @@ pub struct NodeState {
 pub struct PodState {
     /// Its name, `n1-p1` and so on; also its namespace's.
     pub name: String,
+    /// Its Kubernetes namespace.
+    #[serde(default = "lab_namespace")]
+    pub namespace: String,
+    /// Labels that it has beside those of every pod.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// Its container id.
     pub container_id: String,
     /// Its addresses, as the plugin gave them.
     pub addresses: Vec<IpAddr>,
     /// Its MAC address, as the plugin gave it.
     pub mac: Option<Mac>,
+}
+
+fn lab_namespace() -> String {
+    super::plugin::NAMESPACE.to_owned()
 }
 
 impl Labs {

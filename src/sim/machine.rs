@@ -27,6 +27,7 @@ use vswitch::config::Config;
 use vswitch::counters::Totals;
 use vswitch::frame::{BATCH_MAX, Batch, Frame, Ingress};
 use vswitch::mac::Mac;
+use vswitch::policy::{Established, PolicyTable};
 use vswitch::port::{NodeIx, PortIx};
 use vswitch::service::ServiceTable;
 use vswitch::sim::{Host, HostConfig, SwitchSim};
@@ -300,7 +301,7 @@ impl Machine {
         }
         let host = self.make_pod_host(&addresses, seed);
         let addresses: Vec<_> = addresses.into_iter().map(|(_, address)| address).collect();
-        let pod = compile::Pod { port, mac: host.mac, mtu: host.mtu, addresses };
+        let pod = compile::Pod { port, mac: host.mac, mtu: host.mtu, addresses, is_pod: true };
         self.pods.insert(port, pod);
         if let Some(life) = &mut self.life {
             life.switch.attach(port, Host::new(&host, now));
@@ -518,6 +519,8 @@ impl Machine {
                 Vec::new()
             },
             services: Arc::new(ServiceTable::empty()),
+            policies: Arc::new(PolicyTable::off()),
+            established: Established::default(),
         };
         let (tables, left_out) = compile::compile(inputs);
         assert_eq!(left_out, 0, "a simulated cluster is small");

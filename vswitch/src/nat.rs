@@ -13,7 +13,7 @@
 
 use std::net::IpAddr;
 
-use crate::flows::Tuple;
+use crate::flows::{FlowProtocol, Tuple};
 use crate::frame::{Checksum, Frame};
 use crate::service::Protocol;
 use crate::verdict::Reason;
@@ -95,13 +95,30 @@ pub fn quoted(frame: &[u8], ip: &Ip) -> Option<Quoted> {
         let (transport, protocol) = ipv6::quoted_transport(packet)?;
         (IpAddr::from(source), IpAddr::from(destination), transport, protocol)
     };
-    let [a, b, c, d] = *packet.get(transport..)?.first_chunk()?;
-    let tuple = Tuple {
-        source: (source, u16::from_be_bytes([a, b])),
-        destination: (destination, u16::from_be_bytes([c, d])),
-        protocol: Protocol::from_number(protocol)?,
-    };
+    let header = packet.get(transport..)?;
+    let (protocol, ports) = quoted_ports(header, protocol, ip.source.is_ipv4())?;
+    let tuple =
+        Tuple { source: (source, ports[0]), destination: (destination, ports[1]), protocol };
     Some(Quoted { tuple, start, transport: start + transport })
+}
+
+/// The protocol and ports of the packet that is quoted from its layer 4 header on; an echo's identifier stands for the
+/// port of who asked.
+fn quoted_ports(header: &[u8], protocol: u8, is_ipv4: bool) -> Option<(FlowProtocol, [u16; 2])> {
+    if let Some(protocol) = Protocol::from_number(protocol) {
+        let [a, b, c, d] = *header.first_chunk()?;
+        return Some((protocol.into(), [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]));
+    }
+    if protocol != if is_ipv4 { icmp::PROTOCOL_V4 } else { icmp::PROTOCOL_V6 } {
+        return None;
+    }
+    let [kind, _, _, _, a, b] = *header.first_chunk()?;
+    let identifier = u16::from_be_bytes([a, b]);
+    let ports = match icmp::echo(is_ipv4, kind)? {
+        icmp::Echo::Request => [identifier, 0],
+        icmp::Echo::Reply => [0, identifier],
+    };
+    Some((FlowProtocol::Echo, ports))
 }
 
 /// Where an ICMP error goes that travels with the packets which leave as `to`, and came as `from`.
@@ -129,12 +146,12 @@ pub fn translate_error(frame: &mut Frame, ip: &Ip, quoted: &Quoted, to: &Tuple) 
     let change = set_ports(rest, [quote.source.1, quote.destination.1], inner);
     // As far as it is quoted. SCTP's cannot be known: only its beginning is here.
     let offset = match quote.protocol {
-        Protocol::Tcp => Some(tcp::CHECKSUM_OFFSET),
-        Protocol::Udp => Some(udp::CHECKSUM_OFFSET),
-        Protocol::Sctp => None,
+        FlowProtocol::Tcp => Some(tcp::CHECKSUM_OFFSET),
+        FlowProtocol::Udp => Some(udp::CHECKSUM_OFFSET),
+        FlowProtocol::Sctp | FlowProtocol::Echo | FlowProtocol::Other(_) => None,
     };
     if let Some(offset) = offset.filter(|offset| rest.len() >= offset + 2) {
-        let is_udp = quote.protocol == Protocol::Udp;
+        let is_udp = quote.protocol == FlowProtocol::Udp;
         write_at(rest, offset, |field| update(change, is_udp, field));
     }
 

@@ -23,17 +23,19 @@
 //! Otherwise it is forgotten, and the packet is the first of a new flow: it goes to another endpoint, is
 //! refused, or is nobody's.
 //!
-//! **A policy** on who may reach whom belongs behind this stage: [`Translated::routed`] has the endpoint's own
-//! address in place of the Service's, and the flow the client's in place of the switch's.
+//! Policies on who may reach whom are asked behind this stage, about who really sends and receives ([`crate::gate`]).
+//! The flows that they follow are in the same table, so what is found here is handed on.
 
 use std::net::IpAddr;
 
-use crate::flows::{self, Direction, FlowTable, FragmentKey, Hit, NewFlow, Refused, Ticks, Tuple};
+use crate::flows::{
+    self, Direction, FlowProtocol, FlowTable, FragmentKey, Hit, NewFlow, Refused, Ticks, Tuple,
+};
 use crate::frame::Frame;
 use crate::nat::{self, Quoted};
 use crate::service::{
-    Choice, Class, Decision, EndpointState, Pick, Protocol, Refusal, Service, Target,
-    TrafficPolicy, decide, must_masquerade,
+    Choice, Class, Decision, EndpointState, Pick, Refusal, Service, Target, TrafficPolicy, decide,
+    must_masquerade,
 };
 use crate::tables::{PortKind, Tables};
 use crate::verdict::Reason;
@@ -55,8 +57,8 @@ pub(crate) struct Stage<'t> {
 /// What the stage finds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Served {
-    /// The packet is what it seems.
-    Plain,
+    /// The packet is what it seems. It may be of a flow that is followed.
+    Plain(Option<Hit>),
     /// It goes elsewhere, or comes from elsewhere.
     Translated(Translated),
     /// It ends here.
@@ -77,7 +79,7 @@ pub(crate) struct Translated {
     what: What,
     /// Its new addresses and ports.
     to: Tuple,
-    /// The flow; a later fragment does not know it.
+    /// The flow; a later fragment does not know it. Of an error: that of the packet which it is about.
     hit: Option<Hit>,
 }
 
@@ -106,14 +108,23 @@ impl Translated {
         Ip { source, destination, transport, ..*ip }
     }
 
-    /// The flow, if this is a packet of it that knows.
+    /// The flow, if this is a packet of it that knows, or an error about one.
     pub(crate) fn hit(&self) -> Option<&Hit> {
         self.hit.as_ref()
     }
 
+    /// What the error quotes that this is.
+    pub(crate) fn quoted(&self) -> Option<&Quoted> {
+        match &self.what {
+            What::Packet => None,
+            What::Error(quoted) => Some(quoted),
+        }
+    }
+
     /// Whether the packet is a client's.
     pub(crate) fn is_original(&self) -> bool {
-        self.hit.is_some_and(|hit| hit.direction == Direction::Original)
+        matches!(self.what, What::Packet)
+            && self.hit.is_some_and(|hit| hit.direction == Direction::Original)
     }
 
     /// Writes the new addresses and ports into the packet.
@@ -135,12 +146,13 @@ impl<'t> Stage<'t> {
         let may_ask = self.client.is_some() || self.tables.services().has_host_ports();
         let is_asked = may_ask && self.tables.may_be_service(ip.destination);
         if !is_asked && self.flows.is_empty() {
-            return Served::Plain;
+            return Served::Plain(None);
         }
         let has_ports = matches!(ip.transport, Transport::Tcp { .. } | Transport::Udp { .. });
         if !is_asked && has_ports && ip.fragment == Fragment::Whole {
             match Tuple::of(ip).and_then(|tuple| self.flows.find(&tuple, self.now)) {
-                None => return Served::Plain,
+                None => return Served::Plain(None),
+                Some(hit) if hit.is_plain() => return Served::Plain(Some(hit)),
                 Some(hit) if hit.direction == Direction::Reply => {
                     return self.follow(frame, ip, hit);
                 }
@@ -187,7 +199,17 @@ impl<'t> Stage<'t> {
 
     fn serve_tuple(&self, frame: &Frame, ip: &Ip, tuple: Tuple) -> Served {
         let mark = flows::mark(frame, ip);
-        let found = self.flows.find(&tuple, self.now).filter(|hit| {
+        let found = self.flows.find(&tuple, self.now);
+        if let Some(hit) = found.filter(Hit::is_plain) {
+            let generation = self.tables.services().generation();
+            if hit.is_checked(generation) || self.is_no_service(&tuple) {
+                self.flows.set_checked(&hit, generation);
+                return Served::Plain(Some(hit));
+            }
+            // The address has become a Service's.
+            self.flows.remove(&hit);
+        }
+        let found = found.filter(|hit| !hit.is_plain()).filter(|hit| {
             let is_right = match hit.direction {
                 Direction::Reply => true,
                 Direction::Original => self.stays(hit, &tuple, mark),
@@ -201,11 +223,17 @@ impl<'t> Stage<'t> {
             Some(hit) => hit,
             None => match self.begin(&tuple) {
                 Ok(Some(hit)) => hit,
-                Ok(None) => return Served::Plain,
+                Ok(None) => return Served::Plain(None),
                 Err(turned) => return Served::Refused(turned),
             },
         };
         self.follow(frame, ip, hit)
+    }
+
+    /// Whether a packet is to no Service.
+    fn is_no_service(&self, tuple: &Tuple) -> bool {
+        let class = self.class(tuple.source.0);
+        matches!(decide(self.tables, class, tuple.source.0, target_of(tuple)), Decision::Pass)
     }
 
     /// Whether a client's packet still goes where its flow went so far.
@@ -227,7 +255,7 @@ impl<'t> Stage<'t> {
         if opens && hit.is_closing() {
             return false;
         }
-        let lives_on = !opens && tuple.protocol != Protocol::Udp && hit.is_established();
+        let lives_on = !opens && tuple.protocol != FlowProtocol::Udp && hit.is_established();
         let class = self.class(tuple.source.0);
         let Decision::Choose(choice) = decide(self.tables, class, tuple.source.0, target_of(tuple))
         else {
@@ -268,6 +296,7 @@ impl<'t> Stage<'t> {
             masquerade,
             service: choice.service.id(),
             generation: self.tables.services().generation(),
+            admitted: None,
         };
         let entered = self.flows.insert(&new, self.now).map_err(|refused| match refused {
             Refused::Full => drop(Reason::FlowsFull),
@@ -312,9 +341,12 @@ impl<'t> Stage<'t> {
         let tuple = quoted.tuple.inverse();
         let is_its_sender = ip.destination == tuple.destination.0;
         match self.flows.find(&tuple, self.now).filter(|_| is_its_sender) {
-            Some(hit) => {
-                Served::Translated(Translated { what: What::Error(quoted), to: hit.to, hit: None })
-            }
+            Some(hit) if hit.is_plain() => Served::Plain(Some(hit)),
+            Some(hit) => Served::Translated(Translated {
+                what: What::Error(quoted),
+                to: hit.to,
+                hit: Some(hit),
+            }),
             None => self.decide_portless(ip),
         }
     }
@@ -326,7 +358,7 @@ impl<'t> Stage<'t> {
             Some(to) => Served::Translated(Translated { what: What::Packet, to, hit: None }),
             None => match self.decide_portless(ip) {
                 Served::Refused(_) => Served::Refused(drop(Reason::FragmentUnknown)),
-                Served::Plain | Served::Translated(_) => Served::Plain,
+                Served::Plain(_) | Served::Translated(_) => Served::Plain(None),
             },
         }
     }
@@ -337,14 +369,14 @@ impl<'t> Stage<'t> {
         let target = Target { address: ip.destination, port: None };
         match decide(self.tables, class, ip.source, target) {
             Decision::Refuse(refusal) => Served::Refused(refused(&refusal)),
-            Decision::Pass | Decision::Choose(_) => Served::Plain,
+            Decision::Pass | Decision::Choose(_) => Served::Plain(None),
         }
     }
 }
 
 fn target_of(tuple: &Tuple) -> Target {
     let (address, port) = tuple.destination;
-    Target { address, port: Some((tuple.protocol, port)) }
+    Target { address, port: tuple.protocol.service().map(|protocol| (protocol, port)) }
 }
 
 fn refused(refusal: &Refusal<'_>) -> Turned {
@@ -355,7 +387,7 @@ fn drop(reason: Reason) -> Turned {
     Turned { reason, is_told: false }
 }
 
-fn fragment_key(frame: &Frame, ip: &Ip) -> Option<FragmentKey> {
+pub(crate) fn fragment_key(frame: &Frame, ip: &Ip) -> Option<FragmentKey> {
     let id = wire::fragment_id(frame.data(), ip)?;
     Some(FragmentKey { source: ip.source, destination: ip.destination, id })
 }

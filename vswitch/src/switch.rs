@@ -1,10 +1,10 @@
 //! The pipeline: what becomes of a frame, stage by stage in reading order.
 //!
 //! ```text
-//!  batch ─► parse ─► link ─► neighbor ─► admit ─► guard ─► serve ─► route ─► TTL ─► MTU ─► rewrite ─► out
-//!             │       │         │          │        │        │        │       │      │
-//!             ▼       ▼         ▼          ▼        ▼        ▼        ▼       ▼      ▼
-//!          Malformed  …      Answered   Spoofed  TunnelPort NoEndpoint …  TtlExpired TooBig  + an ICMP error
+//!  batch ─► parse ─► link ─► neighbor ─► admit ─► guard ─► serve ─► route ─► gate ─► TTL ─► MTU ─► rewrite ─► out
+//!             │       │         │          │        │        │        │       │       │      │
+//!             ▼       ▼         ▼          ▼        ▼        ▼        ▼       ▼       ▼      ▼
+//!          Malformed  …      Answered   Spoofed  TunnelPort NoEndpoint …  PolicyDenied… TtlExpired TooBig  + an ICMP error
 //! ```
 //!
 //! [`Switch::forward`] drains a batch and does the accounting; `decide` is the pipeline. There is no other
@@ -15,16 +15,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::Config;
-use crate::flows::{FlowTable, Ticks};
+use crate::flows::{FlowTable, Hit, Ticks};
 use crate::frame::{BATCH_MAX, Batch, Frame, GsoKind, Ingress, Meta};
 use crate::icmp_error::{self, Ends, Error, RateLimit};
 use crate::mac::Mac;
 use crate::port::{Context, NodeIx, PortIx};
 use crate::serve::{Served, Stage, Translated, Turned};
-use crate::tables::{PortEntry, PortKind, ROUTER_V4, ROUTER_V6, Route, Tables};
+use crate::tables::{Gate, Port, PortEntry, PortKind, ROUTER_V4, ROUTER_V6, Route, Tables};
 use crate::verdict::{Egress, Reason, Verdict};
 use crate::wire::{self, ETHERNET_LEN, Fragment, Headers, Ip, Network, Transport, checksum, udp};
-use crate::{fragment, neighbor, reset};
+use crate::{fragment, gate, neighbor, reset};
 
 /// The switch of one worker.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl Switch {
         self.foreign.drain(..)
     }
 
-    /// The flows that are translated.
+    /// The flows that are translated or judged.
     pub fn flows(&self) -> &Arc<FlowTable> {
         &self.flows
     }
@@ -143,9 +143,9 @@ impl Switch {
 
         // Serve: to whom it really goes, and from whom it really comes. The frame keeps what its sender wrote
         // until nothing can be refused any more.
-        let translated = match self.serve(round, sender, frame, ip) {
-            Served::Plain => None,
-            Served::Translated(translated) => Some(translated),
+        let (translated, flow) = match self.serve(round, sender, frame, ip) {
+            Served::Plain(flow) => (None, flow),
+            Served::Translated(translated) => (Some(translated), None),
             Served::Refused(Turned { reason, is_told: false }) => return Verdict::Drop(reason),
             Served::Refused(Turned { reason, is_told: true }) => {
                 return self.turn_away(round, frame, headers, ip, reason);
@@ -178,6 +178,15 @@ impl Switch {
             Ok(next) => next,
             Err(reason) => return Verdict::Drop(reason),
         };
+
+        // Gate: the policies for both ends let it through.
+        let of_service = translated.as_ref().map_or(Gate::OPEN, |_| tables.gate_of_translated());
+        let gate = sender.gate().and(next.gate).and(of_service);
+        if !gate.is_open()
+            && let Err(reason) = self.pass(round, gate, frame, written, translated.as_ref(), flow)
+        {
+            return Verdict::Drop(reason);
+        }
 
         // TTL: the switch and its host are one router.
         let decrements = !sender.is_host() && egress != Egress::Port(PortIx::HOST);
@@ -244,6 +253,24 @@ impl Switch {
             chance: self.chances,
         };
         stage.serve(frame, ip)
+    }
+
+    /// Asks the policies about the packet in `frame`.
+    fn pass(
+        &self,
+        round: &Round<'_, '_>,
+        gate: Gate,
+        frame: &Frame,
+        ip: &Ip,
+        translated: Option<&Translated>,
+        plain: Option<Hit>,
+    ) -> Result<(), Reason> {
+        if gate.is_shut() {
+            return Err(Reason::PolicyPending);
+        }
+        let stage =
+            gate::Stage { tables: round.context.tables, flows: &self.flows, now: round.ticks };
+        stage.admit(&gate::Packet { frame, ip, translated, plain })
     }
 
     /// Tells the sender of the packet in `frame` that nobody serves it, as the one that it was sent to would.
@@ -456,7 +483,8 @@ pub(crate) enum Foreseen {
 /// Asks the stages behind Services about a packet that comes in by a port of this kind.
 pub(crate) fn foresee(tables: &Tables, kind: PortKind, ip: &Ip, is_translated: bool) -> Foreseen {
     let entry = PortEntry { kind, mac: Mac::HOST, mtu: u16::MAX, addresses: Vec::new() };
-    let sender = Sender::Port(&entry);
+    let port = Port { entry, gate: Gate::OPEN };
+    let sender = Sender::Port(&port);
     if sender.is_pod() && is_for_tunnel(tables, ip) {
         return Foreseen::Dropped(Reason::TunnelPort);
     }
@@ -483,23 +511,30 @@ struct Round<'r, 'c> {
 /// Who sent the frame, as far as the ingress says.
 #[derive(Debug, Clone, Copy)]
 enum Sender<'a> {
-    Port(&'a PortEntry),
+    Port(&'a Port),
     Node(NodeIx),
 }
 
 impl Sender<'_> {
     fn is_pod(self) -> bool {
-        matches!(self, Sender::Port(PortEntry { kind: PortKind::Pod, .. }))
+        matches!(self, Sender::Port(port) if port.entry.kind == PortKind::Pod)
     }
 
     fn is_host(self) -> bool {
-        matches!(self, Sender::Port(PortEntry { kind: PortKind::Host, .. }))
+        matches!(self, Sender::Port(port) if port.entry.kind == PortKind::Host)
+    }
+
+    fn gate(self) -> Gate {
+        match self {
+            Sender::Port(port) => port.gate,
+            Sender::Node(_) => Gate::OPEN,
+        }
     }
 }
 
 fn find_sender(tables: &Tables, ingress: Ingress) -> Result<Sender<'_>, Reason> {
     match ingress {
-        Ingress::Port(port) => tables.port(port).map(Sender::Port).ok_or(Reason::PortGone),
+        Ingress::Port(port) => tables.gated_port(port).map(Sender::Port).ok_or(Reason::PortGone),
         Ingress::Node(node) => {
             tables.peer(node).map(|_| Sender::Node(node)).ok_or(Reason::NodeGone)
         }
@@ -695,19 +730,22 @@ struct Next {
     mtu: u16,
     source: Mac,
     destination: Mac,
+    gate: Gate,
 }
 
 impl Next {
     fn find(tables: &Tables, egress: Egress) -> Result<Self, Reason> {
         match egress {
             Egress::Port(port) => {
-                let entry = tables.port(port).ok_or(Reason::PortGone)?;
-                Ok(Self { mtu: entry.mtu, source: Mac::ROUTER, destination: entry.mac })
+                let Port { entry, gate } = tables.gated_port(port).ok_or(Reason::PortGone)?;
+                let (source, destination) = (Mac::ROUTER, entry.mac);
+                Ok(Self { mtu: entry.mtu, source, destination, gate: *gate })
             }
             Egress::Node(node) => {
                 let peer = tables.peer(node).ok_or(Reason::NodeGone)?;
                 let source = tables.node.vtep_mac;
-                Ok(Self { mtu: peer.mtu, source, destination: peer.vtep_mac })
+                let (destination, gate) = (peer.vtep_mac, Gate::OPEN);
+                Ok(Self { mtu: peer.mtu, source, destination, gate })
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -12,6 +13,7 @@ use ipnetwork::IpNetwork;
 
 use crate::ix::{NodeIx, PortIx};
 use crate::mac::Mac;
+use crate::policy::{Enforcement, Established, PolicyTable};
 use crate::prefix_map::PrefixMap;
 use crate::service::{AddressFilter, ServiceTable};
 
@@ -28,7 +30,7 @@ pub struct Tables {
     pub generation: u64,
     /// This node's own addresses.
     pub node: Node,
-    ports: Vec<Option<PortEntry>>,
+    ports: Vec<Option<Port>>,
     peers: Vec<Peer>,
     by_underlay: HashMap<IpAddr, NodeIx, RandomState>,
     routes_v4: PrefixMap<u32, Route>,
@@ -37,6 +39,8 @@ pub struct Tables {
     masquerade: Masquerade,
     /// Everything that may be a Service's address, but for the ranges of cluster IPs.
     service_filter: AddressFilter,
+    policies: Arc<PolicyTable>,
+    established: Established,
 }
 
 /// The addresses by which the switch takes a client's place. Nobody else may have them; they lead to the switch.
@@ -94,6 +98,49 @@ pub struct PortEntry {
     pub addresses: Vec<IpAddr>,
 }
 
+/// A local port in the tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Port {
+    pub(crate) entry: PortEntry,
+    pub(crate) gate: Gate,
+}
+
+impl Deref for Port {
+    type Target = PortEntry;
+
+    fn deref(&self) -> &PortEntry {
+        &self.entry
+    }
+}
+
+/// Whether policies have to be asked about what somebody sends or is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gate(u8);
+
+impl Gate {
+    /// They say nothing about it.
+    pub(crate) const OPEN: Self = Self(0);
+    /// They must be asked.
+    pub(crate) const JUDGED: Self = Self(1);
+    /// They are not known yet.
+    pub(crate) const SHUT: Self = Self(2);
+
+    /// What holds for a packet that passes both.
+    #[inline]
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    #[inline]
+    pub(crate) fn is_open(self) -> bool {
+        self == Self::OPEN
+    }
+
+    pub(crate) fn is_shut(self) -> bool {
+        self.0 & Self::SHUT.0 != 0
+    }
+}
+
 /// Whose port it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortKind {
@@ -147,12 +194,17 @@ impl Tables {
 
     /// The local port at `ix`.
     pub fn port(&self, ix: PortIx) -> Option<&PortEntry> {
+        self.gated_port(ix).map(|port| &port.entry)
+    }
+
+    #[inline]
+    pub(crate) fn gated_port(&self, ix: PortIx) -> Option<&Port> {
         self.ports.get(ix.ix())?.as_ref()
     }
 
     /// All local ports with their indexes.
     pub fn ports(&self) -> impl Iterator<Item = (PortIx, &PortEntry)> {
-        (0..).zip(&self.ports).filter_map(|(ix, port)| Some((PortIx(ix), port.as_ref()?)))
+        (0..).zip(&self.ports).filter_map(|(ix, port)| Some((PortIx(ix), &port.as_ref()?.entry)))
     }
 
     /// The node at `ix`.
@@ -186,9 +238,67 @@ impl Tables {
         self.service_filter.may_hold(address) || self.services.is_in_range(address)
     }
 
+    /// All pods with the policies for them.
+    pub fn policies(&self) -> &PolicyTable {
+        &self.policies
+    }
+
+    /// What becomes of flows when policies change.
+    pub fn established(&self) -> Established {
+        self.established
+    }
+
+    /// Whether policies have to be asked about flows to Services: they may be for pods elsewhere.
+    #[inline]
+    pub(crate) fn gate_of_translated(&self) -> Gate {
+        if self.policies.enforcement() == Enforcement::Off { Gate::OPEN } else { Gate::JUDGED }
+    }
+
+    /// Whether `address` is one by which the switch of another node takes a client's place.
+    pub(crate) fn is_masquerade_elsewhere(&self, address: IpAddr) -> bool {
+        self.lease_elsewhere(address).is_some_and(|lease| lease.network() == address)
+    }
+
+    /// Whether `address` is a pod's on another node, as far as routes say.
+    pub(crate) fn is_pod_elsewhere(&self, address: IpAddr) -> bool {
+        let is_node_own = |lease: &IpNetwork| {
+            offset(address, lease.network()).is_some_and(|distance| distance <= 1)
+        };
+        match self.route(address) {
+            Route::Node(_) if self.is_node(address) => false,
+            Route::Node(_) => !self.lease_elsewhere(address).is_some_and(is_node_own),
+            Route::Port(_) | Route::Host | Route::Router | Route::Nobody | Route::Outside => false,
+        }
+    }
+
+    /// The other node's lease that holds `address`. A single address that is a pod's is no lease.
+    fn lease_elsewhere(&self, address: IpAddr) -> Option<&IpNetwork> {
+        let Route::Node(node) = self.route(address) else { return None };
+        let is_range = |lease: &&IpNetwork| match lease {
+            IpNetwork::V4(v4) => v4.prefix() <= 30,
+            IpNetwork::V6(v6) => v6.prefix() <= 126,
+        };
+        let leases = self.peer(node)?.leases.iter().filter(is_range);
+        leases.into_iter().find(|lease| lease.contains(address))
+    }
+
+    /// Whether `address` is one of this node's own.
+    pub(crate) fn is_own(&self, address: IpAddr) -> bool {
+        self.route(address) == Route::Host || self.services.is_node_own(address)
+    }
+
     /// Whether `address` is the underlay address of a live node, or of this one.
     pub fn is_node(&self, address: IpAddr) -> bool {
         self.node.underlay == Some(address) || self.by_underlay.contains_key(&address)
+    }
+}
+
+/// How far `address` lies behind `start`, of the same family.
+fn offset(address: IpAddr, start: IpAddr) -> Option<u128> {
+    match (address, start) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => a.to_bits().checked_sub(b.to_bits()).map(u128::from),
+        (IpAddr::V6(a), IpAddr::V6(b)) => a.to_bits().checked_sub(b.to_bits()),
+        _ => None,
     }
 }
 
@@ -196,6 +306,7 @@ impl Tables {
 #[derive(Debug)]
 pub struct TablesBuilder {
     tables: Tables,
+    exempt: Vec<PortIx>,
 }
 
 impl TablesBuilder {
@@ -213,8 +324,10 @@ impl TablesBuilder {
             services: Arc::new(ServiceTable::empty()),
             masquerade: Masquerade::default(),
             service_filter: AddressFilter::empty(),
+            policies: Arc::new(PolicyTable::off()),
+            established: Established::default(),
         };
-        let mut builder = Self { tables };
+        let mut builder = Self { tables, exempt: Vec::new() };
         for range in ranges {
             builder.lead(*range, Route::Nobody);
         }
@@ -234,7 +347,14 @@ impl TablesBuilder {
         if ports.len() <= ix.ix() {
             ports.resize(ix.ix() + 1, None);
         }
-        ports[ix.ix()] = Some(entry);
+        // What policies say of it is found out at the end.
+        ports[ix.ix()] = Some(Port { entry, gate: Gate::OPEN });
+        self
+    }
+
+    /// Says that what is behind a port is no pod, so that policies are never about it, and nobody waits for any.
+    pub fn exempt(&mut self, ix: PortIx) -> &mut Self {
+        self.exempt.push(ix);
         self
     }
 
@@ -268,8 +388,16 @@ impl TablesBuilder {
         self
     }
 
+    /// Takes up all policies, and what becomes of flows when they change. Without them there cannot be any.
+    pub fn policies(&mut self, policies: Arc<PolicyTable>, established: Established) -> &mut Self {
+        self.tables.policies = policies;
+        self.tables.established = established;
+        self
+    }
+
     /// Finishes the snapshot.
     pub fn build(mut self) -> Tables {
+        self.set_gates();
         let tables = &self.tables;
         let mut filter = tables.services.filter().clone();
         if tables.services.has_node_ports() {
@@ -279,6 +407,25 @@ impl TablesBuilder {
         }
         self.tables.service_filter = filter;
         self.tables
+    }
+
+    /// A pod that is not known is shut off, until it is.
+    fn set_gates(&mut self) {
+        let policies = &self.tables.policies;
+        if policies.enforcement() == Enforcement::Off {
+            return;
+        }
+        let ports = (0..).zip(&mut self.tables.ports);
+        let pods = ports.filter(|(ix, _)| !self.exempt.contains(&PortIx(*ix)));
+        let pods = pods.filter_map(|(_, port)| port.as_mut());
+        for port in pods.filter(|port| port.entry.kind == PortKind::Pod) {
+            let of_address = |address: &IpAddr| match policies.subject(*address) {
+                None => Gate::SHUT,
+                Some(subject) if subject.is_judged() => Gate::JUDGED,
+                Some(_) => Gate::OPEN,
+            };
+            port.gate = port.entry.addresses.iter().map(of_address).fold(Gate::OPEN, Gate::and);
+        }
     }
 
     /// Lets `prefix` lead to `route`, unless something nearer has the same prefix already.

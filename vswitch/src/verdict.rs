@@ -138,8 +138,14 @@ reasons! {
     FlowsFull => "flows_full",
     /// The switch has no address or port left to take the client's place with.
     NatPorts => "nat_ports",
-    /// A part of a fragmented packet to a Service, whose first part has not been here or is too short.
+    /// A part of a fragmented packet to a Service, or of a pod that policies apply to, whose first part has not been here or is too short.
     FragmentUnknown => "fragment_unknown",
+    /// The policies for the sending pod do not let it send this (`weft policies`, `weft watch`).
+    PolicyDeniedEgress => "policy_denied_egress",
+    /// The policies for the receiving pod do not let it be sent this (`weft policies`, `weft watch`).
+    PolicyDeniedIngress => "policy_denied_ingress",
+    /// Which policies apply to one of the two pods is not known yet.
+    PolicyPending => "policy_pending",
 }
 
 impl fmt::Display for Reason {

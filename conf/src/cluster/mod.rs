@@ -18,6 +18,7 @@ pub mod names;
 mod namespaced;
 mod object;
 pub mod parse;
+pub mod policy;
 mod pool;
 mod service_map;
 mod state;
@@ -27,7 +28,7 @@ pub use self::fact::{NodeFact, PodFact, PodView};
 pub use self::labels::{LabelSelector, Labels, Operator, Requirement};
 pub use self::object::*;
 pub use self::service_map::{Authority, ServiceConfig, ServiceProblem, ServiceView, Used};
-pub use self::state::{Change, ClusterState, Delta};
+pub use self::state::{Change, ClusterState, Delta, KnownNode};
 
 #[cfg(test)]
 mod tests;

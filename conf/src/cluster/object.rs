@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::labels::Labels;
+use super::policy::{ClusterPolicy, NetworkPolicy};
 
 /// A kind of object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -27,12 +28,30 @@ pub enum ObjectKind {
     EndpointSlice,
     /// v1 Secret.
     Secret,
+    /// networking.k8s.io/v1 NetworkPolicy.
+    NetworkPolicy,
+    /// policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
+    /// policy.networking.k8s.io/v1alpha1 AdminNetworkPolicy.
+    AdminNetworkPolicy,
+    /// policy.networking.k8s.io/v1alpha1 BaselineAdminNetworkPolicy.
+    BaselineAdminNetworkPolicy,
 }
 
 impl ObjectKind {
     /// All kinds.
-    pub const ALL: [Self; 6] =
-        [Self::Namespace, Self::Node, Self::Pod, Self::Service, Self::EndpointSlice, Self::Secret];
+    pub const ALL: [Self; 10] = [
+        Self::Namespace,
+        Self::Node,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Secret,
+        Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
+        Self::AdminNetworkPolicy,
+        Self::BaselineAdminNetworkPolicy,
+    ];
 
     /// `kind` in a manifest.
     pub fn as_str(self) -> &'static str {
@@ -43,6 +62,10 @@ impl ObjectKind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Secret => "Secret",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Self::AdminNetworkPolicy => "AdminNetworkPolicy",
+            Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
         }
     }
 
@@ -51,14 +74,27 @@ impl ObjectKind {
         match self {
             Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::Secret => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::NetworkPolicy => "networking.k8s.io/v1",
+            Self::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
+            Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy => {
+                "policy.networking.k8s.io/v1alpha1"
+            }
         }
     }
 
     /// Whether objects of this kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
         match self {
-            Self::Namespace | Self::Node => false,
-            Self::Pod | Self::Service | Self::EndpointSlice | Self::Secret => true,
+            Self::Namespace
+            | Self::Node
+            | Self::ClusterNetworkPolicy
+            | Self::AdminNetworkPolicy
+            | Self::BaselineAdminNetworkPolicy => false,
+            Self::Pod
+            | Self::Service
+            | Self::EndpointSlice
+            | Self::Secret
+            | Self::NetworkPolicy => true,
         }
     }
 }
@@ -124,6 +160,10 @@ pub enum Object {
     EndpointSlice(Arc<EndpointSlice>),
     /// v1 Secret.
     Secret(Arc<Secret>),
+    /// networking.k8s.io/v1 NetworkPolicy.
+    NetworkPolicy(Arc<NetworkPolicy>),
+    /// A policy of policy.networking.k8s.io, of any kind.
+    ClusterPolicy(Arc<ClusterPolicy>),
 }
 
 impl Object {
@@ -136,6 +176,8 @@ impl Object {
             Self::Service(o) => (ObjectKind::Service, o.id.clone()),
             Self::EndpointSlice(o) => (ObjectKind::EndpointSlice, o.id.clone()),
             Self::Secret(o) => (ObjectKind::Secret, o.id.clone()),
+            Self::NetworkPolicy(o) => (ObjectKind::NetworkPolicy, o.id.clone()),
+            Self::ClusterPolicy(o) => (o.kind, ObjectName::new("", Arc::clone(&o.name))),
         };
         ObjectKey { kind, id }
     }

@@ -11,6 +11,7 @@ use super::namespaced::Namespaced;
 use super::object::{
     EndpointSlice, Namespace, Node, Object, ObjectKey, ObjectKind, ObjectName, Pod, Secret, Service,
 };
+use super::policy::{ClusterPolicy, NetworkPolicy};
 use super::service_map::{Allocations, Authority, ServiceConfig, ServiceView, Used};
 
 /// A change of what is declared or known.
@@ -48,6 +49,8 @@ pub struct Delta {
     pub nodes: BTreeSet<Arc<str>>,
     /// Secrets.
     pub secrets: BTreeSet<ObjectName>,
+    /// Policies of all kinds.
+    pub policies: BTreeSet<ObjectKey>,
 }
 
 impl Delta {
@@ -63,6 +66,7 @@ impl Delta {
         self.namespaces.extend(later.namespaces);
         self.nodes.extend(later.nodes);
         self.secrets.extend(later.secrets);
+        self.policies.extend(later.policies);
     }
 }
 
@@ -78,6 +82,8 @@ pub struct ClusterState {
     services: Namespaced<Arc<ServiceView>>,
     slices: Namespaced<Arc<EndpointSlice>>,
     secrets: Namespaced<Arc<Secret>>,
+    network_policies: Namespaced<Arc<NetworkPolicy>>,
+    cluster_policies: BTreeMap<(ObjectKind, Arc<str>), Arc<ClusterPolicy>>,
     allocations: Allocations,
     /// Slices by the Service that they belong to.
     slices_of: Namespaced<BTreeSet<Arc<str>>>,
@@ -136,6 +142,8 @@ impl ClusterState {
             services: Namespaced::default(),
             slices: Namespaced::default(),
             secrets: Namespaced::default(),
+            network_policies: Namespaced::default(),
+            cluster_policies: BTreeMap::new(),
             allocations: Allocations::new(config),
             slices_of: Namespaced::default(),
             pods_by_label: BTreeMap::new(),
@@ -197,6 +205,23 @@ impl ClusterState {
                     work.delta.secrets.insert(id);
                 }
             }
+            Change::Set(Object::NetworkPolicy(policy)) => {
+                let id = policy.id.clone();
+                let before = self.network_policies.insert(&id, Arc::clone(&policy));
+                if before.as_ref() != Some(&policy) {
+                    let kind = ObjectKind::NetworkPolicy;
+                    work.delta.policies.insert(ObjectKey { kind, id });
+                }
+            }
+            Change::Set(Object::ClusterPolicy(policy)) => {
+                let (kind, name) = (policy.kind, Arc::clone(&policy.name));
+                let before =
+                    self.cluster_policies.insert((kind, Arc::clone(&name)), Arc::clone(&policy));
+                if before.as_ref() != Some(&policy) {
+                    let id = ObjectName::new("", name);
+                    work.delta.policies.insert(ObjectKey { kind, id });
+                }
+            }
             Change::Remove(ObjectKey { kind, id }) => self.remove(kind, id, work),
             Change::SetPod(fact) => {
                 let id = fact.id.clone();
@@ -247,6 +272,18 @@ impl ClusterState {
             ObjectKind::Secret => {
                 if self.secrets.remove(&id).is_some() {
                     work.delta.secrets.insert(id);
+                }
+            }
+            ObjectKind::NetworkPolicy => {
+                if self.network_policies.remove(&id).is_some() {
+                    work.delta.policies.insert(ObjectKey { kind, id });
+                }
+            }
+            ObjectKind::ClusterNetworkPolicy
+            | ObjectKind::AdminNetworkPolicy
+            | ObjectKind::BaselineAdminNetworkPolicy => {
+                if self.cluster_policies.remove(&(kind, Arc::clone(&id.name))).is_some() {
+                    work.delta.policies.insert(ObjectKey { kind, id });
                 }
             }
         }
@@ -569,6 +606,26 @@ impl ClusterState {
         self.secrets.get(namespace, name)
     }
 
+    /// A NetworkPolicy, by namespace and name.
+    pub fn network_policy(&self, namespace: &str, name: &str) -> Option<&Arc<NetworkPolicy>> {
+        self.network_policies.get(namespace, name)
+    }
+
+    /// All NetworkPolicies, by namespace and name.
+    pub fn network_policies(&self) -> impl Iterator<Item = &Arc<NetworkPolicy>> {
+        self.network_policies.iter()
+    }
+
+    /// A policy of the cluster, by its kind and name.
+    pub fn cluster_policy(&self, kind: ObjectKind, name: &str) -> Option<&Arc<ClusterPolicy>> {
+        self.cluster_policies.get(&(kind, Arc::from(name)))
+    }
+
+    /// All policies of the cluster, by kind and name.
+    pub fn cluster_policies(&self) -> impl Iterator<Item = &Arc<ClusterPolicy>> {
+        self.cluster_policies.values()
+    }
+
     /// A namespace that is declared.
     pub fn namespace(&self, name: &str) -> Option<&Arc<Namespace>> {
         self.namespaces.get(name)
@@ -587,6 +644,7 @@ impl ClusterState {
             || self.pods.has_namespace(name)
             || self.slices.has_namespace(name)
             || self.secrets.has_namespace(name)
+            || self.network_policies.has_namespace(name)
     }
 
     /// The labels of a namespace. One that is not declared has the one that the API server gives to each.
@@ -605,6 +663,15 @@ impl ClusterState {
     /// The Node objects.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.nodes.values().filter_map(|entry| entry.object.as_ref())
+    }
+
+    /// All nodes that are declared or in the map, by name.
+    pub fn known_nodes(&self) -> impl Iterator<Item = KnownNode<'_>> {
+        self.nodes.iter().map(|(name, entry)| KnownNode {
+            name,
+            labels: entry.object.as_ref().map(|node| &node.labels).cloned().unwrap_or_default(),
+            addresses: entry.addresses(),
+        })
     }
 
     /// The addresses of a node: those of its object, and without any those that the map tells.
@@ -626,6 +693,12 @@ impl ClusterState {
             ObjectKind::Service => self.services.len(),
             ObjectKind::EndpointSlice => self.slices.len(),
             ObjectKind::Secret => self.secrets.len(),
+            ObjectKind::NetworkPolicy => self.network_policies.len(),
+            ObjectKind::ClusterNetworkPolicy
+            | ObjectKind::AdminNetworkPolicy
+            | ObjectKind::BaselineAdminNetworkPolicy => {
+                self.cluster_policies.keys().filter(|(known, _)| *known == kind).count()
+            }
         }
     }
 
@@ -633,6 +706,17 @@ impl ClusterState {
     pub fn used(&self) -> Used {
         self.allocations.used()
     }
+}
+
+/// A node, whether it is declared or only in the map.
+#[derive(Debug, Clone)]
+pub struct KnownNode<'s> {
+    /// Its name.
+    pub name: &'s Arc<str>,
+    /// `metadata.labels` of its object; none without one.
+    pub labels: Labels,
+    /// Those of its object, and without any those that the map tells.
+    pub addresses: &'s [IpAddr],
 }
 
 /// What is left to do for some changes.

@@ -253,3 +253,37 @@ proptest! {
         prop_assert_eq!(look(&in_batches), look(&at_once));
     }
 }
+
+#[test]
+fn policies_are_told_when_they_are_different() {
+    let network = |rules: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: only}}, spec: \
+             {{ingress: [{rules}]}}}}"
+        )
+    };
+    let cluster = "{apiVersion: policy.networking.k8s.io/v1alpha1, kind: AdminNetworkPolicy, metadata: {name: p}, spec: \
+                   {priority: 1, subject: {namespaces: {}}}}";
+    let mut state = ClusterState::default();
+    let set = |state: &mut ClusterState, text: &str| -> Vec<String> {
+        let found = parse::parse(text).accepted;
+        let delta = state.apply(found.into_iter().map(|found| Change::Set(found.object)));
+        delta.policies.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(set(&mut state, &network("")), ["NetworkPolicy only/p"]);
+    assert_eq!(set(&mut state, &network("")), Vec::<String>::new());
+    assert_eq!(set(&mut state, &network("{}")), ["NetworkPolicy only/p"]);
+    assert_eq!(set(&mut state, cluster), ["AdminNetworkPolicy p"]);
+    assert!(state.has_namespace("only"), "something is in it");
+    assert_eq!(state.count(ObjectKind::AdminNetworkPolicy), 1);
+    assert_eq!(state.count(ObjectKind::ClusterNetworkPolicy), 0);
+    for (kind, id) in [
+        (ObjectKind::NetworkPolicy, ObjectName::new("only", "p")),
+        (ObjectKind::AdminNetworkPolicy, ObjectName::new("", "p")),
+    ] {
+        let gone = ObjectKey { kind, id };
+        assert_eq!(state.apply([Change::Remove(gone.clone())]).policies.len(), 1, "{gone}");
+        assert!(state.apply([Change::Remove(gone)]).is_empty());
+    }
+    assert!(!state.has_namespace("only"));
+}

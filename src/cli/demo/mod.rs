@@ -1,6 +1,7 @@
 //! `weft demo`: a cluster is made, tested, broken, mended and removed, in well under a minute.
 
 mod measure;
+mod policy;
 mod progress;
 mod report;
 mod service;
@@ -202,6 +203,17 @@ fn show(
     }
     progress.step("a Service, by its name", |outcome| {
         report.service = Some(service::show(lab, &endpoints, interrupt, outcome)?);
+        Ok(())
+    })?;
+    progress.step("a policy denies, and says why", |outcome| {
+        report.denied = policy::show(lab, &endpoints, interrupt)?;
+        outcome.detail = match &report.denied {
+            None => "left out: there is one pod alone".to_owned(),
+            Some(denied) => {
+                let (closed, open) = (denied.closed_after_ms, denied.open_after_ms);
+                format!("closed after {closed} ms, open again after {open} ms")
+            }
+        };
         Ok(())
     })?;
     fail_a_node(lab, &endpoints, interrupt, progress, report)?;

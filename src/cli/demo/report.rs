@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::measure::{Account, Pair, Seen, Speed};
+use super::policy::Denied;
 use super::service::ServiceShown;
 use crate::admin::api::NodeStatus;
 use crate::cli::table::Table;
@@ -41,6 +42,8 @@ pub(super) struct Report {
     pub(super) service: Option<ServiceShown>,
     /// TCP throughput.
     pub(super) speeds: Vec<Speed>,
+    /// What a policy denied.
+    pub(super) denied: Option<Denied>,
     /// The node that was made to fail.
     pub(super) failure: Option<NodeFailure>,
     /// Every node's packets.
@@ -105,6 +108,13 @@ impl Report {
         }
         if let Some(service) = &self.service {
             print_service(service, out)?;
+        }
+        if let Some(denied) = &self.denied {
+            writeln!(
+                out,
+                "POLICY\n{} asked {}, which a policy isolates. The node says:\n  {}\n",
+                denied.source, denied.target, denied.told
+            )?;
         }
         if let Some(failure) = &self.failure {
             print_failure(failure, out)?;

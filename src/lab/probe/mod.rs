@@ -5,10 +5,12 @@
 
 mod echo;
 mod ping;
+mod reach;
 mod transfer;
 
 pub use echo::{EchoServer, SeenAs, tcp_seen_as, udp_seen_as};
 pub use ping::{Ping, PingReport};
+pub use reach::{Reach, ReachServer, protocols, reach};
 pub use transfer::{Amount, Transfer, TransferReport};
 
 /// How long a peer may be silent before a measurement fails.

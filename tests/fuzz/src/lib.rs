@@ -7,3 +7,4 @@ pub mod cni_targets;
 pub mod conf_targets;
 pub mod overlay_targets;
 pub mod vswitch_targets;
+pub mod weft_targets;

@@ -88,7 +88,7 @@ impl Fragments {
 #[cfg(all(test, not(weft_loom)))]
 mod tests {
     use super::*;
-    use crate::service::Protocol;
+    use crate::flows::FlowProtocol;
 
     #[test]
     fn the_rest_follows_the_first_for_a_minute() {
@@ -98,7 +98,7 @@ mod tests {
         let to = Tuple {
             source: (address(1), 5),
             destination: (address(3), 6),
-            protocol: Protocol::Udp,
+            protocol: FlowProtocol::Udp,
         };
         assert_eq!(fragments.find(&key(7), Ticks(0)), None);
         fragments.note(key(7), to, Ticks(0));

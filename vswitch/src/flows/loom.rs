@@ -40,12 +40,13 @@ fn flow(client: u8, endpoint: u8, masquerade: bool) -> NewFlow {
         original: Tuple {
             source: (address(client), 40_000),
             destination: (address(96), 80),
-            protocol: Protocol::Tcp,
+            protocol: FlowProtocol::Tcp,
         },
         endpoint: (address(endpoint), 8080),
         masquerade: masquerade.then(|| address(50)),
         service: 1,
         generation: 1,
+        admitted: None,
     }
 }
 
@@ -102,5 +103,24 @@ fn a_slot_that_changes_hands_is_never_taken_for_the_flow_that_it_was() {
         );
         assert_eq!(table.len(), 1);
         assert_eq!(table.connections((IpAddr::from([10, 0, 0, 8]), 8080)), 0);
+    });
+}
+
+#[test]
+fn what_admits_one_flow_says_nothing_of_the_next_in_its_place() {
+    let now = Instant::now();
+    check(move || {
+        let table = Arc::new(FlowTable::new(1, 1, now));
+        let first = table.insert(&flow(1, 9, false), Ticks(0)).unwrap();
+        let other = Arc::clone(&table);
+        let thread = thread::spawn(move || other.set_admitted(&first, 5));
+        table.remove(&first);
+        // There may be no room at this moment.
+        if let Ok(second) = table.insert(&flow(2, 9, false), Ticks(0)) {
+            assert!(!second.was_admitted());
+            let again = table.find(&flow(2, 9, false).original, Ticks(0));
+            assert!(again.is_none_or(|hit| !hit.was_admitted()));
+        }
+        thread.join().unwrap();
     });
 }

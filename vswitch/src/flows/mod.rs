@@ -1,4 +1,5 @@
-//! Flows that are translated: each is one entry, found by the packets of both directions.
+//! Flows that are translated, and those of pods that policies apply to: each is one entry, found by the packets of
+//! both directions.
 //!
 //! ```text
 //!             hash of the packet's tuple
@@ -23,8 +24,8 @@
 //! use, the oldest flow that was never answered gives way, of some that are looked at; if there is none, the
 //! new one is refused.
 //!
-//! An entry says by which generation of Services it was last found right. Whoever uses it with another one
-//! must look again: see [`Hit::is_checked`].
+//! An entry says by which generation of Services it was last found right, and by which of policies it was last
+//! admitted. Whoever uses it with another one must look again: see [`Hit::is_checked`] and [`Hit::is_admitted`].
 
 mod affinity;
 mod cell;
@@ -44,12 +45,13 @@ pub use affinity::Affinity;
 use cell::Cell;
 pub use fragments::{FragmentKey, Fragments};
 use state::Seen;
-pub use tuple::Tuple;
+pub use tuple::{FlowProtocol, Tuple};
 use tuple::{HashKeys, TUPLE_WORDS, TupleWords};
 pub use view::FlowView;
 
 use crate::frame::Frame;
-use crate::service::{Protocol, stable_hash};
+use crate::policy::denial::Denials;
+use crate::service::stable_hash;
 use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::wire::{Ip, Transport, sctp, tcp};
 
@@ -92,7 +94,7 @@ impl Ticks {
     }
 }
 
-/// All flows of a node that are translated, and what else outlives a packet.
+/// All flows of a node that are translated or judged, and what else outlives a packet.
 pub struct FlowTable {
     start: Instant,
     keys: HashKeys,
@@ -106,6 +108,8 @@ pub struct FlowTable {
     connections: Box<[AtomicU32]>,
     affinity: Affinity,
     fragments: Fragments,
+    admitted_fragments: Fragments,
+    denials: Denials,
 }
 
 /// Where the flows of a bucket are: each position is an epoch, a slot and a direction; 0 for none.
@@ -125,6 +129,8 @@ struct Slot {
     state: AtomicU64,
     /// The epoch, and the lower half of the generation of Services by which the flow was last found right.
     checked: AtomicU64,
+    /// The epoch, and the lower half of the generation of policies that last admitted the flow; 0 for none.
+    admitted: AtomicU64,
     created: AtomicU32,
     original: Track,
     reply: Track,
@@ -152,6 +158,10 @@ struct Shard {
     hand: usize,
 }
 
+/// In place of the Service's id in a flow that is not translated.
+pub(crate) const PLAIN: u64 = 0;
+/// In place of a generation of policies in a flow that none has admitted.
+const NEVER: u32 = 0;
 /// Both tuples and the Service's id.
 const NAMES: usize = 2 * TUPLE_WORDS + 1;
 /// Positions per bucket: as many as there are bytes in a word of tags.
@@ -180,12 +190,12 @@ pub fn mark(frame: &Frame, ip: &Ip) -> u8 {
 }
 
 /// Whether a packet with this [`mark`] asks for a new connection.
-pub fn opens(protocol: Protocol, mark: u8) -> bool {
+pub fn opens(protocol: FlowProtocol, mark: u8) -> bool {
     use tcp::flag::{ACK, RST, SYN};
     match protocol {
-        Protocol::Tcp => mark & (SYN | ACK | RST) == SYN,
-        Protocol::Sctp => mark == sctp::chunk::INIT,
-        Protocol::Udp => false,
+        FlowProtocol::Tcp => mark & (SYN | ACK | RST) == SYN,
+        FlowProtocol::Sctp => mark == sctp::chunk::INIT,
+        FlowProtocol::Udp | FlowProtocol::Echo | FlowProtocol::Other(_) => false,
     }
 }
 
@@ -198,11 +208,12 @@ pub struct Hit {
     pub direction: Direction,
     /// The packet's tuple on the other side of the switch.
     pub to: Tuple,
-    /// The Service that the flow came by.
+    /// The Service that the flow came by; 0 if it is not translated.
     pub service: u64,
     is_established: bool,
     is_closing: bool,
     is_checked_by: u32,
+    is_admitted_by: u32,
 }
 
 impl Hit {
@@ -220,6 +231,22 @@ impl Hit {
     pub fn is_checked(&self, generation: u64) -> bool {
         self.is_checked_by == lower_32(generation)
     }
+
+    /// Whether the flow is only followed, and not translated.
+    pub fn is_plain(&self) -> bool {
+        self.service == PLAIN
+    }
+
+    /// Whether the policies of `generation` have admitted the flow.
+    #[inline]
+    pub fn is_admitted(&self, generation: u64) -> bool {
+        self.is_admitted_by != NEVER && self.is_admitted_by == lower_32(generation)
+    }
+
+    /// Whether any policies ever have.
+    pub fn was_admitted(&self) -> bool {
+        self.is_admitted_by != NEVER
+    }
 }
 
 /// A flow that is to be.
@@ -235,6 +262,22 @@ pub struct NewFlow {
     pub service: u64,
     /// The generation of Services that decided so.
     pub generation: u64,
+    /// The generation of policies that admit it, if they were asked.
+    pub admitted: Option<u64>,
+}
+
+impl NewFlow {
+    /// A flow that is followed as it is, since policies admit it.
+    pub fn plain(original: Tuple, services: u64, policies: u64) -> Self {
+        Self {
+            original,
+            endpoint: original.destination,
+            masquerade: None,
+            service: PLAIN,
+            generation: services,
+            admitted: Some(policies),
+        }
+    }
 }
 
 /// Why a flow cannot be.
@@ -276,6 +319,8 @@ impl FlowTable {
             connections: zeroed::counts(CONNECTION_PLACES.min(slots.next_power_of_two())),
             affinity: Affinity::new(slots.div_ceil(FLOWS_PER_CLIENT)),
             fragments: Fragments::new(),
+            admitted_fragments: Fragments::new(),
+            denials: Denials::new(),
         }
     }
 
@@ -308,6 +353,16 @@ impl FlowTable {
     /// Where the later fragments of packets go.
     pub fn fragments(&self) -> &Fragments {
         &self.fragments
+    }
+
+    /// Packets whose first fragment policies have admitted, by their addresses as they came in.
+    pub fn admitted_fragments(&self) -> &Fragments {
+        &self.admitted_fragments
+    }
+
+    /// What policies denied, for whoever tells people.
+    pub fn denials(&self) -> &Denials {
+        &self.denials
     }
 
     /// A number that nobody outside can foresee, for the `turn`th time that a client is left to chance.
@@ -371,6 +426,7 @@ impl FlowTable {
             return None;
         }
         let checked = slot.checked.load(Ordering::Relaxed);
+        let admitted = slot.admitted.load(Ordering::Relaxed);
         Some(Hit {
             ix: position.ix,
             epoch,
@@ -381,6 +437,7 @@ impl FlowTable {
             is_closing: seen.is_closing(),
             // A note that was made of another flow says nothing about this one; no generation is this.
             is_checked_by: if upper_32(checked) == epoch { lower_32(checked) } else { u32::MAX },
+            is_admitted_by: if upper_32(admitted) == epoch { lower_32(admitted) } else { NEVER },
         })
     }
 
@@ -436,6 +493,13 @@ impl FlowTable {
         }
     }
 
+    /// Notes that the policies of `generation` admit the flow.
+    pub fn set_admitted(&self, hit: &Hit, generation: u64) {
+        if let Some(slot) = self.slots.get(ix_of(hit.ix)) {
+            slot.admitted.store(join(hit.epoch, lower_32(generation)), Ordering::Relaxed);
+        }
+    }
+
     /// Forgets a flow: the next packet is the first of another.
     pub fn remove(&self, hit: &Hit) {
         self.kill(hit.ix, hit.epoch);
@@ -453,7 +517,9 @@ impl FlowTable {
         let original = new.original.words();
         let hash = self.keys.hash(&original);
         let address = new.masquerade.unwrap_or(new.original.source.0);
-        for turn in 0..PORTS_TRIED {
+        // What is not translated keeps its port.
+        let turns = if new.service == PLAIN { 1 } else { PORTS_TRIED };
+        for turn in 0..turns {
             let Some(port) = self.port(new, turn, hash) else { continue };
             let reply = Tuple {
                 source: new.endpoint,
@@ -514,12 +580,17 @@ impl FlowTable {
         };
         let slot = &self.slots[ix_of(ix)];
         let epoch = slot.names.write(&join_names(original, reply, new.service));
-        let seen = Seen::LIVE.with(Seen::COUNTED);
+        let is_counted = new.service != PLAIN;
+        let seen = if is_counted { Seen::LIVE.with(Seen::COUNTED) } else { Seen::LIVE };
         slot.begin(now);
         slot.checked.store(join(epoch, lower_32(new.generation)), Ordering::Relaxed);
+        let admitted = new.admitted.map_or(NEVER, lower_32);
+        slot.admitted.store(join(epoch, admitted), Ordering::Relaxed);
         slot.state.store(join(epoch, seen.0), Ordering::Release);
         self.live.fetch_add(1, Ordering::Relaxed);
-        self.count_of(new.endpoint).fetch_add(1, Ordering::Relaxed);
+        if is_counted {
+            self.count_of(new.endpoint).fetch_add(1, Ordering::Relaxed);
+        }
         self.set(own, way, own_tag, Position { ix, epoch, direction: Direction::Original });
         self.set(other, other_way, other_tag, Position { ix, epoch, direction: Direction::Reply });
         match self.find_locked(own, own_tag, original, now) {
@@ -754,7 +825,7 @@ impl Slot {
         Ticks(original.max(reply))
     }
 
-    fn is_expired(&self, seen: Seen, protocol: Protocol, now: Ticks) -> bool {
+    fn is_expired(&self, seen: Seen, protocol: FlowProtocol, now: Ticks) -> bool {
         now.since(self.last()) > seen.timeout(protocol)
     }
 
@@ -765,7 +836,7 @@ impl Slot {
         (read_epoch == epoch).then_some(reply.source)
     }
 
-    fn protocol(&self) -> Option<Protocol> {
+    fn protocol(&self) -> Option<FlowProtocol> {
         let (_, names) = self.names.read()?;
         Some(Tuple::from_words(&split(&names).0)?.protocol)
     }
@@ -904,6 +975,7 @@ mod zeroed {
             names: Cell::new(),
             state: word(),
             checked: word(),
+            admitted: word(),
             created: AtomicU32::new(0),
             original: track(),
             reply: track(),

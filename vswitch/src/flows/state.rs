@@ -5,8 +5,7 @@
 
 use std::fmt;
 
-use crate::flows::{Direction, Ticks};
-use crate::service::Protocol;
+use crate::flows::{Direction, FlowProtocol, Ticks};
 use crate::wire::sctp::chunk;
 use crate::wire::tcp::flag;
 
@@ -48,15 +47,15 @@ impl Seen {
 
     /// What is seen after one more packet. `mark` is as [`super::mark`] makes it.
     #[must_use]
-    pub(super) fn after(self, protocol: Protocol, direction: Direction, mark: u8) -> Self {
+    pub(super) fn after(self, protocol: FlowProtocol, direction: Direction, mark: u8) -> Self {
         let mut seen = match direction {
             Direction::Reply => self.with(Self::REPLIED),
             Direction::Original if self.has(Self::REPLIED) => self.with(Self::CONFIRMED),
             Direction::Original => self,
         };
         match protocol {
-            Protocol::Tcp if mark & flag::RST != 0 => seen = seen.with(Self::RESET),
-            Protocol::Tcp => {
+            FlowProtocol::Tcp if mark & flag::RST != 0 => seen = seen.with(Self::RESET),
+            FlowProtocol::Tcp => {
                 // A reset that nobody believed: they go on.
                 seen = seen.without(Self::RESET);
                 if mark & flag::FIN != 0 {
@@ -66,11 +65,11 @@ impl Seen {
                     });
                 }
             }
-            Protocol::Sctp => {
+            FlowProtocol::Sctp => {
                 let ends = matches!(mark, chunk::ABORT | chunk::SHUTDOWN_COMPLETE);
                 seen = if ends { seen.with(Self::RESET) } else { seen.without(Self::RESET) };
             }
-            Protocol::Udp => {}
+            FlowProtocol::Udp | FlowProtocol::Echo | FlowProtocol::Other(_) => {}
         }
         if seen.is_over() { seen.without(Self::COUNTED) } else { seen }
     }
@@ -87,44 +86,59 @@ impl Seen {
     }
 
     /// Whether it should be spared when room is needed for others.
-    pub(super) fn is_assured(self, protocol: Protocol) -> bool {
+    pub(super) fn is_assured(self, protocol: FlowProtocol) -> bool {
         match protocol {
-            Protocol::Tcp | Protocol::Sctp => self.has(Self::CONFIRMED) && !self.is_over(),
-            Protocol::Udp => self.has(Self::CONFIRMED),
+            FlowProtocol::Tcp | FlowProtocol::Sctp => self.has(Self::CONFIRMED) && !self.is_over(),
+            FlowProtocol::Udp | FlowProtocol::Echo | FlowProtocol::Other(_) => {
+                self.has(Self::CONFIRMED)
+            }
         }
     }
 
     /// How long the flow is remembered after its last packet.
-    pub(super) fn timeout(self, protocol: Protocol) -> Ticks {
+    pub(super) fn timeout(self, protocol: FlowProtocol) -> Ticks {
         let seconds = match protocol {
-            Protocol::Tcp if self.has(Self::RESET) => RESET_S,
-            Protocol::Tcp if self.is_over() => TCP_TIME_WAIT_S,
-            Protocol::Tcp if self.is_closing() => TCP_HALF_CLOSED_S,
-            Protocol::Tcp if self.has(Self::CONFIRMED) => TCP_ESTABLISHED_S,
-            Protocol::Tcp if self.has(Self::REPLIED) => TCP_ANSWERED_S,
-            Protocol::Tcp => TCP_UNREPLIED_S,
-            Protocol::Udp if self.has(Self::CONFIRMED) => UDP_STREAM_S,
-            Protocol::Udp => UDP_UNREPLIED_S,
-            Protocol::Sctp if self.has(Self::RESET) => RESET_S,
-            Protocol::Sctp if self.has(Self::REPLIED) => SCTP_ESTABLISHED_S,
-            Protocol::Sctp => SCTP_UNREPLIED_S,
+            FlowProtocol::Tcp if self.has(Self::RESET) => RESET_S,
+            FlowProtocol::Tcp if self.is_over() => TCP_TIME_WAIT_S,
+            FlowProtocol::Tcp if self.is_closing() => TCP_HALF_CLOSED_S,
+            FlowProtocol::Tcp if self.has(Self::CONFIRMED) => TCP_ESTABLISHED_S,
+            FlowProtocol::Tcp if self.has(Self::REPLIED) => TCP_ANSWERED_S,
+            FlowProtocol::Tcp => TCP_UNREPLIED_S,
+            FlowProtocol::Udp if self.has(Self::CONFIRMED) => UDP_STREAM_S,
+            FlowProtocol::Udp => UDP_UNREPLIED_S,
+            FlowProtocol::Echo => ECHO_S,
+            FlowProtocol::Other(_) => OTHER_S,
+            FlowProtocol::Sctp if self.has(Self::RESET) => RESET_S,
+            FlowProtocol::Sctp if self.has(Self::REPLIED) => SCTP_ESTABLISHED_S,
+            FlowProtocol::Sctp => SCTP_UNREPLIED_S,
         };
         Ticks::from_secs(seconds)
     }
 
     /// The state as people see it, with the names of `conntrack -L`.
-    pub(super) fn name(self, protocol: Protocol) -> &'static str {
+    pub(super) fn name(self, protocol: FlowProtocol) -> &'static str {
         match protocol {
             _ if self.has(Self::RESET) => "CLOSE",
             _ if self.is_over() => "TIME_WAIT",
-            Protocol::Tcp if self.is_closing() => "CLOSE_WAIT",
-            Protocol::Tcp if self.has(Self::CONFIRMED) => "ESTABLISHED",
-            Protocol::Tcp if self.has(Self::REPLIED) => "SYN_RECV",
-            Protocol::Tcp => "SYN_SENT",
-            Protocol::Udp if self.has(Self::CONFIRMED) => "ASSURED",
-            Protocol::Udp if self.has(Self::REPLIED) => "REPLIED",
-            Protocol::Sctp if self.has(Self::REPLIED) => "ESTABLISHED",
-            Protocol::Udp | Protocol::Sctp => "UNREPLIED",
+            FlowProtocol::Tcp if self.is_closing() => "CLOSE_WAIT",
+            FlowProtocol::Tcp if self.has(Self::CONFIRMED) => "ESTABLISHED",
+            FlowProtocol::Tcp if self.has(Self::REPLIED) => "SYN_RECV",
+            FlowProtocol::Tcp => "SYN_SENT",
+            FlowProtocol::Udp | FlowProtocol::Echo | FlowProtocol::Other(_)
+                if self.has(Self::CONFIRMED) =>
+            {
+                "ASSURED"
+            }
+            FlowProtocol::Udp | FlowProtocol::Echo | FlowProtocol::Other(_)
+                if self.has(Self::REPLIED) =>
+            {
+                "REPLIED"
+            }
+            FlowProtocol::Sctp if self.has(Self::REPLIED) => "ESTABLISHED",
+            FlowProtocol::Udp
+            | FlowProtocol::Sctp
+            | FlowProtocol::Echo
+            | FlowProtocol::Other(_) => "UNREPLIED",
         }
     }
 }
@@ -158,13 +172,17 @@ const UDP_STREAM_S: u32 = 120;
 const SCTP_UNREPLIED_S: u32 = 30;
 /// An association. Its heartbeats come every 30 s (RFC 9260 §8.3).
 const SCTP_ESTABLISHED_S: u32 = 210;
+/// An echo request, and its reply.
+const ECHO_S: u32 = 30;
+/// Anything else.
+const OTHER_S: u32 = 600;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::wire::tcp::flag::{ACK, FIN, RST, SYN};
 
-    fn walk(protocol: Protocol, packets: &[(Direction, u8)]) -> (u32, &'static str) {
+    fn walk(protocol: FlowProtocol, packets: &[(Direction, u8)]) -> (u32, &'static str) {
         let seen = packets
             .iter()
             .fold(Seen::LIVE, |seen, (direction, mark)| seen.after(protocol, *direction, *mark));
@@ -186,33 +204,33 @@ mod tests {
         ];
         let packets: Vec<_> = steps.iter().map(|(packet, _)| *packet).collect();
         for (ix, (_, expected)) in steps.iter().enumerate() {
-            assert_eq!(walk(Protocol::Tcp, &packets[..=ix]), *expected, "after packet {ix}");
+            assert_eq!(walk(FlowProtocol::Tcp, &packets[..=ix]), *expected, "after packet {ix}");
         }
         let reset = [(Original, SYN), (Reply, RST | ACK)];
-        assert_eq!(walk(Protocol::Tcp, &reset), (10, "CLOSE"));
+        assert_eq!(walk(FlowProtocol::Tcp, &reset), (10, "CLOSE"));
         let ignored = [(Original, SYN), (Reply, SYN | ACK), (Original, RST), (Original, ACK)];
-        assert_eq!(walk(Protocol::Tcp, &ignored), (86_400, "ESTABLISHED"), "they went on");
+        assert_eq!(walk(FlowProtocol::Tcp, &ignored), (86_400, "ESTABLISHED"), "they went on");
     }
 
     #[test]
     fn datagrams_and_associations_have_timeouts_of_their_own() {
         use Direction::{Original, Reply};
-        assert_eq!(walk(Protocol::Udp, &[(Original, 0)]), (30, "UNREPLIED"));
-        assert_eq!(walk(Protocol::Udp, &[(Original, 0), (Reply, 0)]), (30, "REPLIED"));
+        assert_eq!(walk(FlowProtocol::Udp, &[(Original, 0)]), (30, "UNREPLIED"));
+        assert_eq!(walk(FlowProtocol::Udp, &[(Original, 0), (Reply, 0)]), (30, "REPLIED"));
         let stream = [(Original, 0), (Reply, 0), (Original, 0)];
-        assert_eq!(walk(Protocol::Udp, &stream), (120, "ASSURED"));
+        assert_eq!(walk(FlowProtocol::Udp, &stream), (120, "ASSURED"));
         let init = (Original, chunk::INIT);
-        assert_eq!(walk(Protocol::Sctp, &[init]), (30, "UNREPLIED"));
-        assert_eq!(walk(Protocol::Sctp, &[init, (Reply, 2)]), (210, "ESTABLISHED"));
-        assert_eq!(walk(Protocol::Sctp, &[init, (Reply, chunk::ABORT)]), (10, "CLOSE"));
+        assert_eq!(walk(FlowProtocol::Sctp, &[init]), (30, "UNREPLIED"));
+        assert_eq!(walk(FlowProtocol::Sctp, &[init, (Reply, 2)]), (210, "ESTABLISHED"));
+        assert_eq!(walk(FlowProtocol::Sctp, &[init, (Reply, chunk::ABORT)]), (10, "CLOSE"));
     }
 
     #[test]
     fn what_is_over_counts_no_more() {
         let counted = Seen::LIVE.with(Seen::COUNTED);
-        let after = counted.after(Protocol::Tcp, Direction::Original, FIN);
+        let after = counted.after(FlowProtocol::Tcp, Direction::Original, FIN);
         assert!(after.has(Seen::COUNTED));
-        assert!(!after.after(Protocol::Tcp, Direction::Reply, FIN).has(Seen::COUNTED));
-        assert!(!counted.after(Protocol::Tcp, Direction::Reply, RST).has(Seen::COUNTED));
+        assert!(!after.after(FlowProtocol::Tcp, Direction::Reply, FIN).has(Seen::COUNTED));
+        assert!(!counted.after(FlowProtocol::Tcp, Direction::Reply, RST).has(Seen::COUNTED));
     }
 }

@@ -22,7 +22,7 @@ fn original(client: u8, port: u16) -> Tuple {
     Tuple {
         source: (address(client), port),
         destination: (IpAddr::from([10, 96, 0, 1]), 80),
-        protocol: Protocol::Tcp,
+        protocol: FlowProtocol::Tcp,
     }
 }
 
@@ -33,6 +33,7 @@ fn new(original: Tuple, endpoint: u8, masquerade: Option<u8>) -> NewFlow {
         masquerade: masquerade.map(address),
         service: SERVICE,
         generation: 1,
+        admitted: None,
     }
 }
 
@@ -226,7 +227,7 @@ fn a_view_shows_who_what_and_how_much() {
     assert_eq!(
         view,
         [FlowView {
-            protocol: Protocol::Tcp,
+            protocol: FlowProtocol::Tcp,
             client: (address(1), 40_000),
             frontend: (IpAddr::from([10, 96, 0, 1]), 80),
             endpoint: (address(9), 8080),
@@ -352,7 +353,7 @@ proptest! {
                     };
                     table.note(&hit, now, 1, 60, mark);
                     let (_, seen, last) = model.flows.get_mut(&tuple).unwrap();
-                    *seen = seen.after(Protocol::Tcp, Direction::Original, mark);
+                    *seen = seen.after(FlowProtocol::Tcp, Direction::Original, mark);
                     *last = now;
                 }
                 Step::Answer { which, mark } => {
@@ -364,7 +365,7 @@ proptest! {
                     let hit = table.find(reply, now).unwrap();
                     prop_assert_eq!((hit.direction, hit.to), (Direction::Reply, tuple.inverse()));
                     table.note(&hit, now, 1, 60, mark);
-                    *seen = seen.after(Protocol::Tcp, Direction::Reply, mark);
+                    *seen = seen.after(FlowProtocol::Tcp, Direction::Reply, mark);
                     *last = now;
                 }
                 Step::Forget { which } => {
@@ -467,4 +468,31 @@ fn threads_never_share_a_tuple_by_mistake() {
             "every slot is back, once"
         );
     }
+}
+
+#[test]
+fn a_flow_that_is_not_translated_keeps_its_port_and_counts_for_nobody() {
+    let table = table(1024);
+    let flow = Tuple {
+        source: (address(1), 40_000),
+        destination: (address(9), 8080),
+        protocol: FlowProtocol::Tcp,
+    };
+    let hit = table.insert(&NewFlow::plain(flow, 1, 7), Ticks(0)).unwrap();
+    assert_eq!((hit.to, hit.is_plain()), (flow, true));
+    assert!(hit.is_admitted(7) && !hit.is_admitted(8));
+    let back = table.find(&flow.inverse(), Ticks(0)).unwrap();
+    assert_eq!((back.to, back.direction), (flow.inverse(), Direction::Reply));
+    assert_eq!(table.connections((address(9), 8080)), 0);
+    table.set_admitted(&back, 8);
+    assert!(table.find(&flow, Ticks(0)).unwrap().is_admitted(8));
+
+    // Towards a Service the same port is taken, and so the flow gets another one.
+    let served = table.insert(&new(original(1, 40_000), 9, None), Ticks(0)).unwrap();
+    assert_ne!(served.to.source.1, 40_000);
+    assert!(!served.was_admitted() && !served.is_plain());
+    // The other way around there is none to be had.
+    let other = Tuple { source: (address(1), served.to.source.1), ..flow };
+    let refused = table.insert(&NewFlow::plain(other, 1, 7), Ticks(0));
+    assert_eq!(refused, Err(Refused::NoPort));
 }

@@ -1,9 +1,87 @@
 //! What names a flow in one direction.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::service::Protocol;
-use crate::wire::{Fragment, Ip, Transport};
+use crate::wire::{Fragment, Ip, Transport, icmp};
+
+/// The protocol of a flow: all of Services', and those without ports, whose flows are only followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FlowProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+    /// Echo requests of ICMP or ICMPv6 with their replies. Their identifier stands for the port of who asks, and 0
+    /// for the other's.
+    Echo,
+    /// Any other protocol, by its number (IANA "Assigned Internet Protocol Numbers"). Both ports are 0.
+    Other(u8),
+}
+
+impl FlowProtocol {
+    /// The protocol as Services know it.
+    pub fn service(self) -> Option<Protocol> {
+        match self {
+            Self::Tcp => Some(Protocol::Tcp),
+            Self::Udp => Some(Protocol::Udp),
+            Self::Sctp => Some(Protocol::Sctp),
+            Self::Echo | Self::Other(_) => None,
+        }
+    }
+
+    /// As people write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+            Self::Echo => "ICMP",
+            Self::Other(_) => "other",
+        }
+    }
+
+    /// Echo has ICMP's number in both families: addresses tell them apart.
+    fn number(self) -> u8 {
+        match self {
+            Self::Tcp => Protocol::Tcp.number(),
+            Self::Udp => Protocol::Udp.number(),
+            Self::Sctp => Protocol::Sctp.number(),
+            Self::Echo => icmp::PROTOCOL_V4,
+            Self::Other(number) => number,
+        }
+    }
+
+    fn from_number(number: u8) -> Self {
+        match Protocol::from_number(number) {
+            Some(protocol) => protocol.into(),
+            None if number == icmp::PROTOCOL_V4 => Self::Echo,
+            None => Self::Other(number),
+        }
+    }
+}
+
+impl From<Protocol> for FlowProtocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+            Protocol::Sctp => Self::Sctp,
+        }
+    }
+}
+
+impl fmt::Display for FlowProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Other(number) => write!(f, "{number}"),
+            Self::Tcp | Self::Udp | Self::Sctp | Self::Echo => f.write_str(self.as_str()),
+        }
+    }
+}
 
 /// Addresses, ports and protocol of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -13,7 +91,7 @@ pub struct Tuple {
     /// To where; an address of the same family.
     pub destination: (IpAddr, u16),
     /// The protocol.
-    pub protocol: Protocol,
+    pub protocol: FlowProtocol,
 }
 
 /// A [`Tuple`] as it is stored and compared.
@@ -25,12 +103,41 @@ impl Tuple {
     #[inline]
     pub fn of(ip: &Ip) -> Option<Self> {
         let (protocol, source, destination) = match ip.transport {
-            Transport::Tcp { source, destination, .. } => (Protocol::Tcp, source, destination),
-            Transport::Udp { source, destination } => (Protocol::Udp, source, destination),
-            Transport::Sctp { source, destination } => (Protocol::Sctp, source, destination),
+            Transport::Tcp { source, destination, .. } => (FlowProtocol::Tcp, source, destination),
+            Transport::Udp { source, destination } => (FlowProtocol::Udp, source, destination),
+            Transport::Sctp { source, destination } => (FlowProtocol::Sctp, source, destination),
             Transport::Icmp { .. } | Transport::Other => return None,
         };
         debug_assert!(ip.fragment != Fragment::Later, "later fragments have no ports");
+        let (source, destination) = ((ip.source, source), (ip.destination, destination));
+        Some(Self { source, destination, protocol })
+    }
+
+    /// The tuple of a packet that has no ports and yet may be answered: an echo request or its reply, with what is
+    /// behind the IP header in `frame`, or any packet of a protocol that nothing is known of.
+    pub fn of_portless(frame: &[u8], ip: &Ip) -> Option<Self> {
+        let (protocol, source, destination) = match ip.transport {
+            Transport::Tcp { .. } | Transport::Udp { .. } | Transport::Sctp { .. } => return None,
+            Transport::Icmp { kind, .. } => {
+                let identifier = frame.get(ip.transport_offset + 4..)?.first_chunk()?;
+                let identifier = u16::from_be_bytes(*identifier);
+                match icmp::echo(ip.source.is_ipv4(), kind)? {
+                    icmp::Echo::Request => (FlowProtocol::Echo, identifier, 0),
+                    icmp::Echo::Reply => (FlowProtocol::Echo, 0, identifier),
+                }
+            }
+            // One of these is what is left of a header that was cut off.
+            Transport::Other => match FlowProtocol::from_number(ip.protocol) {
+                protocol @ FlowProtocol::Other(_) if ip.protocol != icmp::PROTOCOL_V6 => {
+                    (protocol, 0, 0)
+                }
+                FlowProtocol::Tcp
+                | FlowProtocol::Udp
+                | FlowProtocol::Sctp
+                | FlowProtocol::Echo
+                | FlowProtocol::Other(_) => return None,
+            },
+        };
         let (source, destination) = ((ip.source, source), (ip.destination, destination));
         Some(Self { source, destination, protocol })
     }
@@ -76,7 +183,7 @@ impl Tuple {
         Some(Self {
             source: (source, source_port),
             destination: (destination, destination_port),
-            protocol: Protocol::from_number(protocol)?,
+            protocol: FlowProtocol::from_number(protocol),
         })
     }
 }
@@ -137,7 +244,13 @@ mod tests {
     fn tuples() -> impl Strategy<Value = Tuple> {
         let v4 = any::<([u8; 4], [u8; 4])>().prop_map(|(a, b)| (IpAddr::from(a), IpAddr::from(b)));
         let v6 = any::<([u8; 16], [u8; 16])>().prop_map(|(a, b)| (a.into(), b.into()));
-        const PROTOCOLS: &[Protocol] = &[Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+        const PROTOCOLS: &[FlowProtocol] = &[
+            FlowProtocol::Tcp,
+            FlowProtocol::Udp,
+            FlowProtocol::Sctp,
+            FlowProtocol::Echo,
+            FlowProtocol::Other(47),
+        ];
         let protocol = prop::sample::select(PROTOCOLS);
         (prop_oneof![v4, v6], any::<(u16, u16)>(), protocol).prop_map(
             |((a, b), (p, q), protocol)| Tuple { source: (a, p), destination: (b, q), protocol },
@@ -172,7 +285,7 @@ mod tests {
             let tuple = Tuple {
                 source: (IpAddr::from([10, 0, 0, 1]), port),
                 destination: (IpAddr::from([10, 0, 0, 2]), 80),
-                protocol: Protocol::Tcp,
+                protocol: FlowProtocol::Tcp,
             };
             used[usize::try_from(keys.hash(&tuple.words()) >> 58).unwrap()] += 1;
         }

@@ -4,15 +4,15 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::flows::state::Seen;
-use crate::flows::{FlowTable, Ticks, Tuple, lower_32, split};
-use crate::service::{Family, Protocol, Service, ServiceTable};
+use crate::flows::{FlowProtocol, FlowTable, PLAIN, Ticks, Tuple, lower_32, split};
+use crate::service::{Family, Service, ServiceTable};
 use crate::sync::Ordering;
 
 /// One flow at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlowView {
     /// Protocol.
-    pub protocol: Protocol,
+    pub protocol: FlowProtocol,
     /// Who asks.
     pub client: (IpAddr, u16),
     /// Where the client sends to.
@@ -21,7 +21,7 @@ pub struct FlowView {
     pub endpoint: (IpAddr, u16),
     /// Whom the endpoint sees: the client, unless the switch takes its place.
     pub seen_as: (IpAddr, u16),
-    /// The Service's id ([`crate::service::Service::id`]).
+    /// The Service's id ([`crate::service::Service::id`]); 0 for a flow that is not translated.
     pub service: u64,
     /// The state, by the names of `conntrack -L`.
     pub state: &'static str,
@@ -42,9 +42,14 @@ pub struct FlowView {
 }
 
 impl FlowView {
+    /// Whether the flow is only followed, and not translated.
+    pub fn is_plain(&self) -> bool {
+        self.service == PLAIN
+    }
+
     /// `namespace/name:port` of the Service, if it still has the frontend.
     pub fn service_name<'t>(&self, services: &'t ServiceTable) -> Option<&'t str> {
-        let ((address, port), protocol) = (self.frontend, self.protocol);
+        let ((address, port), protocol) = (self.frontend, self.protocol.service()?);
         let by_address = services.frontend(address, port, protocol).map(|(service, _)| service);
         let by_node_port = || services.node_port(Family::of(address), port, protocol);
         let is_its = |service: &&Service| service.id() == self.service;

@@ -36,9 +36,9 @@ fn packet(tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
     let (source, destination) = (tuple.source.1, tuple.destination.1);
     let mut bytes = Vec::new();
     match tuple.protocol {
-        Protocol::Tcp => step.tcp(source, destination, 7, 1000).write(&mut bytes, payload),
-        Protocol::Udp => step.udp(source, destination).write(&mut bytes, payload),
-        Protocol::Sctp => {
+        FlowProtocol::Tcp => step.tcp(source, destination, 7, 1000).write(&mut bytes, payload),
+        FlowProtocol::Udp => step.udp(source, destination).write(&mut bytes, payload),
+        FlowProtocol::Sctp => {
             let mut sctp = source.to_be_bytes().to_vec();
             sctp.extend(destination.to_be_bytes());
             sctp.extend([1, 2, 3, 4, 0, 0, 0, 0]);
@@ -47,6 +47,7 @@ fn packet(tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
             sctp[8..12].copy_from_slice(&sum.to_le_bytes());
             step.write(&mut bytes, etherparse::IpNumber(132), &sctp)
         }
+        other @ (FlowProtocol::Echo | FlowProtocol::Other(_)) => panic!("{other}"),
     }
     .unwrap();
     bytes
@@ -111,10 +112,10 @@ fn judge(bytes: &[u8]) -> (Tuple, Vec<u8>) {
             assert_eq!(right, transport, "layer 4 checksum");
             match transport {
                 TransportHeader::Tcp(tcp) => {
-                    (Protocol::Tcp, (tcp.source_port, tcp.destination_port), payload)
+                    (FlowProtocol::Tcp, (tcp.source_port, tcp.destination_port), payload)
                 }
                 TransportHeader::Udp(udp) => {
-                    (Protocol::Udp, (udp.source_port, udp.destination_port), payload)
+                    (FlowProtocol::Udp, (udp.source_port, udp.destination_port), payload)
                 }
                 other @ (TransportHeader::Icmpv4(_)
                 | TransportHeader::Icmpv6(_)
@@ -130,7 +131,7 @@ fn judge(bytes: &[u8]) -> (Tuple, Vec<u8>) {
                 u16::from_be_bytes([payload[0], payload[1]]),
                 u16::from_be_bytes([payload[2], payload[3]]),
             );
-            (Protocol::Sctp, ports, payload[12..].to_vec())
+            (FlowProtocol::Sctp, ports, payload[12..].to_vec())
         }
     };
     let tuple = Tuple { source: (source, ports.0), destination: (destination, ports.1), protocol };
@@ -138,7 +139,7 @@ fn judge(bytes: &[u8]) -> (Tuple, Vec<u8>) {
 }
 
 /// Two tuples of one family and protocol.
-fn pairs(protocols: &'static [Protocol]) -> impl Strategy<Value = (Tuple, Tuple)> {
+fn pairs(protocols: &'static [FlowProtocol]) -> impl Strategy<Value = (Tuple, Tuple)> {
     let v4 = prop::collection::vec(any::<[u8; 4]>().prop_map(IpAddr::from), 4);
     let v6 = prop::collection::vec(any::<[u8; 16]>().prop_map(IpAddr::from), 4);
     let protocol = prop::sample::select(protocols);
@@ -152,8 +153,8 @@ fn pairs(protocols: &'static [Protocol]) -> impl Strategy<Value = (Tuple, Tuple)
     })
 }
 
-const ALL: &[Protocol] = &[Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-const OFFLOADED: &[Protocol] = &[Protocol::Tcp, Protocol::Udp];
+const ALL: &[FlowProtocol] = &[FlowProtocol::Tcp, FlowProtocol::Udp, FlowProtocol::Sctp];
+const OFFLOADED: &[FlowProtocol] = &[FlowProtocol::Tcp, FlowProtocol::Udp];
 
 proptest! {
     #[test]
@@ -184,7 +185,7 @@ proptest! {
     fn super_frames((from, to) in pairs(OFFLOADED), len in 1001_usize..5000) {
         let payload: Vec<u8> = (0..len).map(|n| u8::try_from(n % 251).unwrap()).collect();
         let kind = match (from.protocol, from.source.0) {
-            (Protocol::Udp, _) => GsoKind::Udp,
+            (FlowProtocol::Udp, _) => GsoKind::Udp,
             (_, IpAddr::V4(_)) => GsoKind::Tcp4,
             (_, IpAddr::V6(_)) => GsoKind::Tcp6,
         };
@@ -261,7 +262,7 @@ proptest! {
         let quote = &message[8..];
         let header_len = after.transport_offset - ETHERNET_LEN;
         prop_assert_eq!(&quote[..header_len], &original[ETHERNET_LEN..ETHERNET_LEN + header_len]);
-        if sent.protocol != Protocol::Sctp {
+        if sent.protocol != FlowProtocol::Sctp {
             let same = quote.iter().zip(&original[ETHERNET_LEN..]).filter(|(a, b)| a == b).count();
             // All, but for a checksum of zero in its other form.
             prop_assert!(same + 2 >= quote.len(), "{} of {}", same, quote.len());
@@ -291,7 +292,7 @@ fn v4(source: [u8; 4], destination: [u8; 4]) -> Tuple {
     Tuple {
         source: (source.into(), 4000),
         destination: (destination.into(), 53),
-        protocol: Protocol::Udp,
+        protocol: FlowProtocol::Udp,
     }
 }
 
@@ -331,7 +332,7 @@ fn fragments_make_the_translated_packet() {
 
 #[test]
 fn a_fragment_of_an_sctp_packet_keeps_its_ports_or_is_refused() {
-    let from = Tuple { protocol: Protocol::Sctp, ..v4([10, 0, 0, 1], [10, 96, 0, 2]) };
+    let from = Tuple { protocol: FlowProtocol::Sctp, ..v4([10, 0, 0, 1], [10, 96, 0, 2]) };
     let mut bytes = packet(&from, &[5; 800]);
     bytes[20] = 0x20; // More fragments.
     checksum::set_ipv4_header(&mut bytes[14..34]);

@@ -153,7 +153,8 @@ impl Service {
         let finish = |pool: Pool| if needs_maglev { pool.with_maglev(all) } else { pool };
         let (cluster, local) = (finish(cluster), finish(local));
         let name = spec.name.bytes().map(u64::from).collect::<Vec<_>>();
-        let id = stable_hash(u64::from(spec.family == Family::V6), &name);
+        // 0 is no Service.
+        let id = stable_hash(u64::from(spec.family == Family::V6), &name).max(1);
         Self { spec, id, cluster, local }
     }
 
@@ -282,6 +283,11 @@ impl ServiceTable {
     /// The addresses that have NodePorts, beside the underlay addresses of nodes.
     pub(crate) fn node_addresses(&self) -> &[IpAddr] {
         &self.node_addresses
+    }
+
+    /// Whether `address` is one that this node answers, beside those that lead to it.
+    pub(crate) fn is_node_own(&self, address: IpAddr) -> bool {
+        self.node_addresses.contains(&address) || self.answered.contains(&address)
     }
 
     pub(crate) fn has_node_ports(&self) -> bool {

@@ -27,6 +27,24 @@ pub fn read(bytes: &[u8]) -> Option<&Header> {
     Header::ref_from_prefix(bytes).ok().map(|(header, _)| header)
 }
 
+/// A message that is answered by one that carries the same identifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Echo {
+    /// Echo.
+    Request,
+    /// Echo Reply.
+    Reply,
+}
+
+/// What a message of this type is (RFC 792 p. 14, RFC 4443 §4), if it is one of these.
+pub fn echo(is_ipv4: bool, kind: u8) -> Option<Echo> {
+    match (is_ipv4, kind) {
+        (true, 8) | (false, 128) => Some(Echo::Request),
+        (true, 0) | (false, 129) => Some(Echo::Reply),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

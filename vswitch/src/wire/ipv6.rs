@@ -94,11 +94,14 @@ struct Chain {
     /// Length of all that were walked.
     len: usize,
     fragment: Fragment,
+    /// Whether there was a fragment header, even if this is no fragment.
+    is_fragment: bool,
 }
 
 /// Walks the extension headers in front of layer 4, which is where `payload` begins.
 fn walk(next_header: u8, payload: &[u8]) -> Result<Chain, Reason> {
-    let mut chain = Chain { protocol: next_header, len: 0, fragment: Fragment::Whole };
+    let fragment = Fragment::Whole;
+    let mut chain = Chain { protocol: next_header, len: 0, fragment, is_fragment: false };
     for _ in 0..EXTENSIONS_MAX {
         let at = chain.protocol;
         let rest = &payload[chain.len..];
@@ -112,6 +115,8 @@ fn walk(next_header: u8, payload: &[u8]) -> Result<Chain, Reason> {
             }
             // RFC 4302 §2.2: units of four bytes, minus two.
             AUTHENTICATION => (usize::from(*rest.get(1).ok_or(Reason::Malformed)?) + 2) * 4,
+            // RFC 8200 §4.1: each but one kind once. A fragment in a fragment could hide one header behind another.
+            FRAGMENT if chain.is_fragment => return Err(Reason::Malformed),
             FRAGMENT => 8,
             _ => return Ok(chain),
         };
@@ -119,6 +124,7 @@ fn walk(next_header: u8, payload: &[u8]) -> Result<Chain, Reason> {
         chain.protocol = extension[0];
         chain.len += len;
         if at == FRAGMENT {
+            chain.is_fragment = true;
             let behind = payload.len() - chain.len;
             match read_fragment([extension[2], extension[3]], behind)? {
                 Fragment::Later => return Ok(Chain { fragment: Fragment::Later, ..chain }),

@@ -7,14 +7,18 @@
 //! An object with anything wrong is refused as a whole, with all that is wrong at once; the others of its
 //! file are kept. What does not concern the network is ignored, and said to be.
 
+mod cluster_policy;
 mod meta;
 mod plain;
 mod pod;
+mod policy;
 mod reader;
 mod service;
 mod slice;
 mod tree;
 
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod tests;
 
@@ -272,6 +276,16 @@ fn read_kind(kind: ObjectKind, root: &Item<'_>) -> Option<Object> {
         ObjectKind::Service => service::service(&mut fields, root).map(Object::Service),
         ObjectKind::EndpointSlice => slice::slice(&mut fields).map(Object::EndpointSlice),
         ObjectKind::Secret => plain::secret(&mut fields).map(Object::Secret),
+        ObjectKind::NetworkPolicy => policy::network_policy(&mut fields).map(Object::NetworkPolicy),
+        ObjectKind::ClusterNetworkPolicy => {
+            cluster_policy::cluster_network_policy(&mut fields).map(Object::ClusterPolicy)
+        }
+        ObjectKind::AdminNetworkPolicy => {
+            cluster_policy::admin_network_policy(&mut fields).map(Object::ClusterPolicy)
+        }
+        ObjectKind::BaselineAdminNetworkPolicy => {
+            cluster_policy::baseline_admin_network_policy(&mut fields).map(Object::ClusterPolicy)
+        }
     };
     fields.finish();
     object
@@ -307,11 +321,6 @@ fn stance(group: &str, kind: &str) -> Stance {
     match (group, kind) {
         ("", "Endpoints") => Stance::Refuse(
             "Endpoints is not read, Kubernetes has deprecated it: write an EndpointSlice",
-        ),
-        ("networking.k8s.io", "NetworkPolicy")
-        | ("policy.networking.k8s.io", "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy")
-        | ("policy.networking.k8s.io", "ClusterNetworkPolicy") => Stance::Refuse(
-            "this version of Weft enforces no network policies: everything that it should forbid is allowed",
         ),
         ("networking.k8s.io", "Ingress" | "IngressClass") | ("gateway.networking.k8s.io", _) => {
             Stance::Ignore("this version of Weft serves no HTTP routes")

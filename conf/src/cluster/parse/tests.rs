@@ -431,13 +431,6 @@ fn documents_that_are_no_objects() {
             &["3: Namespace a: metadata.namespace: objects of this kind are in no namespace"],
         ),
         (
-            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a, namespace: b}\nspec: {}\n",
-            &[
-                "1: NetworkPolicy b/a: kind: this version of Weft enforces no network policies: everything that it \
-               should forbid is allowed",
-            ],
-        ),
-        (
             "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a}\n",
             &[
                 "1: Endpoints a: kind: Endpoints is not read, Kubernetes has deprecated it: write an EndpointSlice",
