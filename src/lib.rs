@@ -20,6 +20,7 @@ pub mod dns;
 pub mod events;
 pub mod explain;
 pub mod host;
+pub mod kubernetes;
 pub mod lab;
 pub mod sim;
 pub mod uninstall;

@@ -30,6 +30,7 @@ mod report;
 mod service_views;
 pub mod services;
 mod shared;
+mod write_back;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -68,6 +69,7 @@ pub(crate) use self::paths::is_up;
 use self::ports::PortNumbers;
 pub use self::service_views::ServiceViews;
 pub use self::shared::SharedControl;
+pub use self::write_back::WriteBack;
 use crate::admin::api::{LeasePhase, Offender, ProblemTopic};
 use crate::dns::report::DnsStatus;
 use crate::dns::{self, resolver::Resolver};
@@ -130,6 +132,8 @@ pub enum Topic {
     CutOff(IpAddr),
     /// A pod cannot be told to other nodes.
     Told(Attachment),
+    /// The control plane of Kubernetes gives this node no subnet, or another one than it has.
+    PodCidrs,
     /// The path to the node at this underlay address carries less than both ends.
     Path(IpAddr),
     /// No data passes to the node at this underlay address.
@@ -146,6 +150,7 @@ impl Topic {
             Self::Pod(_) | Self::Told(_) => Code::ProblemPod,
             Self::CutOff(_) => Code::ProblemCutOff,
             Self::Lending => Code::ProblemStorage,
+            Self::PodCidrs => Code::ProblemLease,
             Self::Node(topic) => match topic {
                 ProblemTopic::Underlay => Code::ProblemUnderlay,
                 ProblemTopic::Tunnel => Code::ProblemTunnel,
@@ -158,6 +163,7 @@ impl Topic {
                 ProblemTopic::Pod => Code::ProblemPod,
                 ProblemTopic::Tables => Code::ProblemTables,
                 ProblemTopic::Objects => Code::ProblemObjects,
+                ProblemTopic::Kubernetes => Code::ProblemKubernetes,
                 ProblemTopic::Dns => Code::ProblemDns,
                 ProblemTopic::Keys => Code::ProblemKeys,
                 ProblemTopic::Conflict | ProblemTopic::Path | ProblemTopic::Data => {
@@ -174,6 +180,7 @@ impl Topic {
             Self::Node(topic) => *topic,
             Self::Sysctl(_) => ProblemTopic::Sysctl,
             Self::Lending => ProblemTopic::Storage,
+            Self::PodCidrs => ProblemTopic::Lease,
             Self::Pod(_) | Self::Told(_) | Self::CutOff(_) => ProblemTopic::Pod,
             Self::Path(_) => ProblemTopic::Path,
             Self::Data(_) => ProblemTopic::Data,
@@ -315,6 +322,11 @@ impl Control {
     /// How the name server is doing; `None` when there is none.
     pub fn dns_status(&self) -> Option<DnsStatus> {
         self.dns.as_deref().map(|resolver| DnsStatus::of(resolver, &self.config.dns))
+    }
+
+    /// How many pods are attached here.
+    pub fn pod_count(&self) -> usize {
+        self.attached.len()
     }
 
     /// Where all that happens is told.
@@ -531,6 +543,7 @@ impl Control {
             self.publish();
         }
         self.plug_missing();
+        self.look_for_refused();
     }
 
     /// Makes the tables anew and puts them in force.
