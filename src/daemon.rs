@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use conf::source::Watcher;
-use conf::{DnsConfig, MetricsListen, NodeConfig};
+use conf::source::{Update, Watcher};
+use conf::{DnsConfig, MetricsListen, NodeConfig, NodeName, ObjectSource};
 use ipam::Ipam;
 use overlay::agent::{Agent, AgentConfig, AgentHandle};
 use overlay::gossip::{Event, GossipConfig, Holdings, LeaseState, LocalNode, Memory};
@@ -38,8 +38,10 @@ use crate::control::{Control, HeldLease, Identity, SharedControl, Topic};
 use crate::dns::resolver::Resolver;
 use crate::dns::{self, Dns};
 use crate::events::{Code, log_gossip};
-use crate::reload::Reload;
 use crate::health_check;
+use crate::kubernetes::cluster::{Cluster, Place};
+use crate::kubernetes::writer;
+use crate::reload::Reload;
 use crate::uninstall;
 
 /// How often the daemon looks at its own health, takes up reports, and feeds the watchdog.
@@ -75,6 +77,11 @@ struct Options {
     #[arg(long, value_name = "FILE", default_value = "/etc/weft/weft.toml")]
     config: PathBuf,
 
+    /// The node's name, instead of `name` in the configuration file. In a Kubernetes cluster, that of its Node
+    /// object.
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<NodeName>,
+
     /// Only check the configuration file, and say all that is wrong with it.
     #[arg(long)]
     check: bool,
@@ -107,13 +114,14 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(options) => options,
         Err(error) => error.exit(),
     };
-    let config = match conf::load(&options.config) {
+    let mut config = match conf::load(&options.config) {
         Ok(config) => config,
         Err(errors) => {
             eprintln!("{errors}");
             return ExitCode::from(2);
         }
     };
+    config.name = options.node_name.or(config.name);
     if options.check {
         eprintln!("{}: no errors", options.config.display());
         if let Some(warning) = seal_warning(&config) {
@@ -229,8 +237,19 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
 
     let control = SharedControl::new(build(&config)?);
-    let mut choosing =
-        Some(tokio::spawn(choose_underlay(Arc::clone(&config), control.clone(), None)));
+    let mut cluster = match config.objects.source {
+        ObjectSource::Manifests => None,
+        ObjectSource::Kubernetes => Some(Cluster::start(&config, &control).await?),
+    };
+    // In a Kubernetes cluster, the Node objects say where this node is; or what they said before.
+    let mut placed = match &cluster {
+        Some(cluster) => cluster.config(),
+        None => Some(Arc::clone(&config)),
+    };
+    let choose = |config: &Arc<NodeConfig>, former: Option<Underlay>| {
+        tokio::spawn(choose_underlay(Arc::clone(config), control.clone(), former))
+    };
+    let mut choosing = placed.as_ref().map(|config| choose(config, None));
     // Known at once, unless the name of a seed is to be resolved. Nothing waits for that: not the pods
     // that are there, and not the service manager.
     let mut underlay = match timeout(UNDERLAY_WAIT, wait_for(&mut choosing)).await {
@@ -244,12 +263,15 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
         .await?
         .context("the paths of a new control side are there")?;
     let mut prober = tokio::spawn(monitor.run());
-    let mut gossip = match &underlay {
-        Some(underlay) => Some(Gossip::start(&config, &control, underlay).await?),
-        None => None,
+    let mut gossip = match (&underlay, &placed) {
+        (Some(underlay), Some(placed)) => Some(Gossip::start(placed, &control, underlay).await?),
+        (Some(_) | None, _) => None,
     };
 
-    let watcher = watch_objects(&config, &control).await?;
+    let watcher = match config.objects.source {
+        ObjectSource::Manifests => Some(watch_objects(&config, &control).await?),
+        ObjectSource::Kubernetes => None,
+    };
     let mut beside = start_beside(&control).await?;
     let (stop, stopped) = watch::channel(false);
     let mut servers = start_servers(&config, &control, &stopped).await?;
@@ -259,12 +281,20 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
     let about: [(&str, &dyn ToString); 2] = [("network", &config.network), ("version", &version)];
     events.emit(Code::DaemonStarted, "weftd runs", &about);
 
+    let writer = match &cluster {
+        Some(cluster) => {
+            let name = with(&control, |control| control.identity().name.clone()).await?;
+            Some(tokio::spawn(writer::run(cluster.api().clone(), control.clone(), name)))
+        }
+        None => None,
+    };
+
     let mut tick = interval(TICK);
     let mut look = interval(LOOK);
     let mut looks_without_address = 0;
     loop {
-        if let (None, Some(underlay)) = (&gossip, &underlay) {
-            gossip = Some(Gossip::start(&config, &control, underlay).await?);
+        if let (None, Some(underlay), Some(placed)) = (&gossip, &underlay, &placed) {
+            gossip = Some(Gossip::start(placed, &control, underlay).await?);
         }
         tokio::select! {
             _ = terminate.recv() => break,
@@ -272,19 +302,38 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
             _ = hangup.recv() => {
                 if let Some(changed) = reload(&file, &config, &control).await? {
                     config = changed;
-                    if let Some(gossip) = &gossip {
-                        gossip.agent.configure(config.lease.clone()).await;
+                    placed = match &mut cluster {
+                        None => Some(Arc::clone(&config)),
+                        Some(cluster) => cluster.set_config(&config),
+                    };
+                    if let (Some(gossip), Some(placed)) = (&gossip, &placed) {
+                        gossip.agent.configure(placed.lease.clone()).await;
                     }
                 }
             }
-            _ = tick.tick() => on_tick(&control, gossip.as_mut()).await?,
-            _ = look.tick() => match &underlay {
-                None if choosing.is_none() => {
-                    let choice = choose_underlay(Arc::clone(&config), control.clone(), None);
-                    choosing = Some(tokio::spawn(choice));
+            _ = tick.tick() => {
+                on_tick(&control, gossip.as_mut()).await?;
+                match look_for_place(&mut cluster, &control).await? {
+                    Place::Same => {}
+                    Place::New(config) => {
+                        choosing = Some(choose(&config, None));
+                        placed = Some(config);
+                    }
+                    Place::Moved(lease) => {
+                        if let Some(gossip) = &gossip {
+                            gossip.agent.configure(lease).await;
+                        }
+                        placed = cluster.as_ref().and_then(Cluster::config);
+                    }
                 }
-                None => {}
-                Some(known) => match look_after(&config, &control, known.clone()).await? {
+            }
+            update = next_update(&mut cluster) => {
+                with(&control, move |control| control.update_kubernetes(update)).await?;
+            }
+            _ = look.tick() => match (&underlay, &placed) {
+                (None, Some(placed)) if choosing.is_none() => choosing = Some(choose(placed, None)),
+                (None, _) | (Some(_), None) => {}
+                (Some(known), Some(placed)) => match look_after(placed, &control, known.clone()).await? {
                     Look::Same => looks_without_address = 0,
                     Look::Resized(changed) => {
                         // Other nodes learn the new MTU with a new record.
@@ -294,10 +343,8 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
                     Look::Gone => {
                         looks_without_address += 1;
                         let is_gone = looks_without_address >= GONE_LOOKS;
-                        if is_gone && choosing.is_none() && is_free_to_choose(&config) {
-                            let known = Some(known.clone());
-                            let choice = choose_underlay(Arc::clone(&config), control.clone(), known);
-                            choosing = Some(tokio::spawn(choice));
+                        if is_gone && choosing.is_none() && is_free_to_choose(placed) {
+                            choosing = Some(choose(placed, Some(known.clone())));
                         }
                     }
                 },
@@ -328,6 +375,9 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
     sd_notify::notify(&[NotifyState::Stopping]).context("cannot tell systemd that weftd stops")?;
     prober.abort();
     beside.abort_all();
+    if let Some(writer) = &writer {
+        writer.abort();
+    }
     if let Some(gossip) = gossip {
         gossip.leave().await;
     }
@@ -345,6 +395,7 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
         server.abort();
     }
     let _ = fs::remove_file(config.paths.socket());
+    drop(cluster);
     // Its thread may be handing over a change just now.
     tokio::task::spawn_blocking(move || drop(watcher)).await.context("the watcher panicked")?;
     match control.into_inner() {
@@ -416,6 +467,27 @@ fn boot_id() -> Result<String> {
     let path = "/proc/sys/kernel/random/boot_id";
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     Ok(text.trim().to_owned())
+}
+
+/// Waits for what changes in the cluster; for ever where objects come from files.
+async fn next_update(cluster: &mut Option<Cluster>) -> Update {
+    match cluster {
+        Some(cluster) => cluster.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Looks where this node is in the cluster.
+async fn look_for_place(cluster: &mut Option<Cluster>, control: &SharedControl) -> Result<Place> {
+    let Some(mut looking) = cluster.take() else { return Ok(Place::Same) };
+    let control = control.clone();
+    let looked = tokio::task::spawn_blocking(move || {
+        let place = looking.look(&control, std::time::Instant::now());
+        (looking, place)
+    });
+    let (looked, place) = looked.await.context("the control side panicked")?;
+    *cluster = Some(looked);
+    Ok(place)
 }
 
 /// Reads the manifests, and takes up what changes in them from now on.

@@ -25,6 +25,7 @@ pub mod events;
 pub mod explain;
 pub mod health_check;
 pub mod host;
+pub mod kubernetes;
 pub mod lab;
 pub mod policy;
 pub mod reload;

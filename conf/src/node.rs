@@ -102,7 +102,10 @@ impl NodeConfig {
         let own: Vec<IpAddr> = own.copied().collect();
         reserved.extend(own);
         ServiceConfig {
-            authority: Authority::Weft,
+            authority: match self.objects.source {
+                ObjectSource::Manifests => Authority::Weft,
+                ObjectSource::Kubernetes => Authority::Kubernetes,
+            },
             ranges: ranges.clone(),
             reserved,
             node_ports: node_ports.first..=node_ports.last,
@@ -250,13 +253,78 @@ impl Default for HostConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectsConfig {
+    /// Where objects come from.
+    pub source: ObjectSource,
     /// The directory of manifests.
     pub dir: PathBuf,
+    /// How to reach the API server; `None` within a pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubeconfig: Option<PathBuf>,
+    /// API servers to be asked instead of the one that is told to pods, or in the kubeconfig.
+    pub api_servers: Vec<ApiServer>,
+    /// Who chooses the nodes' subnets.
+    pub pod_cidrs: PodCidrs,
 }
 
 impl Default for ObjectsConfig {
     fn default() -> Self {
-        Self { dir: "/etc/weft/manifests".into() }
+        Self {
+            source: ObjectSource::default(),
+            dir: "/etc/weft/manifests".into(),
+            kubeconfig: None,
+            api_servers: Vec::new(),
+            pod_cidrs: PodCidrs::default(),
+        }
+    }
+}
+
+/// Where objects come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectSource {
+    /// A directory of manifests.
+    #[default]
+    Manifests,
+    /// The API server of a Kubernetes cluster.
+    Kubernetes,
+}
+
+/// Who chooses the nodes' subnets in a Kubernetes cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodCidrs {
+    /// The control plane, where it does: then nodes have `spec.podCIDRs`.
+    #[default]
+    Auto,
+    /// The control plane; until it has, the node has no subnet.
+    Node,
+    /// The nodes among themselves, whatever the control plane says.
+    Claim,
+}
+
+/// The URL of an API server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ApiServer(String);
+
+impl FromStr for ApiServer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let host = rest.ok_or("it begins with https://")?;
+        // One form of a host and port is that of seeds.
+        let seed: Seed = host.strip_suffix('/').unwrap_or(host).parse()?;
+        if seed.host.contains(':') && !host.starts_with('[') {
+            return Err("an IPv6 address stands in brackets".into());
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for ApiServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -524,7 +592,7 @@ macro_rules! as_text {
 
 pub(crate) use as_text;
 
-as_text!(Seed, NodeName, MetricsListen, PortRange);
+as_text!(Seed, NodeName, MetricsListen, PortRange, ApiServer);
 
 #[cfg(test)]
 mod tests {
@@ -563,6 +631,25 @@ mod tests {
         ] {
             assert!(text.parse::<Seed>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn api_servers_are_urls() {
+        for text in ["https://192.168.10.11:6443", "https://[fd00::1]:6443/", "http://a.example"] {
+            assert_eq!(text.parse::<ApiServer>().unwrap().to_string(), text);
+        }
+        for text in ["192.168.10.11:6443", "https://", "https://a/b", "https://fd00::1", "ftp://a"]
+        {
+            assert!(text.parse::<ApiServer>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_control_plane_decides_where_there_is_one() {
+        let mut config = NodeConfig::new("prod", vec![]);
+        assert_eq!(config.allocation().authority, Authority::Weft);
+        config.objects.source = ObjectSource::Kubernetes;
+        assert_eq!(config.allocation().authority, Authority::Kubernetes);
     }
 
     #[test]

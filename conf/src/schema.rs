@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use overlay::underlay::UnderlaySelector;
 
 use crate::dns::{DomainName, StaticRecord, Stub, Upstream};
-use crate::node::{self, MetricsListen, NodeName, PortRange, Seed};
+use crate::node::{self, ApiServer, MetricsListen, NodeName, PortRange, Seed};
 
 /// The smallest file, as the fix for a missing one.
 pub const TWO_LINES: &str =
@@ -390,15 +390,56 @@ const OBJECTS: Section = Section {
     name: "objects",
     doc: "Where the objects of the cluster are declared: Services and what belongs to them. They must be the \
           same on every node; docs/services.md says which there are.",
-    fields: &[Field {
-        name: "dir",
-        kind: PATH,
-        default: Default::Fixed,
-        doc: "Directory of Kubernetes manifests: all files in it and below that end with `.yaml`, `.yml` or \
-              `.json`. It is watched, and changes are in force within a second. What cannot be honoured is \
-              refused by itself and shown by `weft objects`; the rest of its file is kept. While the \
-              directory does not exist there are no objects.",
-    }],
+    fields: &[
+        Field {
+            name: "source",
+            kind: Kind::Choice(&["manifests", "kubernetes"]),
+            default: Default::Fixed,
+            doc: "Where they come from: files in the directory `dir`, or the API server of a Kubernetes cluster, see \
+                  [kubernetes.md](kubernetes.md). With `kubernetes` the control plane gives Services their addresses \
+                  and ports, and endpoints come from EndpointSlices only. All nodes must have the same.",
+        },
+        Field {
+            name: "dir",
+            kind: PATH,
+            default: Default::Fixed,
+            doc: "Directory of Kubernetes manifests: all files in it and below that end with `.yaml`, `.yml` or \
+                  `.json`. It is watched, and changes are in force within a second. What cannot be honoured is \
+                  refused by itself and shown by `weft objects`; the rest of its file is kept. While the \
+                  directory does not exist there are no objects. Not used with `source = \"kubernetes\"`.",
+        },
+        Field {
+            name: "kubeconfig",
+            kind: PATH,
+            default: Default::Found("the service account of the pod that the daemon runs in"),
+            doc: "File that says where the API server is and who this node is to it, as for `kubectl`; only with \
+                  `source = \"kubernetes\"`. Its current context counts. It is read again when the server refuses \
+                  who this is, so certificates may be renewed while the daemon runs.",
+        },
+        Field {
+            name: "api_servers",
+            kind: Kind::List {
+                form: "URLs like https://192.168.10.11:6443",
+                check: parses::<ApiServer>,
+                count_min: 0,
+                count_max: 16,
+            },
+            default: Default::Fixed,
+            doc: "API servers, asked in this order: when one does not answer, the next one is. Empty is the one of \
+                  the kubeconfig, or that pods are told (`KUBERNETES_SERVICE_HOST`), which is the address of a \
+                  Service: without another proxy on the node nobody leads there before the daemon knows that \
+                  Service, so the real addresses must stand here then.",
+        },
+        Field {
+            name: "pod_cidrs",
+            kind: Kind::Choice(&["auto", "node", "claim"]),
+            default: Default::Fixed,
+            doc: "Who chooses the nodes' subnets with `source = \"kubernetes\"`. `node`: the controller manager, in \
+                  `spec.podCIDRs` of the Node object, which this node then claims as if it were `fixed` under \
+                  [lease]; until it is there, the node has none. `claim`: the nodes among themselves. `auto`: `node` \
+                  where any Node object has one, otherwise `claim`. A subnet in use is never changed.",
+        },
+    ],
 };
 
 const SERVICES: Section = Section {

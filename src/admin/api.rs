@@ -79,6 +79,9 @@ pub struct Status {
     pub pods: usize,
     /// How many objects are declared, and what became of them.
     pub objects: Counts,
+    /// The API server that they come from; `None` where they come from files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_server: Option<ApiServerStatus>,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
     /// Whether pods can be attached now.
@@ -133,6 +136,21 @@ impl LeasePhase {
     }
 }
 
+/// How the node stands with the API server of its cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiServerStatus {
+    /// The server that is asked at present.
+    pub server: String,
+    /// Whether all objects were known once.
+    pub synced: bool,
+    /// For how long what is known may have been old, in seconds; `None` while it is up to date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_s: Option<u64>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// Something that is wrong with the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
@@ -170,6 +188,8 @@ pub enum ProblemTopic {
     Conflict,
     /// Objects cannot be honoured, or their directory cannot be read.
     Objects,
+    /// The API server of the cluster does not answer, or refuses.
+    Kubernetes,
     /// The path to a node carries less than the interfaces at both ends.
     Path,
     /// No data passes to a node that is alive.

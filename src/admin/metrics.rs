@@ -331,6 +331,19 @@ impl Report {
         let fates = [("accepted", accepted), ("refused", refused), ("ignored", ignored)];
         let fates = fates.map(|(fate, count)| ([("fate", fate.to_owned())], count as f64));
         out.gauges("weft_objects", "Declared objects, by what became of them", fates)?;
+        if let Some(api) = &status.api_server {
+            let stale = api.stale_s.map_or(0.0, |stale_s| stale_s as f64);
+            out.gauge(
+                "weft_api_server_stale_seconds",
+                "For how long the API server has not told of the cluster; 0 while it does",
+                stale,
+            )?;
+            out.gauge(
+                "weft_api_server_synced",
+                "Whether all objects of the cluster were known once",
+                f64::from(u8::from(api.synced)),
+            )?;
+        }
         out.gauge("weft_map_version", "Version of the subnet map", status.map_generation as f64)?;
         out.gauge(
             "weft_tables_version",

@@ -44,7 +44,7 @@ fn print_listing(listing: &Listing, out: &mut impl Write) -> io::Result<()> {
     for object in accepted {
         table.row([
             title(&object.kind, &object.namespace, &object.name),
-            format!("{}:{}", object.file, object.line),
+            place(&object.file, object.line),
             object.notes.join("; "),
         ]);
     }
@@ -55,7 +55,7 @@ fn print_listing(listing: &Listing, out: &mut impl Write) -> io::Result<()> {
     for object in ignored {
         table.row([
             title(&object.kind, &object.namespace, &object.name),
-            format!("{}:{}", object.file, object.line),
+            place(&object.file, object.line),
             object.reason.clone(),
         ]);
     }
@@ -65,8 +65,9 @@ fn print_listing(listing: &Listing, out: &mut impl Write) -> io::Result<()> {
     // As compilers write it, so that editors find the place.
     for object in refused {
         let title = title(&object.kind, &object.namespace, &object.name);
-        let text =
-            if title.is_empty() { object.to_string() } else { format!("{object} ({title})") };
+        // What comes from no file is named in front.
+        let is_named = title.is_empty() || object.file.is_empty();
+        let text = if is_named { object.to_string() } else { format!("{object} ({title})") };
         writeln!(out, "{}", text.replace(char::is_control, "\u{fffd}"))?;
     }
     if !refused.is_empty() {
@@ -79,4 +80,9 @@ fn print_listing(listing: &Listing, out: &mut impl Write) -> io::Result<()> {
         refused.len(),
         ignored.len()
     )
+}
+
+/// File and line of an object; objects of an API server have none.
+fn place(file: &str, line: usize) -> String {
+    if file.is_empty() { "API server".to_owned() } else { format!("{file}:{line}") }
 }

@@ -135,6 +135,15 @@ fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
     line("pods", format!("{}, mtu {}", status.pods, or_dash(status.pod_mtu)))?;
     let Counts { accepted, refused, ignored, .. } = status.objects;
     line("objects", format!("{accepted} accepted, {refused} refused, {ignored} ignored"))?;
+    if let Some(api) = &status.api_server {
+        let state = match (api.stale_s, api.synced) {
+            (None, true) => "up to date".to_owned(),
+            (None, false) => "being read".to_owned(),
+            (Some(stale_s), true) => format!("STALE for {}", duration(stale_s)),
+            (Some(stale_s), false) => format!("UNKNOWN for {}", duration(stale_s)),
+        };
+        line("api server", format!("{}, {state}", api.server))?;
+    }
     line("nodes", format!("{} alive, map version {}", status.nodes_alive, status.map_generation))?;
     line("seal", seal(status))?;
     line("vtep", status.vtep_mac.to_string())?;
@@ -212,6 +221,7 @@ fn topic_name(topic: ProblemTopic) -> &'static str {
         ProblemTopic::Tables => "tables",
         ProblemTopic::Conflict => "conflict",
         ProblemTopic::Objects => "objects",
+        ProblemTopic::Kubernetes => "kubernetes",
         ProblemTopic::Path => "path",
         ProblemTopic::Data => "data",
         ProblemTopic::Dns => "dns",
@@ -538,6 +548,7 @@ mod tests {
             tables_generation: 9,
             pods: 2,
             objects: Counts { files: 1, accepted: 3, refused: 1, ignored: 0 },
+            api_server: None,
             uptime_s: 61,
             ready: true,
             problems: vec![Problem {

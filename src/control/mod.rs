@@ -36,6 +36,7 @@ mod service_views;
 pub mod services;
 mod services_host;
 mod shared;
+mod write_back;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -78,6 +79,7 @@ pub(crate) use self::paths::is_up;
 use self::ports::PortNumbers;
 pub use self::service_views::ServiceViews;
 pub use self::shared::SharedControl;
+pub use self::write_back::WriteBack;
 use crate::admin::api::{LeasePhase, Offender, ProblemTopic};
 use crate::announce::{Plan, Report};
 use crate::dns::report::DnsStatus;
@@ -145,6 +147,8 @@ pub enum Topic {
     Told(Attachment),
     /// A part of Services that is not the switch's.
     Services(&'static str),
+    /// The control plane of Kubernetes gives this node no subnet, or another one than it has.
+    PodCidrs,
     /// The path to the node at this underlay address carries less than both ends.
     Path(IpAddr),
     /// No data passes to the node at this underlay address.
@@ -162,6 +166,7 @@ impl Topic {
             Self::Pod(_) | Self::Told(_) => Code::ProblemPod,
             Self::CutOff(_) => Code::ProblemCutOff,
             Self::Lending => Code::ProblemStorage,
+            Self::PodCidrs => Code::ProblemLease,
             Self::Node(topic) => match topic {
                 ProblemTopic::Underlay => Code::ProblemUnderlay,
                 ProblemTopic::Tunnel => Code::ProblemTunnel,
@@ -174,6 +179,7 @@ impl Topic {
                 ProblemTopic::Pod => Code::ProblemPod,
                 ProblemTopic::Tables => Code::ProblemTables,
                 ProblemTopic::Objects => Code::ProblemObjects,
+                ProblemTopic::Kubernetes => Code::ProblemKubernetes,
                 ProblemTopic::Dns => Code::ProblemDns,
                 ProblemTopic::Keys => Code::ProblemKeys,
                 ProblemTopic::Conflict | ProblemTopic::Path | ProblemTopic::Data => {
@@ -191,6 +197,7 @@ impl Topic {
             Self::Sysctl(_) => ProblemTopic::Sysctl,
             Self::Services(_) => ProblemTopic::Objects,
             Self::Lending => ProblemTopic::Storage,
+            Self::PodCidrs => ProblemTopic::Lease,
             Self::Pod(_) | Self::Told(_) | Self::CutOff(_) => ProblemTopic::Pod,
             Self::Path(_) => ProblemTopic::Path,
             Self::Data(_) => ProblemTopic::Data,
@@ -361,6 +368,11 @@ impl Control {
     /// What is to be answered about Services' health, for who answers.
     pub fn health_checks(&self) -> watch::Receiver<HealthChecks> {
         self.health_checks.subscribe()
+    }
+
+    /// How many pods are attached here.
+    pub fn pod_count(&self) -> usize {
+        self.attached.len()
     }
 
     /// Where all that happens is told.
@@ -608,6 +620,7 @@ impl Control {
             self.publish();
         }
         self.plug_missing();
+        self.look_for_refused();
     }
 
     /// Makes the tables anew and puts them in force.

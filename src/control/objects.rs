@@ -4,12 +4,13 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use conf::NodeConfig;
 use conf::cluster::{Change, ClusterState, Delta, ObjectName};
+use conf::source::kubernetes::{Health, SharedObjects};
 use conf::source::manifests::Counts;
-use conf::source::{Listing, SharedDirectory, Update};
+use conf::source::{self, Listing, SharedDirectory, Update};
 use overlay::pods::{LocalPod, PodMap};
 use vswitch::policy::PolicyTable;
 use vswitch::service::Protocol;
@@ -62,7 +63,7 @@ impl SharedCluster {
 #[derive(Debug)]
 pub(super) struct Objects {
     cluster: SharedCluster,
-    directory: Option<SharedDirectory>,
+    source: Option<source::Objects>,
     facts: Facts,
     tables: ServiceTables,
     policies: PolicyTables,
@@ -70,6 +71,11 @@ pub(super) struct Objects {
     node_addresses: Vec<IpAddr>,
     /// Refused objects that the log has named.
     told: Vec<String>,
+    /// When the log named them last, and whether there may be others since.
+    told_at: Option<Instant>,
+    untold: bool,
+    /// Since when the API server does not answer, as far as the problem tells it.
+    trouble_told: Option<Instant>,
 }
 
 /// Most refused objects that one change writes to the log.
@@ -97,12 +103,15 @@ impl Objects {
             .with_reserved(reserved);
         Self {
             cluster: SharedCluster::new(ClusterState::new(services)),
-            directory: None,
+            source: None,
             facts: Facts::new(node, now),
             tables,
             policies: PolicyTables::new(Scope::Node(node.into()), gate::mode(&config.policy)),
             node_addresses: Vec::new(),
             told: Vec::new(),
+            told_at: None,
+            untold: false,
+            trouble_told: None,
         }
     }
 }
@@ -117,6 +126,21 @@ fn primary_addresses(underlay: Option<IpAddr>, declared: &[IpAddr]) -> Vec<IpAdd
     addresses
 }
 
+/// How often what is refused in a cluster is looked for: there, something changes all the time.
+const LOOK_PAUSE: Duration = Duration::from_secs(5);
+
+impl Objects {
+    /// Where they come from.
+    pub(super) fn source(&self) -> Option<&source::Objects> {
+        self.source.as_ref()
+    }
+
+    /// What is wrong with Services in the switch's table.
+    pub(super) fn table_problems(&self) -> impl Iterator<Item = (&ObjectName, &str)> {
+        self.tables.problems()
+    }
+}
+
 impl Control {
     /// The state of the cluster.
     pub fn cluster(&self) -> SharedCluster {
@@ -125,8 +149,67 @@ impl Control {
 
     /// Takes up the directory of manifests, and what is in it at first.
     pub fn set_directory(&mut self, directory: SharedDirectory, first: Update) {
-        self.objects.directory = Some(directory);
+        self.objects.source = Some(source::Objects::Manifests(directory));
         self.update_objects(first);
+        self.set_synced();
+    }
+
+    /// Takes up where objects come from in a Kubernetes cluster. None of them is known yet.
+    pub fn set_kubernetes(&mut self, objects: SharedObjects) {
+        self.objects.source = Some(source::Objects::Kubernetes(objects));
+    }
+
+    /// Takes up what has changed in a Kubernetes cluster, or how its API server is doing.
+    pub fn update_kubernetes(&mut self, update: Update) {
+        self.objects.untold |= !update.changes.is_empty();
+        self.change_cluster(update.changes);
+        let Some(health) = self.api_health() else { return };
+        if health.complete && !self.objects.cluster.is_synced() {
+            self.set_synced();
+            tracing::info!(server = health.server, "the objects of the cluster are known");
+        }
+        self.tell_trouble(&health);
+    }
+
+    /// Looks for what is refused, now and then. Called about once a second.
+    pub(super) fn look_for_refused(&mut self) {
+        let is_due = self.objects.told_at.is_none_or(|at| at.elapsed() >= LOOK_PAUSE);
+        if self.objects.untold && is_due {
+            self.objects.untold = false;
+            self.objects.told_at = Some(Instant::now());
+            self.tell_refused();
+        }
+    }
+
+    /// How the API server is doing; `None` where objects come from files.
+    pub(super) fn api_health(&self) -> Option<Health> {
+        match &self.objects.source {
+            Some(source::Objects::Kubernetes(objects)) => Some(objects.health()),
+            Some(source::Objects::Manifests(_)) | None => None,
+        }
+    }
+
+    fn tell_trouble(&mut self, health: &Health) {
+        let topic = Topic::Node(ProblemTopic::Kubernetes);
+        if self.objects.trouble_told == health.stale_since {
+            return;
+        }
+        self.objects.trouble_told = health.stale_since;
+        let Some(reason) = &health.reason else { return self.clear(&topic) };
+        let known = if health.complete {
+            "What is known stays in force, and new pods get addresses; what has changed since is not known"
+        } else {
+            "The cluster's objects are not known yet, so its Services and names are not served"
+        };
+        let text = format!(
+            "the API server {} does not tell of the cluster: {reason}. {known}. It is asked again all the time",
+            health.server
+        );
+        self.raise(topic, text);
+    }
+
+    /// Takes up that what is not there is not there.
+    fn set_synced(&mut self) {
         self.objects.cluster.set_synced();
         self.set_up_host();
         self.take_up_policies(&Delta::default());
@@ -226,17 +309,23 @@ impl Control {
 
     /// Writes to the log what is refused now and was not before, and raises how much that is.
     fn tell_refused(&mut self) {
-        let Some(directory) = self.objects.directory.clone() else { return };
-        let (counts, problem, refused) = {
-            let (directory, state) = (directory.lock(), self.objects.cluster.read());
-            let refused = directory.refused(&state);
+        let Some(source) = self.objects.source.clone() else { return };
+        let (counts, refused) = {
+            let state = self.objects.cluster.read();
+            let refused = source.refused(&state);
             let refused: Vec<String> = refused.iter().map(ToString::to_string).collect();
-            (directory.counts(&state), directory.problem().map(str::to_owned), refused)
+            (source.counts(&state), refused)
         };
-        let dir = self.config.objects.dir.display().to_string();
+        let (problem, dir) = match &source {
+            source::Objects::Manifests(directory) => {
+                let problem = directory.lock().problem().map(str::to_owned);
+                (problem, format!("{}/", self.config.objects.dir.display()))
+            }
+            source::Objects::Kubernetes(_) => (None, String::new()),
+        };
         let new = refused.iter().filter(|line| !self.objects.told.contains(line));
         for line in new.take(LINES_MAX) {
-            tracing::warn!("refused: {dir}/{line}");
+            tracing::warn!("refused: {dir}{line}");
         }
         self.objects.told = refused;
         self.objects.told.truncate(LINES_MAX * 50);
@@ -264,9 +353,8 @@ impl Control {
 
     /// All objects, and what became of them.
     pub fn objects(&self) -> Listing {
-        let Some(directory) = &self.objects.directory else { return Listing::default() };
-        let (directory, state) = (directory.lock(), self.objects.cluster.read());
-        let mut listing = directory.listing(&state);
+        let Some(source) = &self.objects.source else { return Listing::default() };
+        let mut listing = source.listing(&self.objects.cluster.read());
         let mut problems: std::collections::BTreeMap<&ObjectName, Vec<&str>> = Default::default();
         for (id, text) in self.objects.tables.problems() {
             problems.entry(id).or_default().push(text);
@@ -303,7 +391,7 @@ impl Control {
 
     /// How many objects there are.
     pub(super) fn object_counts(&self) -> Counts {
-        let Some(directory) = &self.objects.directory else { return Counts::default() };
-        directory.lock().counts(&self.objects.cluster.read())
+        let Some(source) = &self.objects.source else { return Counts::default() };
+        source.counts(&self.objects.cluster.read())
     }
 }

@@ -81,6 +81,7 @@ impl Control {
                 | Topic::Sysctl(_)
                 | Topic::Lending
                 | Topic::CutOff(_)
+                | Topic::PodCidrs
                 | Topic::Told(_)
                 | Topic::Services(_)
                 | Topic::Pod(_) => false,

@@ -14,8 +14,8 @@ use vswitch::verdict::Reason;
 
 use super::{Control, OFFENDERS_MAX, Topic};
 use crate::admin::api::{
-    CountersReport, INSECURE, KernelDropped, LeasePhase, NodeStatus, Offender, PodStatus,
-    PoolStatus, ProbesReport, Problem, ProblemTopic, Status,
+    ApiServerStatus, CountersReport, INSECURE, KernelDropped, LeasePhase, NodeStatus, Offender,
+    PodStatus, PoolStatus, ProbesReport, Problem, ProblemTopic, Status,
 };
 use crate::admin::metrics::Report;
 use crate::events::Code;
@@ -59,6 +59,12 @@ impl Control {
             tables_generation: self.generation,
             pods: self.attached.len(),
             objects: self.object_counts(),
+            api_server: self.api_health().map(|health| ApiServerStatus {
+                server: health.server,
+                synced: health.complete,
+                stale_s: health.stale_since.map(|since| since.elapsed().as_secs()),
+                reason: health.reason,
+            }),
             uptime_s: self.started.elapsed().as_secs(),
             ready: held
                 && self.tunnel.is_some()

@@ -208,6 +208,9 @@ codes! {
         "More nodes are known than the switch's tables hold." => "Use several clusters.";
     ProblemObjects = "problem-objects", Warn:
         "Objects of the cluster are refused, or cannot be read." => "See `weft objects`.";
+    ProblemKubernetes = "problem-kubernetes", Warn:
+        "The API server does not answer, or refuses: what is known of the cluster may be old." =>
+        "The text says what it says; see `weft status` for since when. What is known stays in force.";
     ProblemDns = "problem-dns", Error:
         "Pods' names are not answered." => "The text says what is in the way of it.";
     ProblemKeys = "problem-keys", Error:

@@ -46,6 +46,9 @@ pub struct LabConfig {
     /// `fd00:10:244::/56`.
     #[serde(default)]
     pub lease: Option<String>,
+    /// The content of every node's `[objects]`. Absent: a directory of manifests that all nodes share.
+    #[serde(default)]
+    pub objects: Option<String>,
     /// Text for every node's `weft.toml`: whole sections other than `underlay`, `lease`, `objects`,
     /// `paths`, `metrics` and `log`. Where it has an `[overlay]` that says nothing about keys, the lab adds the file
     /// with the node's.
@@ -71,6 +74,7 @@ impl LabConfig {
             underlay_mtu: 1500,
             underlay: Family::V4,
             lease: None,
+            objects: None,
             extra: String::new(),
             extra_of_node: BTreeMap::new(),
             log: "info".to_owned(),

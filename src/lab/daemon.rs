@@ -89,6 +89,8 @@ fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
         (None, true) => r#"ranges = ["10.244.0.0/16", "fd00:10:244::/56"]"#,
         (None, false) => r#"ranges = ["10.244.0.0/16"]"#,
     };
+    let shared = || format!("dir = {}", quote_path(&lab.join(MANIFESTS)));
+    let objects = config.objects.clone().unwrap_or_else(shared);
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = write!(
@@ -96,7 +98,7 @@ fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
         "network = {}\nname = {}\nseeds = [{}]\n\n\
          [underlay]\naddress = {}\n\n\
          [lease]\n{lease}\n\n\
-         [objects]\ndir = {}\n\n\
+         [objects]\n{}\n\n\
          [paths]\nstate = {}\nrun = {}\n\n\
          [metrics]\nlisten = \"127.0.0.1:9144\"\n\n\
          [log]\nlevel = {}\n\n",
@@ -104,7 +106,7 @@ fn config_text(lab: &Path, state: &LabState, node: &NodeState) -> String {
         quote(&node.name),
         seeds.join(", "),
         quote(&node.underlay.to_string()),
-        quote_path(&lab.join(MANIFESTS)),
+        objects,
         quote_path(&dir.join("state")),
         quote_path(&dir.join("run")),
         quote(&config.log),

@@ -174,7 +174,6 @@ impl Directory {
                 listing.refused.push(RefusedObject::new(name, &title, &problem));
                 continue;
             }
-            let note = |field: &str, reason: &str| format!("{field}: {reason}");
             let notes = found.notes.iter().map(|found| note(&found.field, &found.reason));
             let problems = view.into_iter().flat_map(|view| &view.problems);
             let problems = problems.map(|found| note(&found.field, &found.reason));
@@ -206,7 +205,16 @@ impl Directory {
     }
 }
 
-fn service_view<'s>(state: &'s ClusterState, key: &ObjectKey) -> Option<&'s ServiceView> {
+/// What of an object is not honoured, in a line.
+pub(super) fn note(field: &str, reason: &str) -> String {
+    format!("{field}: {reason}")
+}
+
+/// What became of a Service beside others.
+pub(super) fn service_view<'s>(
+    state: &'s ClusterState,
+    key: &ObjectKey,
+) -> Option<&'s ServiceView> {
     let ObjectName { namespace, name } = &key.id;
     let view = state.service(namespace, name).filter(|_| key.kind == ObjectKind::Service)?;
     Some(view)
@@ -241,9 +249,9 @@ pub struct Listing {
 /// An object in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceptedObject {
-    /// File, from the directory on.
+    /// File, from the directory on; empty for an object of an API server.
     pub file: String,
-    /// Line that the object begins on.
+    /// Line that the object begins on; 0 without a file.
     pub line: usize,
     /// `kind`.
     pub kind: String,
@@ -258,7 +266,7 @@ pub struct AcceptedObject {
 /// A reason why an object cannot be honoured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedObject {
-    /// File, from the directory on.
+    /// File, from the directory on; empty for an object of an API server.
     pub file: String,
     /// Line of what is wrong; 0 for the whole file.
     pub line: usize,
@@ -275,7 +283,7 @@ pub struct RefusedObject {
 }
 
 impl RefusedObject {
-    fn new(file: &str, title: &Title, problem: &FieldProblem) -> Self {
+    pub(super) fn new(file: &str, title: &Title, problem: &FieldProblem) -> Self {
         Self {
             file: file.to_owned(),
             line: problem.line,
@@ -289,8 +297,13 @@ impl RefusedObject {
 }
 
 impl fmt::Display for RefusedObject {
-    /// `file:line: field: reason`.
+    /// `file:line: field: reason`, or `kind namespace/name: field: reason` of what comes from no file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.file.is_empty() {
+            let (kind, namespace, name) =
+                (self.kind.clone(), self.namespace.clone(), self.name.clone());
+            write!(f, "{}", Title { kind, namespace, name })?;
+        }
         f.write_str(&self.file)?;
         if self.line > 0 {
             write!(f, ":{}", self.line)?;
@@ -306,9 +319,9 @@ impl fmt::Display for RefusedObject {
 /// An object that does not concern Weft.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IgnoredObject {
-    /// File, from the directory on.
+    /// File, from the directory on; empty for an object of an API server.
     pub file: String,
-    /// Line that the object begins on.
+    /// Line that the object begins on; 0 without a file.
     pub line: usize,
     /// `kind`.
     pub kind: String,

@@ -8,6 +8,7 @@
 //! file are kept. What does not concern the network is ignored, and said to be.
 
 mod cluster_policy;
+mod json;
 mod meta;
 mod plain;
 mod pod;
@@ -24,6 +25,9 @@ mod tests;
 
 use std::fmt;
 
+use serde::de::{Deserialize, Deserializer};
+
+use self::json::Json;
 use self::reader::{Findings, Item, Report, shorten};
 use self::tree::{Node, Value};
 use super::object::{Object, ObjectKind};
@@ -237,25 +241,83 @@ impl Manifests {
     }
 
     fn read(&mut self, kind: ObjectKind, node: &Node, title: Title) {
-        match object(kind, node, Origin::File) {
-            (Some(object), Findings { problems, notes, places }) if problems.is_empty() => {
-                let places = places.into_boxed_slice();
-                self.accepted.push(Accepted { object, line: node.line, notes, places });
-            }
-            (_, Findings { mut problems, .. }) => {
-                if problems.is_empty() {
-                    // Every reader says why it makes nothing; nothing is refused without a word.
-                    let reason = "cannot be read".to_owned();
-                    problems.push(FieldProblem { line: node.line, field: String::new(), reason });
-                }
-                self.refused.push(Refused { title, problems });
-            }
+        match judge(kind, node, Origin::File) {
+            Ok(accepted) => self.accepted.push(accepted),
+            Err(problems) => self.refused.push(Refused { title, problems }),
         }
     }
 
     fn refuse(&mut self, title: Title, line: usize, field: &str, reason: String) {
         let problem = FieldProblem { line, field: field.to_owned(), reason };
         self.refused.push(Refused { title, problems: vec![problem] });
+    }
+}
+
+/// An object as an API server sends it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiObject(Node);
+
+impl<'de> Deserialize<'de> for ApiObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Json::deserialize(deserializer).map(|Json(node)| Self(node))
+    }
+}
+
+impl ApiObject {
+    /// `metadata.name`; empty when it has none.
+    pub fn name(&self) -> &str {
+        self.meta("name")
+    }
+
+    /// `metadata.namespace`; empty when it has none.
+    pub fn namespace(&self) -> &str {
+        self.meta("namespace")
+    }
+
+    /// `metadata.resourceVersion`; empty when it has none.
+    pub fn version(&self) -> &str {
+        self.meta("resourceVersion")
+    }
+
+    /// A field of text at the top; empty when there is none.
+    pub fn text(&self, field: &str) -> &str {
+        self.0.field(field).and_then(Node::as_text).unwrap_or_default()
+    }
+
+    /// A field with a number at the top.
+    pub fn number(&self, field: &str) -> Option<i64> {
+        if let Value::Whole(number) = self.0.field(field)?.value { Some(number) } else { None }
+    }
+
+    fn meta(&self, field: &str) -> &str {
+        let field = self.0.field("metadata").and_then(|meta| meta.field(field));
+        field.and_then(Node::as_text).unwrap_or_default()
+    }
+}
+
+/// Reads an object of an API server. Fields that are not known are no mistake there. Lines are 0.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn parse_api(kind: ObjectKind, object: &ApiObject) -> Result<Accepted, Vec<FieldProblem>> {
+    judge(kind, &object.0, Origin::Api)
+}
+
+/// Reads an object of a known kind, or says why not: at least one reason.
+fn judge(kind: ObjectKind, node: &Node, origin: Origin) -> Result<Accepted, Vec<FieldProblem>> {
+    match object(kind, node, origin) {
+        (Some(object), Findings { problems, notes, places }) if problems.is_empty() => {
+            let places = places.into_boxed_slice();
+            Ok(Accepted { object, line: node.line, notes, places })
+        }
+        (_, Findings { mut problems, .. }) => {
+            if problems.is_empty() {
+                // Every reader says why it makes nothing; nothing is refused without a word.
+                let reason = "cannot be read".to_owned();
+                problems.push(FieldProblem { line: node.line, field: String::new(), reason });
+            }
+            Err(problems)
+        }
     }
 }
 

@@ -1,0 +1,258 @@
+//! The objects of one kind, as an API server has told them. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::cluster::parse::{Accepted, ApiObject, FieldProblem, parse_api};
+use crate::cluster::{Change, Object, ObjectKey, ObjectKind, ObjectName};
+
+/// Most deleted objects that are remembered, so that late news of them raise nobody from the dead.
+const TOMBSTONES_MAX: usize = 4096;
+
+/// An object that was read and judged, outside of any lock.
+#[derive(Debug)]
+pub struct Judged {
+    name: ObjectName,
+    version: Option<u64>,
+    fate: Fate,
+}
+
+impl Judged {
+    /// Reads an object. `None` when it has no name, which no API server sends.
+    pub fn new(kind: ObjectKind, object: &ApiObject) -> Option<Self> {
+        let name = name_of(object)?;
+        let fate = match parse_api(kind, object) {
+            Ok(Accepted { object, notes, .. }) => {
+                Fate::InForce { object, notes: notes.into_boxed_slice() }
+            }
+            Err(problems) => Fate::Refused(problems.into_boxed_slice()),
+        };
+        Some(Self { name, version: number(object.version()), fate })
+    }
+}
+
+/// The name of an object, whatever else it is.
+pub fn name_of(object: &ApiObject) -> Option<ObjectName> {
+    let name = object.name();
+    (!name.is_empty()).then(|| ObjectName::new(object.namespace(), name))
+}
+
+/// A version as a number. API servers count (KEP-5504), though nobody had to for long; of those that do not,
+/// whatever comes is new.
+pub fn number(version: &str) -> Option<u64> {
+    version.parse().ok()
+}
+
+/// What became of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It is in force.
+    InForce {
+        /// The object.
+        object: Object,
+        /// What of it is not honoured.
+        notes: Box<[FieldProblem]>,
+    },
+    /// It cannot be honoured, for at least one reason.
+    Refused(Box<[FieldProblem]>),
+}
+
+#[derive(Debug)]
+struct Entry {
+    version: Option<u64>,
+    /// The list that has named it last.
+    list: u32,
+    fate: Fate,
+}
+
+/// The objects of one kind.
+#[derive(Debug)]
+pub struct Store {
+    kind: ObjectKind,
+    entries: BTreeMap<ObjectName, Entry>,
+    /// With the version that they went with.
+    deleted: BTreeMap<ObjectName, u64>,
+    refused: usize,
+    list: u32,
+}
+
+impl Store {
+    /// No objects.
+    pub fn new(kind: ObjectKind) -> Self {
+        Self { kind, entries: BTreeMap::new(), deleted: BTreeMap::new(), refused: 0, list: 0 }
+    }
+
+    /// Begins a list. What is there stays until the list is complete.
+    pub fn begin_list(&mut self) {
+        self.list = self.list.wrapping_add(1);
+    }
+
+    /// Takes up an object of the list. A list has the last word: a cluster that was set back to an earlier
+    /// state counts from there again.
+    pub fn set_listed(&mut self, judged: Judged) -> Option<Change> {
+        self.set(judged)
+    }
+
+    /// Ends a list that is complete. What it did not name is gone.
+    pub fn end_list(&mut self) -> Vec<Change> {
+        self.deleted.clear();
+        let list = self.list;
+        let gone: Vec<ObjectName> = (self.entries.iter())
+            .filter(|(_, entry)| entry.list != list)
+            .map(|(name, _)| name.clone())
+            .collect();
+        gone.into_iter().filter_map(|name| self.remove(&name)).collect()
+    }
+
+    /// Takes up that an object was made or changed. News that are older than what is known are none.
+    pub fn set_seen(&mut self, judged: Judged) -> Option<Change> {
+        let known = self.entries.get(&judged.name).and_then(|entry| entry.version);
+        let known = known.max(self.deleted.get(&judged.name).copied());
+        if judged.version.zip(known).is_some_and(|(new, known)| new <= known) {
+            return None;
+        }
+        self.deleted.remove(&judged.name);
+        self.set(judged)
+    }
+
+    /// Takes up that an object was deleted.
+    pub fn set_deleted(&mut self, name: &ObjectName, version: Option<u64>) -> Option<Change> {
+        let known = self.entries.get(name).and_then(|entry| entry.version);
+        if version.zip(known).is_some_and(|(new, known)| new < known) {
+            return None;
+        }
+        if let Some(version) = version {
+            let before = self.deleted.get(name).copied().unwrap_or(0);
+            self.deleted.insert(name.clone(), version.max(before));
+            self.forget_old();
+        }
+        self.remove(name)
+    }
+
+    fn set(&mut self, judged: Judged) -> Option<Change> {
+        let Judged { name, version, fate } = judged;
+        let entry = Entry { version, list: self.list, fate };
+        let after = in_force(&entry).cloned();
+        self.refused += usize::from(after.is_none());
+        let before = self.entries.insert(name.clone(), entry);
+        self.refused -= usize::from(before.as_ref().is_some_and(|it| in_force(it).is_none()));
+        let before = before.as_ref().and_then(in_force);
+        match (before, after) {
+            (Some(before), Some(after)) if *before == after => None,
+            (_, Some(after)) => Some(Change::Set(after)),
+            (Some(_), None) => Some(Change::Remove(ObjectKey { kind: self.kind, id: name })),
+            (None, None) => None,
+        }
+    }
+
+    fn remove(&mut self, name: &ObjectName) -> Option<Change> {
+        let gone = self.entries.remove(name)?;
+        let was_in_force = in_force(&gone).is_some();
+        self.refused -= usize::from(!was_in_force);
+        let key = ObjectKey { kind: self.kind, id: name.clone() };
+        was_in_force.then_some(Change::Remove(key))
+    }
+
+    fn forget_old(&mut self) {
+        if self.deleted.len() <= TOMBSTONES_MAX {
+            return;
+        }
+        let mut versions: Vec<u64> = self.deleted.values().copied().collect();
+        let (_, median, _) = versions.select_nth_unstable(TOMBSTONES_MAX / 2);
+        let median = *median;
+        self.deleted.retain(|_, version| *version > median);
+    }
+
+    /// The kind.
+    pub fn kind(&self) -> ObjectKind {
+        self.kind
+    }
+
+    /// Every object, and what became of it, in the order of names.
+    pub fn iter(&self) -> impl Iterator<Item = (&ObjectName, &Fate)> {
+        self.entries.iter().map(|(name, entry)| (name, &entry.fate))
+    }
+
+    /// How many objects there are, and how many of them are refused.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.entries.len(), self.refused)
+    }
+}
+
+fn in_force(entry: &Entry) -> Option<&Object> {
+    match &entry.fate {
+        Fate::InForce { object, .. } => Some(object),
+        Fate::Refused(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespace(name: &str, version: u64, team: &str) -> Judged {
+        let text = format!(
+            r#"{{"metadata":{{"name":"{name}","resourceVersion":"{version}","labels":{{"team":"{team}"}}}}}}"#
+        );
+        let object = serde_json::from_str(&text).unwrap();
+        Judged::new(ObjectKind::Namespace, &object).unwrap()
+    }
+
+    fn id(name: &str) -> ObjectName {
+        ObjectName::new("", name)
+    }
+
+    #[test]
+    fn old_news_are_none() {
+        let mut store = Store::new(ObjectKind::Namespace);
+        assert!(matches!(store.set_seen(namespace("a", 5, "x")), Some(Change::Set(_))));
+        assert!(store.set_seen(namespace("a", 4, "y")).is_none());
+        assert!(store.set_seen(namespace("a", 5, "y")).is_none());
+        assert!(store.set_deleted(&id("a"), Some(4)).is_none());
+        assert!(matches!(store.set_deleted(&id("a"), Some(7)), Some(Change::Remove(_))));
+        // Late news of what was deleted raise nobody from the dead; one made anew is another.
+        assert!(store.set_seen(namespace("a", 6, "y")).is_none());
+        assert!(store.set_seen(namespace("a", 8, "y")).is_some());
+        assert!(store.set_deleted(&id("a"), Some(7)).is_none());
+        assert_eq!(store.counts(), (1, 0));
+    }
+
+    #[test]
+    fn a_list_has_the_last_word_and_only_when_it_is_complete() {
+        let mut store = Store::new(ObjectKind::Namespace);
+        store.begin_list();
+        store.set_listed(namespace("a", 5, "x"));
+        store.set_listed(namespace("b", 6, "x"));
+        assert!(store.end_list().is_empty());
+        // The cluster was set back: versions are lower than before.
+        store.begin_list();
+        assert!(store.set_listed(namespace("b", 2, "y")).is_some());
+        assert_eq!(store.counts(), (2, 0));
+        // That list did not come to its end, and the next one names another.
+        store.begin_list();
+        store.set_listed(namespace("a", 3, "x"));
+        let gone = store.end_list();
+        assert_eq!(gone.len(), 1);
+        assert!(matches!(&gone[0], Change::Remove(key) if key.id == id("b")));
+    }
+
+    #[test]
+    fn what_becomes_wrong_is_not_in_force_any_more() {
+        let mut store = Store::new(ObjectKind::Namespace);
+        store.set_seen(namespace("a", 5, "x"));
+        assert!(matches!(store.set_seen(namespace("a", 6, "no label!")), Some(Change::Remove(_))));
+        assert_eq!(store.counts(), (1, 1));
+        assert!(store.set_deleted(&id("a"), Some(7)).is_none());
+        assert_eq!(store.counts(), (0, 0));
+    }
+
+    #[test]
+    fn few_of_the_dead_are_remembered() {
+        let mut store = Store::new(ObjectKind::Namespace);
+        for version in 0..3 * TOMBSTONES_MAX as u64 {
+            store.set_deleted(&id(&format!("n{version}")), Some(version));
+        }
+        assert!(store.deleted.len() <= TOMBSTONES_MAX);
+        let last = 3 * TOMBSTONES_MAX as u64 - 1;
+        assert!(store.deleted.contains_key(&id(&format!("n{last}"))));
+    }
+}
