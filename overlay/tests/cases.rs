@@ -14,9 +14,6 @@ use overlay::gossip::sim::trial;
 /// How many seeds each case is run with; `WEFT_SIM_FACTOR` times as many if that is set.
 const SEEDS: u64 = 12;
 
-/// Cases that show what is still open, see "What is not promised yet" in docs/gossip.md. The sweep runs them.
-const OPEN: [&str; 1] = ["cloned_disk"];
-
 #[test]
 fn all_promises_are_kept_in_every_case() {
     let factor = std::env::var("WEFT_SIM_FACTOR")
@@ -26,7 +23,7 @@ fn all_promises_are_kept_in_every_case() {
     let mut broken = Vec::new();
     for case in CASES.iter().filter(|case| case.name.contains(&only)) {
         // The longest are for the sweep.
-        if (case.costs > 100 || OPEN.contains(&case.name)) && only.is_empty() {
+        if case.costs > 100 && only.is_empty() {
             continue;
         }
         let begun = std::time::Instant::now();
