@@ -54,7 +54,7 @@ impl Place {
     }
 
     fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.weft(&[arguments, &["-o", "json"]].concat());
+        let output = self.weft(&[arguments, &["-o", "json"][..]].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     }
@@ -64,7 +64,7 @@ impl Place {
 fn the_matrix_has_every_ordered_pair() {
     let place = Place::new();
     let matrix = |port: &[&str]| {
-        place.json(&[&["policy", "matrix", "--manifests", "manifests"], port].concat())
+        place.json(&[&["policy", "matrix", "--manifests", "manifests"][..], port].concat())
     };
     assert_eq!(
         matrix(&["--port", "80"]),
@@ -155,7 +155,7 @@ fn a_change_is_told_by_its_pairs_and_ports() {
             {"from": "shop/web", "to": "shop/db", "allowed": ["TCP 5000-5431"], "denied": []},
         ])
     );
-    let diff = |arguments: &[&str]| place.weft(&[&["policy", "diff"], arguments].concat());
+    let diff = |arguments: &[&str]| place.weft(&[&["policy", "diff"][..], arguments].concat());
     assert_eq!(diff(&["manifests", "new"]).status.code(), Some(0));
     assert_eq!(diff(&["--exit-code", "manifests", "new"]).status.code(), Some(1));
     let same = diff(&["--exit-code", "manifests", "manifests"]);
