@@ -209,7 +209,8 @@ impl Stream {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => panic!("{error}"),
             }
-            std::thread::yield_now();
+            // Little enough that the sender's buffer never fills.
+            std::thread::sleep(Duration::from_millis(1));
         }
         last.duration_since(start)
     }
@@ -226,8 +227,15 @@ const TCP: Protocol = Protocol::Tcp;
 const UDP: Protocol = Protocol::Udp;
 const SCTP: Protocol = Protocol::Sctp;
 
+/// A policy and what is expected of it.
+type Case = (&'static str, String, Expect);
+
+fn case(what: &'static str, yaml: String, expected: Expect) -> Case {
+    (what, yaml, expected)
+}
+
 /// Policies, each with what is expected of it.
-fn cases() -> Vec<(&'static str, String, Expect)> {
+fn cases() -> Vec<Case> {
     let p = policy;
     let x = |spec: &str| policy("x", "p", spec);
     let to_x = |spec: &str| policy("x", "p", &format!("{{podSelector: {{}}, ingress: [{spec}]}}"));
@@ -235,91 +243,91 @@ fn cases() -> Vec<(&'static str, String, Expect)> {
         policy("x", "p", &format!("{{podSelector: {{}}, policyTypes: [Egress], egress: [{spec}]}}"))
     };
     vec![
-        ("no policy", String::new(), |_, _, _, _| true),
-        ("default deny ingress", x("{podSelector: {}, policyTypes: [Ingress]}"), |_, to, _, _| to.0 != "x"),
-        ("default deny ingress by no type", x("{podSelector: {}}"), |_, to, _, _| to.0 != "x"),
-        ("default deny egress", x("{podSelector: {}, policyTypes: [Egress]}"), |from, _, _, _| from.0 != "x"),
-        ("default deny both", x("{podSelector: {}, policyTypes: [Ingress, Egress]}"), |from, to, _, _| {
+        case("no policy", String::new(), |_, _, _, _| true),
+        case("default deny ingress", x("{podSelector: {}, policyTypes: [Ingress]}"), |_, to, _, _| to.0 != "x"),
+        case("default deny ingress by no type", x("{podSelector: {}}"), |_, to, _, _| to.0 != "x"),
+        case("default deny egress", x("{podSelector: {}, policyTypes: [Egress]}"), |from, _, _, _| from.0 != "x"),
+        case("default deny both", x("{podSelector: {}, policyTypes: [Ingress, Egress]}"), |from, to, _, _| {
             from.0 != "x" && to.0 != "x"
         }),
-        ("egress rules imply the type", x("{podSelector: {}, egress: []}"), |_, to, _, _| to.0 != "x"),
-        ("allow all ingress", to_x("{}"), |_, _, _, _| true),
-        ("allow all egress", from_x("{}"), |_, _, _, _| true),
-        ("one pod is isolated", x("{podSelector: {matchLabels: {pod: a}}}"), |_, to, _, _| to != ("x", "a")),
-        ("an empty from is everybody", to_x("{from: []}"), |_, _, _, _| true),
-        ("an empty podSelector is the own namespace", to_x("{from: [{podSelector: {}}]}"), |from, to, _, _| {
+        case("an empty list of egress rules does not imply the type", x("{podSelector: {}, egress: []}"), |_, to, _, _| to.0 != "x"),
+        case("allow all ingress", to_x("{}"), |_, _, _, _| true),
+        case("allow all egress", from_x("{}"), |_, _, _, _| true),
+        case("one pod is isolated", x("{podSelector: {matchLabels: {pod: a}}}"), |_, to, _, _| to != ("x", "a")),
+        case("an empty from is everybody", to_x("{from: []}"), |_, _, _, _| true),
+        case("an empty podSelector is the own namespace", to_x("{from: [{podSelector: {}}]}"), |from, to, _, _| {
             to.0 != "x" || from.0 == "x"
         }),
-        ("a podSelector is of the own namespace", to_x("{from: [{podSelector: {matchLabels: {pod: b}}}]}"), |from, to, _, _| {
+        case("a podSelector is of the own namespace", to_x("{from: [{podSelector: {matchLabels: {pod: b}}}]}"), |from, to, _, _| {
             to.0 != "x" || from == ("x", "b")
         }),
-        ("an empty namespaceSelector is all pods", to_x("{from: [{namespaceSelector: {}}]}"), |_, _, _, _| true),
-        ("a namespace", to_x("{from: [{namespaceSelector: {matchLabels: {ns: y}}}]}"), |from, to, _, _| {
+        case("an empty namespaceSelector is all pods", to_x("{from: [{namespaceSelector: {}}]}"), |_, _, _, _| true),
+        case("a namespace", to_x("{from: [{namespaceSelector: {matchLabels: {ns: y}}}]}"), |from, to, _, _| {
             to.0 != "x" || from.0 == "y"
         }),
-        (
+        case(
             "a namespace by the name that the API server gives",
             to_x("{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: z}}}]}"),
             |from, to, _, _| to.0 != "x" || from.0 == "z",
         ),
-        (
+        case(
             "both selectors of one peer",
             to_x("{from: [{namespaceSelector: {matchLabels: {ns: y}}, podSelector: {matchLabels: {pod: b}}}]}"),
             |from, to, _, _| to.0 != "x" || from == ("y", "b"),
         ),
-        (
+        case(
             "two peers",
             to_x("{from: [{namespaceSelector: {matchLabels: {ns: y}}}, {podSelector: {matchLabels: {pod: b}}}]}"),
             |from, to, _, _| to.0 != "x" || from.0 == "y" || from == ("x", "b"),
         ),
-        (
+        case(
             "In",
             to_x("{from: [{namespaceSelector: {matchExpressions: [{key: ns, operator: In, values: [x, z]}]}}]}"),
             |from, to, _, _| to.0 != "x" || from.0 != "y",
         ),
-        (
+        case(
             "NotIn",
             to_x("{from: [{namespaceSelector: {matchExpressions: [{key: ns, operator: NotIn, values: [x, z]}]}}]}"),
             |from, to, _, _| to.0 != "x" || from.0 == "y",
         ),
-        (
+        case(
             "Exists",
             to_x("{from: [{namespaceSelector: {}, podSelector: {matchExpressions: [{key: pod, operator: Exists}]}}]}"),
             |_, _, _, _| true,
         ),
-        (
+        case(
             "DoesNotExist",
             to_x("{from: [{namespaceSelector: {}, podSelector: {matchExpressions: [{key: pod, operator: DoesNotExist}]}}]}"),
             |_, to, _, _| to.0 != "x",
         ),
-        (
+        case(
             "several expressions are all meant",
             to_x("{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: lab}, matchExpressions: [{key: pod, operator: In, values: [a, b]}, {key: pod, operator: NotIn, values: [a]}]}}]}"),
             |from, to, _, _| to.0 != "x" || from.1 == "b",
         ),
-        ("a port", to_x("{ports: [{port: 80}]}"), |_, to, port, protocol| {
+        case("a port", to_x("{ports: [{port: 80}]}"), |_, to, port, protocol| {
             to.0 != "x" || (port == 80 && protocol == TCP)
         }),
-        ("a port of UDP", to_x("{ports: [{port: 81, protocol: UDP}]}"), |_, to, port, protocol| {
+        case("a port of UDP", to_x("{ports: [{port: 81, protocol: UDP}]}"), |_, to, port, protocol| {
             to.0 != "x" || (port == 81 && protocol == UDP)
         }),
-        ("SCTP isolates, and is no TCP", to_x("{ports: [{port: 80, protocol: SCTP}]}"), |_, to, port, protocol| {
+        case("SCTP isolates, and is no TCP", to_x("{ports: [{port: 80, protocol: SCTP}]}"), |_, to, port, protocol| {
             to.0 != "x" || (port == 80 && protocol == SCTP)
         }),
-        ("all of a protocol", to_x("{ports: [{protocol: UDP}]}"), |_, to, _, protocol| to.0 != "x" || protocol == UDP),
-        ("two ports", to_x("{ports: [{port: 80}, {port: 81, protocol: UDP}]}"), |_, to, port, protocol| {
+        case("all of a protocol", to_x("{ports: [{protocol: UDP}]}"), |_, to, _, protocol| to.0 != "x" || protocol == UDP),
+        case("two ports", to_x("{ports: [{port: 80}, {port: 81, protocol: UDP}]}"), |_, to, port, protocol| {
             to.0 != "x" || (port, protocol) == (80, TCP) || (port, protocol) == (81, UDP)
         }),
-        ("endPort", to_x("{ports: [{port: 81, endPort: 90}]}"), |_, to, port, protocol| {
+        case("endPort", to_x("{ports: [{port: 81, endPort: 90}]}"), |_, to, port, protocol| {
             to.0 != "x" || (port == 81 && protocol == TCP)
         }),
-        ("endPort holds both ends", to_x("{ports: [{port: 80, endPort: 81}]}"), |_, to, _, protocol| {
+        case("endPort holds both ends", to_x("{ports: [{port: 80, endPort: 81}]}"), |_, to, _, protocol| {
             to.0 != "x" || protocol == TCP
         }),
-        ("peers and ports are both meant", to_x("{from: [{namespaceSelector: {matchLabels: {ns: y}}}], ports: [{port: 80}]}"), |from, to, port, protocol| {
+        case("peers and ports are both meant", to_x("{from: [{namespaceSelector: {matchLabels: {ns: y}}}], ports: [{port: 80}]}"), |from, to, port, protocol| {
             to.0 != "x" || (from.0 == "y" && (port, protocol) == (80, TCP))
         }),
-        (
+        case(
             "two rules",
             to_x("{from: [{namespaceSelector: {matchLabels: {ns: y}}}], ports: [{port: 80}]}, {from: [{podSelector: {}}], ports: [{port: 81}]}"),
             |from, to, port, protocol| {
@@ -328,39 +336,39 @@ fn cases() -> Vec<(&'static str, String, Expect)> {
                     || (from.0 == "x" && (port, protocol) == (81, TCP))
             },
         ),
-        ("a block is about pods, too", to_x("{from: [{ipBlock: {cidr: '{y/a}/32'}}]}"), |from, to, _, _| {
+        case("a block is about pods, too", to_x("{from: [{ipBlock: {cidr: '{y/a}/32'}}]}"), |from, to, _, _| {
             to.0 != "x" || from == ("y", "a")
         }),
-        ("an except", to_x("{from: [{ipBlock: {cidr: 10.244.0.0/16, except: ['{y/a}/32', '{z/c}/32']}}]}"), |from, to, _, _| {
+        case("an except", to_x("{from: [{ipBlock: {cidr: 10.244.0.0/16, except: ['{y/a}/32', '{z/c}/32']}}]}"), |from, to, _, _| {
             to.0 != "x" || ![("y", "a"), ("z", "c")].contains(&from)
         }),
-        (
+        case(
             "what one rule excepts another may accept",
             to_x("{from: [{ipBlock: {cidr: 10.244.0.0/16, except: ['{y/a}/32', '{z/c}/32']}}]}, {from: [{ipBlock: {cidr: '{z/c}/32'}}]}"),
             |from, to, _, _| to.0 != "x" || from != ("y", "a"),
         ),
-        ("egress to a namespace", from_x("{to: [{namespaceSelector: {matchLabels: {ns: y}}}]}"), |from, to, _, _| {
+        case("egress to a namespace", from_x("{to: [{namespaceSelector: {matchLabels: {ns: y}}}]}"), |from, to, _, _| {
             from.0 != "x" || to.0 == "y"
         }),
-        ("egress to a port", from_x("{ports: [{port: 80}]}"), |from, _, port, protocol| {
+        case("egress to a port", from_x("{ports: [{port: 80}]}"), |from, _, port, protocol| {
             from.0 != "x" || (port, protocol) == (80, TCP)
         }),
-        ("egress to a block", from_x("{to: [{ipBlock: {cidr: '{z/b}/32'}}]}"), |from, to, _, _| {
+        case("egress to a block", from_x("{to: [{ipBlock: {cidr: '{z/b}/32'}}]}"), |from, to, _, _| {
             from.0 != "x" || to == ("z", "b")
         }),
-        (
+        case(
             "policies add up",
             p("x", "deny", "{podSelector: {}}") + &p("x", "y", "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}]}]}")
                 + &p("x", "z", "{podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: z}}}]}]}"),
             |from, to, _, _| to.0 != "x" || from.0 == "y" || (from.0 == "z" && to.1 == "a"),
         ),
-        (
+        case(
             "both sides must agree",
             p("x", "out", "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {ns: y}}}]}]}")
                 + &p("y", "in", "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: z}}}]}]}"),
             |from, to, _, _| (from.0 != "x" || to.0 == "y") && (to.0 != "y" || from.0 == "z"),
         ),
-        (
+        case(
             "all namespaces are isolated, and two pods meet",
             NAMESPACES.map(|ns| policy(ns, "deny", "{podSelector: {}, policyTypes: [Ingress, Egress]}")).concat()
                 + &p("x", "out", "{podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}, podSelector: {matchLabels: {pod: b}}}], ports: [{port: 80}]}]}")
@@ -369,7 +377,7 @@ fn cases() -> Vec<(&'static str, String, Expect)> {
                 (from, to) == (("x", "a"), ("y", "b")) && (port, protocol) == (80, TCP)
             },
         ),
-        (
+        case(
             "a name of a port is each pod's own",
             "---\napiVersion: v1\nkind: Pod\nmetadata: {name: '{pod x/a}', namespace: x, labels: {pod: a}}\nspec: {containers: [{name: c, image: i, ports: [{name: web, containerPort: 80}]}]}\n\
              ---\napiVersion: v1\nkind: Pod\nmetadata: {name: '{pod x/b}', namespace: x, labels: {pod: b}}\nspec: {containers: [{name: c, image: i, ports: [{name: web, containerPort: 81}]}]}\n"
@@ -379,7 +387,7 @@ fn cases() -> Vec<(&'static str, String, Expect)> {
                 to.0 != "x" || [("a", 80), ("b", 81)].contains(&(to.1, port)) && protocol == TCP
             },
         ),
-        (
+        case(
             "a name of a port that is sent to is the receiver's",
             "---\napiVersion: v1\nkind: Pod\nmetadata: {name: '{pod y/a}', namespace: y, labels: {pod: a}}\nspec: {containers: [{name: c, image: i, ports: [{name: web, containerPort: 81}]}]}\n"
                 .to_owned()
@@ -388,7 +396,7 @@ fn cases() -> Vec<(&'static str, String, Expect)> {
                 from.0 != "x" || (to, port, protocol) == (("y", "a"), 81, TCP)
             },
         ),
-        ("a selector that nobody matches isolates nobody", x("{podSelector: {matchLabels: {pod: d}}}"), |_, _, _, _| true),
+        case("a selector that nobody matches isolates nobody", x("{podSelector: {matchLabels: {pod: d}}}"), |_, _, _, _| true),
     ]
 }
 
