@@ -7,12 +7,14 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use cni::link::Netlink;
 use common::{TestLab, eventually, may_make_labs};
+use hickory_proto::op::{Message, MessageType, OpCode, Query};
+use hickory_proto::rr::{Name, RecordType};
 use ipnetwork::IpNetwork;
 use vswitch::verdict::Reason;
 use weft::lab::probe::Ping;
@@ -33,6 +35,7 @@ fn a_node_is_watched_and_keeps_its_own_devices() {
     health_is_served(&lab);
     metrics_have_every_reason(&lab);
     metrics_add_up(&lab);
+    answers_to_names_are_counted_by_zone_and_code(&lab);
     devices_that_the_node_needs_are_refused(&lab);
     a_node_that_is_not_ready_says_so(&mut lab);
     lab.finish();
@@ -173,6 +176,39 @@ fn get(lab: &TestLab, node: &str, path: &str) -> (u16, String, String) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head.strip_prefix("HTTP/1.1 ").unwrap()[..3].parse().unwrap();
     (status, head.to_ascii_lowercase(), body.to_owned())
+}
+
+fn answers_to_names_are_counted_by_zone_and_code(lab: &TestLab) {
+    let series = |zone: &str, code: &str| {
+        format!("weft_dns_responses_total{{zone=\"{zone}\",part=\"cluster\",rcode=\"{code}\"}} ")
+    };
+    let count = |text: &str, series: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(series));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    };
+    let (noerror, nxdomain) =
+        (series("cluster.local.", "NOERROR"), series("cluster.local.", "NXDOMAIN"));
+    let before = get(lab, NODE, "/metrics").2;
+    for name in ["dns-version.cluster.local.", "nobody.lab.svc.cluster.local."] {
+        let mut request = Message::new(1, MessageType::Query, OpCode::Query);
+        request.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::TXT));
+        let request = request.to_vec().unwrap();
+        let ask = || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket.send_to(&request, "10.96.0.10:53").unwrap();
+            socket.recv(&mut [0; 512]).unwrap()
+        };
+        lab.namespace(POD).unwrap().run(ask).unwrap();
+    }
+    let after = get(lab, NODE, "/metrics").2;
+    for series in [&noerror, &nxdomain] {
+        assert!(count(&after, series) > count(&before, series), "{series}\n{after}");
+    }
+    let (all, timed) =
+        (sum(&after, "weft_dns_responses_total"), sum(&after, "weft_dns_response_seconds_count"));
+    assert!((all - timed).abs() < 0.5, "{all} responses, {timed} of them timed");
+    assert!((sum(&after, "weft_dns_synced") - 1.0).abs() < 0.5, "{after}");
 }
 
 /// The sum of all series of a metric.
