@@ -27,8 +27,9 @@ use std::path::Path;
 pub use dns::{DnsConfig, DomainName, PodRecords, StaticRecord, Stub, Upstream};
 pub use error::{Errors, Problem};
 pub use node::{
-    Balancing, HostConfig, LogConfig, LogLevel, MetricsConfig, MetricsListen, NodeConfig, NodeName,
-    ObjectsConfig, PathsConfig, PortRange, Seed, ServicesConfig, UnderlayConfig,
+    Balancing, HostConfig, IpamConfig, LogConfig, LogLevel, MetricsConfig, MetricsListen,
+    NodeConfig, NodeName, ObjectsConfig, PathsConfig, PortRange, Seed, ServicesConfig,
+    UnderlayConfig,
 };
 
 /// Where the daemon looks for its file when it is told nothing else.
