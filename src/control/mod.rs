@@ -16,10 +16,12 @@ mod attach;
 mod capabilities;
 mod cni_verbs;
 pub mod compile;
+mod deletions;
 pub mod device;
 pub mod endpoints;
 mod exceptions;
 pub mod facts;
+pub mod ipam_report;
 pub(crate) mod kernel_drops;
 mod leases;
 mod map_pods;
@@ -38,7 +40,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use conf::NodeConfig;
-use ipam::{Attachment, Ipam};
+use ipam::{Attachment, Ipam, Policy};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use overlay::gossip::Stranger;
 use overlay::node_id::NodeId;
@@ -58,6 +60,7 @@ use vswitch::tables::{Node, TablesBuilder};
 
 pub use self::attach::AttachError;
 use self::attach::Attached;
+pub(crate) use self::attach::now_unix_s;
 use self::capabilities::FallbackCounts;
 use self::kernel_drops::KernelDrops;
 use self::map_pods::KnownPods;
@@ -130,6 +133,8 @@ pub enum Topic {
     CutOff(IpAddr),
     /// A pod cannot be told to other nodes.
     Told(Attachment),
+    /// What the plugin noted while no daemon ran cannot be carried out.
+    Deletions,
     /// The path to the node at this underlay address carries less than both ends.
     Path(IpAddr),
     /// No data passes to the node at this underlay address.
@@ -145,7 +150,7 @@ impl Topic {
             Self::Sysctl(_) => Code::ProblemSysctl,
             Self::Pod(_) | Self::Told(_) => Code::ProblemPod,
             Self::CutOff(_) => Code::ProblemCutOff,
-            Self::Lending => Code::ProblemStorage,
+            Self::Lending | Self::Deletions => Code::ProblemStorage,
             Self::Node(topic) => match topic {
                 ProblemTopic::Underlay => Code::ProblemUnderlay,
                 ProblemTopic::Tunnel => Code::ProblemTunnel,
@@ -160,6 +165,7 @@ impl Topic {
                 ProblemTopic::Objects => Code::ProblemObjects,
                 ProblemTopic::Dns => Code::ProblemDns,
                 ProblemTopic::Keys => Code::ProblemKeys,
+                ProblemTopic::Addresses => Code::ProblemAddresses,
                 ProblemTopic::Conflict | ProblemTopic::Path | ProblemTopic::Data => {
                     Code::ProblemOther
                 }
@@ -173,7 +179,7 @@ impl Topic {
         match self {
             Self::Node(topic) => *topic,
             Self::Sysctl(_) => ProblemTopic::Sysctl,
-            Self::Lending => ProblemTopic::Storage,
+            Self::Lending | Self::Deletions => ProblemTopic::Storage,
             Self::Pod(_) | Self::Told(_) | Self::CutOff(_) => ProblemTopic::Pod,
             Self::Path(_) => ProblemTopic::Path,
             Self::Data(_) => ProblemTopic::Data,
@@ -233,7 +239,16 @@ impl Control {
     ///
     /// # Errors
     /// When the workers cannot be started.
-    pub fn new(config: Arc<NodeConfig>, identity: Identity, ipam: Ipam) -> anyhow::Result<Self> {
+    pub fn new(
+        config: Arc<NodeConfig>,
+        identity: Identity,
+        mut ipam: Ipam,
+    ) -> anyhow::Result<Self> {
+        ipam.set_policy(Policy {
+            reuse_delay_s: config.ipam.reuse_delay_s.into(),
+            excluded: config.ipam.exclude.clone(),
+            sticky: config.ipam.sticky,
+        })?;
         let (v4, v6) = ipam.lease();
         let node = Node {
             vtep_mac: identity.id.vtep_mac(),
@@ -359,6 +374,7 @@ impl Control {
             self.raise(Topic::Node(ProblemTopic::Lease), problem);
             return;
         }
+        self.watch_addresses();
         let was_unproven = self.lease_phase == LeasePhase::Returning;
         self.lease_phase = LeasePhase::Held;
         self.lease_waiting = None;
@@ -530,6 +546,7 @@ impl Control {
             self.set_up_host();
             self.publish();
         }
+        self.take_up_deletions();
         self.plug_missing();
     }
 

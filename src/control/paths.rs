@@ -82,6 +82,7 @@ impl Control {
                 | Topic::Lending
                 | Topic::CutOff(_)
                 | Topic::Told(_)
+                | Topic::Deletions
                 | Topic::Pod(_) => false,
             })
             .cloned()
