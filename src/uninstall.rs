@@ -4,10 +4,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use cni::plugin::PODS_MARKER;
 use conf::NodeConfig;
 use ipam::Ipam;
 
-use crate::control::device;
+use crate::control::{device, now_unix_s};
 use crate::host;
 
 /// Name of the file with the pods' addresses, in the state directory.
@@ -31,6 +32,12 @@ pub fn uninstall(config: &NodeConfig, files: bool) -> Vec<String> {
     problems.extend(host::remove(&config.host.interface));
     let socket = config.paths.socket();
     note(&mut problems, &socket, fs::remove_file(&socket));
+    for name in [PODS_MARKER, "deletions"] {
+        let path = socket.with_file_name(name);
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        note(&mut problems, &path, removed);
+    }
     // Kernel settings that others may rely on by now (forwarding) stay.
     if files {
         let state = &config.paths.state;
@@ -44,7 +51,7 @@ fn remove_devices(mut ipam: Ipam) -> Vec<String> {
     for allocation in ipam.iter().cloned().collect::<Vec<_>>() {
         let attachment = &allocation.attachment;
         let removed = device::remove_leftover(&allocation).map_err(anyhow::Error::from);
-        let released = removed.and_then(|()| Ok(ipam.release(attachment)?));
+        let released = removed.and_then(|()| Ok(ipam.release(attachment, now_unix_s())?));
         if let Err(error) = released {
             problems.push(format!("pod {attachment}: {error}"));
         }

@@ -6,12 +6,12 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use cni::link::{Netlink, Route};
+use common::container::{Container, addresses, call, text};
 use common::{TestLab, eventually, find, may_make_labs, run, skip};
 use serde_json::{Value, json};
 use weft::admin::api::{LeasePhase, ProblemTopic};
@@ -52,7 +52,8 @@ fn pods_that_come_at_once_all_get_a_network() {
     }
     const PODS: usize = 20;
     let lab = TestLab::up(dual_stack("burst", 2));
-    let pods: Vec<_> = (0..PODS).map(|n| Container::new(&lab, &format!("burst{n}"))).collect();
+    let pods: Vec<_> =
+        (0..PODS).map(|n| Container::new(&lab, NODE, &format!("burst{n}"))).collect();
     let answers: Vec<Value> = std::thread::scope(|scope| {
         let calls: Vec<_> = pods.iter().map(|pod| scope.spawn(|| pod.add())).collect();
         calls.into_iter().map(|call| call.join().unwrap()).collect()
@@ -168,7 +169,7 @@ fn two_nodes_with_one_identity_are_told_apart() {
 }
 
 fn repeated_calls_change_nothing(lab: &TestLab) {
-    let pod = Container::new(lab, "twice");
+    let pod = Container::new(lab, NODE, "twice");
     let first = pod.add();
     assert_eq!(pod.add(), first);
     let [v4, v6] = addresses(&first)[..] else { panic!("{first}") };
@@ -186,7 +187,7 @@ fn repeated_calls_change_nothing(lab: &TestLab) {
 
 fn del_needs_no_namespace(lab: &TestLab) {
     for (name, tell_path) in [("gone", true), ("gone-too", false)] {
-        let pod = Container::new(lab, name);
+        let pod = Container::new(lab, NODE, name);
         let given = addresses(&pod.add());
         pod.namespace.remove().unwrap();
         let mut command = pod.command("DEL");
@@ -195,16 +196,16 @@ fn del_needs_no_namespace(lab: &TestLab) {
         }
         call(command, &pod.config()).unwrap();
         assert_eq!(pods_called(lab, name), 0);
-        let next = Container::new(lab, &format!("after-{name}"));
+        let next = Container::new(lab, NODE, &format!("after-{name}"));
         assert_ne!(addresses(&next.add()), given, "an address rests before somebody else gets it");
         next.del();
     }
-    let never = Container::new(lab, "never-added");
+    let never = Container::new(lab, NODE, "never-added");
     never.del();
 }
 
 fn check_names_what_is_missing(lab: &TestLab) {
-    let pod = Container::new(lab, "checked");
+    let pod = Container::new(lab, NODE, "checked");
     let result = pod.add();
     pod.check(&result).unwrap();
     let address = addresses(&result)[0];
@@ -237,7 +238,7 @@ fn an_address_that_takes_no_packets_is_told(lab: &TestLab) {
         skip("WEFT_REQUIRE_INTEROP", "ip is not installed (package iproute2)");
         return;
     }
-    let pod = Container::new(lab, "deaf");
+    let pod = Container::new(lab, NODE, "deaf");
     let address = addresses(&pod.add())[1];
     run(&pod.namespace, &format!("ip -6 route del local {address} table local"));
     let error = pod.call("ADD", &pod.config()).unwrap_err();
@@ -249,7 +250,7 @@ fn an_address_that_takes_no_packets_is_told(lab: &TestLab) {
 fn any_interface_name_will_do(lab: &TestLab) {
     // A point separates names in other spellings of sysctl keys; 15 bytes are the most.
     for name in ["net0.7", "abcdefghijklmno"] {
-        let pod = Container::new(lab, "named").with_interface(name);
+        let pod = Container::new(lab, NODE, "named").with_interface(name);
         let result = pod.add();
         assert_eq!(result["interfaces"][0]["name"], name);
         pod.check(&result).unwrap();
@@ -261,7 +262,7 @@ fn any_interface_name_will_do(lab: &TestLab) {
         pod.namespace.remove().unwrap();
     }
     for name in ["abcdefghijklmnop", "a/b", "a:b", "a b", "eth%d", ".."] {
-        let pod = Container::new(lab, "misnamed").with_interface(name);
+        let pod = Container::new(lab, NODE, "misnamed").with_interface(name);
         let error = pod.call("ADD", &pod.config()).unwrap_err();
         assert_eq!(error["code"], 4, "{error}");
         assert!(text(&error).contains("CNI_IFNAME"), "{error}");
@@ -271,7 +272,7 @@ fn any_interface_name_will_do(lab: &TestLab) {
 }
 
 fn a_second_interface_leaves_the_default_route(lab: &TestLab) {
-    let first = Container::new(lab, "double");
+    let first = Container::new(lab, NODE, "double");
     let given = first.add();
     let second = Container { ifname: "net1".to_owned(), ..first.clone() };
     let more = second.add();
@@ -301,7 +302,7 @@ fn a_second_interface_leaves_the_default_route(lab: &TestLab) {
 }
 
 fn what_others_in_the_chain_did_is_passed_on(lab: &TestLab) {
-    let pod = Container::new(lab, "chained");
+    let pod = Container::new(lab, NODE, "chained");
     let mut config = pod.config();
     let loopback = json!({ "name": "lo", "mac": "00:00:00:00:00:00", "sandbox": pod.netns() });
     config["prevResult"] = json!({
@@ -322,7 +323,7 @@ fn what_others_in_the_chain_did_is_passed_on(lab: &TestLab) {
 }
 
 fn every_version_has_its_form(lab: &TestLab) {
-    let pod = Container::new(lab, "versions");
+    let pod = Container::new(lab, NODE, "versions");
     for version in ["0.2.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let mut config = pod.config();
         config["cniVersion"] = json!(version);
@@ -340,7 +341,7 @@ fn every_version_has_its_form(lab: &TestLab) {
 }
 
 fn what_is_missing_is_named_at_once(lab: &TestLab) {
-    let pod = Container::new(lab, "missing");
+    let pod = Container::new(lab, NODE, "missing");
     let mut command = pod.command("ADD");
     for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"] {
         command.env_remove(name);
@@ -358,15 +359,17 @@ fn what_is_missing_is_named_at_once(lab: &TestLab) {
 }
 
 fn status_says_whether_add_would_work(lab: &TestLab) {
-    let pod = Container::new(lab, "status");
+    let pod = Container::new(lab, NODE, "status");
     assert_eq!(pod.call("STATUS", &pod.config()).unwrap(), Value::Null);
 }
 
 fn without_a_daemon_the_runtime_tries_again(lab: &mut TestLab) {
-    let pod = Container::new(lab, "patient");
+    let pod = Container::new(lab, NODE, "patient");
     lab.stop(NODE).unwrap();
-    for (verb, code) in [("ADD", 11), ("DEL", 11), ("STATUS", 50)] {
-        let error = pod.call(verb, &pod.config()).unwrap_err();
+    for (verb, code) in [("ADD", 11), ("GC", 11), ("STATUS", 51)] {
+        let mut config = pod.config();
+        config["cni.dev/valid-attachments"] = json!([]);
+        let error = pod.call(verb, &config).unwrap_err();
         assert_eq!(error["code"], code, "{verb}: {error}");
         assert!(text(&error).contains("weftd is not available"), "{error}");
         assert!(text(&error).contains("weftd.sock"), "{error}");
@@ -393,121 +396,6 @@ fn version_without_input(pod: &Container) -> Value {
     drop(input);
     assert!(output.status.success());
     serde_json::from_slice::<Value>(&output.stdout).unwrap()["cniVersion"].clone()
-}
-
-/// An interface of a container, as a runtime knows it.
-#[derive(Clone)]
-struct Container {
-    id: String,
-    ifname: String,
-    namespace: Namespace,
-    /// The node's.
-    on: Namespace,
-    program: std::path::PathBuf,
-    socket: std::path::PathBuf,
-}
-
-impl Container {
-    /// Makes the namespace of a container on [`NODE`].
-    #[track_caller]
-    fn new(lab: &Lab, id: &str) -> Self {
-        Self {
-            id: id.to_owned(),
-            ifname: "eth0".to_owned(),
-            // The lab removes what is left there.
-            namespace: Namespace::create(lab.dir().join("ns").join(id)).unwrap(),
-            on: lab.namespace(NODE).unwrap(),
-            program: lab.dir().join("bin/weft-cni"),
-            socket: socket(lab.dir(), NODE),
-        }
-    }
-
-    fn with_interface(self, ifname: &str) -> Self {
-        Self { ifname: ifname.to_owned(), ..self }
-    }
-
-    fn netns(&self) -> String {
-        self.namespace.path().display().to_string()
-    }
-
-    fn has_interface(&self, name: &str) -> bool {
-        let mut netlink = Netlink::open_in(self.namespace.path()).unwrap();
-        netlink.find_link(name).unwrap().is_some()
-    }
-
-    fn config(&self) -> Value {
-        json!({ "cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "socket": self.socket })
-    }
-
-    #[track_caller]
-    fn add(&self) -> Value {
-        let added = self.call("ADD", &self.config());
-        added.unwrap_or_else(|error| panic!("ADD of {}: {error}", self.id))
-    }
-
-    #[track_caller]
-    fn del(&self) {
-        let deleted = self.call("DEL", &self.config());
-        let said = deleted.unwrap_or_else(|error| panic!("DEL of {}: {error}", self.id));
-        assert_eq!(said, Value::Null);
-    }
-
-    fn check(&self, promised: &Value) -> Result<Value, Value> {
-        let mut config = self.config();
-        config["prevResult"] = promised.clone();
-        self.call("CHECK", &config)
-    }
-
-    fn call(&self, verb: &str, config: &Value) -> Result<Value, Value> {
-        call(self.command(verb), config)
-    }
-
-    fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(&self.program);
-        command
-            .env_clear()
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", &self.id)
-            .env("CNI_NETNS", self.namespace.path())
-            .env("CNI_IFNAME", &self.ifname)
-            .env("CNI_PATH", "/opt/cni/bin")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        self.on.start_inside(&mut command, false).unwrap();
-        command
-    }
-}
-
-/// What the plugin answers: its result, or its error. Both are JSON; a result may be nothing at all.
-#[track_caller]
-fn call(mut command: Command, config: &Value) -> Result<Value, Value> {
-    let mut child = command.spawn().unwrap();
-    let sent = child.stdin.take().unwrap().write_all(config.to_string().as_bytes());
-    let output = child.wait_with_output().unwrap();
-    if let Err(error) = sent {
-        // What is wrong with the environment is told before anything is read.
-        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(stderr, "", "everything is said on standard output");
-    let answer = match output.stdout.is_empty() {
-        true => Value::Null,
-        false => serde_json::from_slice(&output.stdout).unwrap(),
-    };
-    if output.status.success() { Ok(answer) } else { Err(answer) }
-}
-
-fn addresses(result: &Value) -> Vec<IpAddr> {
-    let ips = result["ips"].as_array().unwrap_or_else(|| panic!("no addresses in {result}"));
-    let parse = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
-    ips.iter().map(|ip| parse(ip).unwrap_or_else(|| panic!("{ip}"))).collect()
-}
-
-/// Message and details of an error.
-fn text(error: &Value) -> String {
-    let part = |name: &str| error[name].as_str().unwrap_or_default();
-    format!("{}: {}", part("msg"), part("details"))
 }
 
 /// How many interfaces of this container the daemon knows.

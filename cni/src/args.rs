@@ -24,6 +24,8 @@ pub enum Command {
     Del,
     /// Compare an attachment with what was promised.
     Check,
+    /// Release whatever is not in a list of attachments.
+    Gc,
     /// Say whether ADD would work.
     Status,
     /// Say which versions of the specification are supported.
@@ -32,7 +34,8 @@ pub enum Command {
 
 impl Command {
     /// Every command.
-    pub const ALL: [Self; 5] = [Self::Add, Self::Del, Self::Check, Self::Status, Self::Version];
+    pub const ALL: [Self; 6] =
+        [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status, Self::Version];
 
     /// The name in `CNI_COMMAND`.
     pub fn as_str(self) -> &'static str {
@@ -40,6 +43,7 @@ impl Command {
             Self::Add => "ADD",
             Self::Del => "DEL",
             Self::Check => "CHECK",
+            Self::Gc => "GC",
             Self::Status => "STATUS",
             Self::Version => "VERSION",
         }
@@ -55,7 +59,17 @@ impl Command {
         match self {
             Self::Add | Self::Check => &[Variable::ContainerId, Variable::Netns, Variable::Ifname],
             Self::Del => &[Variable::ContainerId, Variable::Ifname],
-            Self::Status | Self::Version => &[],
+            Self::Gc | Self::Status | Self::Version => &[],
+        }
+    }
+
+    /// The variables that the command looks at. What the others say is no matter.
+    fn used(self) -> &'static [Variable] {
+        match self {
+            Self::Add | Self::Check | Self::Del => {
+                &[Variable::ContainerId, Variable::Netns, Variable::Ifname]
+            }
+            Self::Gc | Self::Status | Self::Version => &[],
         }
     }
 }
@@ -139,10 +153,10 @@ impl Environment {
                 wrong.push(format!("{name} is missing"));
             }
         }
-        for variable in [Variable::ContainerId, Variable::Netns, Variable::Ifname] {
-            let (name, value) = self.value(variable);
-            if !value.is_empty() && !is_valid(variable, value) {
-                wrong.push(format!("{name} is {value:.64?}: {}", rule(variable)));
+        for variable in self.command.used() {
+            let (name, value) = self.value(*variable);
+            if !value.is_empty() && !is_valid(*variable, value) {
+                wrong.push(format!("{name} is {value:.64?}: {}", rule(*variable)));
             }
         }
         if self.args.len() > TEXT_LEN_MAX {
@@ -249,10 +263,11 @@ mod tests {
 
     #[test]
     fn every_command_with_every_set_of_missing_variables() {
-        let required: [(&str, &[&str]); 5] = [
+        let required: [(&str, &[&str]); 6] = [
             ("ADD", &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]),
             ("DEL", &["CNI_CONTAINERID", "CNI_IFNAME"]),
             ("CHECK", &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]),
+            ("GC", &[]),
             ("STATUS", &[]),
             ("VERSION", &[]),
         ];
@@ -284,10 +299,10 @@ mod tests {
     fn the_command_itself() {
         let error = Environment::read(|_| None).unwrap_err();
         assert_eq!((error.code, error.details.as_str()), (Code(4), "CNI_COMMAND is missing"));
-        for unknown in ["add", "GC", "ADD ", "\u{7}"] {
+        for unknown in ["add", "UPDATE", "ADD ", "\u{7}"] {
             let error = read(unknown, &[]).unwrap_err();
             assert_eq!(error.code, Code(4), "{unknown}");
-            assert!(error.details.contains("ADD, DEL, CHECK, STATUS, VERSION"), "{error}");
+            assert!(error.details.contains("ADD, DEL, CHECK, GC, STATUS, VERSION"), "{error}");
         }
     }
 
@@ -349,7 +364,7 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_values_never_panic(
-            command in prop::sample::select(vec!["ADD", "DEL", "CHECK", "STATUS", "VERSION", "?"]),
+            command in prop::sample::select(vec!["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION", "?"]),
             value in prop::collection::vec(any::<u8>(), 0..40),
         ) {
             let answer = Environment::read(|name| match name {

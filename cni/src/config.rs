@@ -2,13 +2,16 @@
 //! configuration objects").
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
 use crate::args::is_name;
+use crate::delegate::is_plugin_name;
 use crate::error::{CniError, Code};
-use crate::result::{CniResult, Version};
+use crate::result::{CniResult, Dns, Route, Version};
+use crate::wish::{self, Bandwidth, Mac};
 
 /// Where the daemon listens unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/weft/weftd.sock";
@@ -36,15 +39,37 @@ pub struct NetConf {
     /// `args.cni.labels`: the pod's labels, if the runtime tells them (CONVENTIONS.md of the
     /// specification, "args in network config").
     pub labels: BTreeMap<String, String>,
+    /// The addresses that the container is to have (`runtimeConfig.ips`, `args.cni.ips`).
+    pub ips: Vec<IpAddr>,
+    /// The Ethernet address that the interface is to have (`runtimeConfig.mac`).
+    pub mac: Option<Mac>,
+    /// How fast the container may send and receive (`runtimeConfig.bandwidth`).
+    pub bandwidth: Option<Bandwidth>,
+    /// What the result says of name servers (`runtimeConfig.dns`, `dns`).
+    pub dns: Dns,
+    /// `ipam.type`: another plugin, which hands out the addresses.
+    pub delegate: Option<String>,
+    /// Only addresses are asked for: `type` is another plugin, and `ipam.type` this one.
+    pub is_ipam: bool,
+    /// `ipam.routes`, where only addresses are asked for.
+    pub routes: Vec<Route>,
+    /// `cni.dev/valid-attachments`: for GC, what is still in use, as container id and interface.
+    pub valid: Option<Vec<(String, String)>>,
 }
 
 /// What the runtime or the list may put into every plugin's configuration and what does not ask for
-/// anything: `capabilities` only announces, `ipMasq` and `dns` are optional by the specification.
-const IGNORED: [&str; 3] = ["capabilities", "ipMasq", "dns"];
+/// anything: `capabilities` only announces, `ipMasq` is optional by the specification.
+const IGNORED: [&str; 2] = ["capabilities", "ipMasq"];
+
+/// What runtimes tell and what does not ask for anything.
+const TOLD: [&str; 2] = ["cgroupPath", "io.kubernetes.cri.pod-annotations"];
+
+/// Parts of `runtimeConfig` that are honoured.
+const CAPABILITIES: [&str; 4] = ["ips", "mac", "dns", "bandwidth"];
 
 /// Keys that are read, below. Of `args`, what is not known is to be ignored.
-const READ: [&str; 8] =
-    ["cniVersion", "name", "type", "prevResult", "socket", "ipam", "runtimeConfig", "args"];
+const READ: [&str; 9] =
+    ["cniVersion", "name", "type", "prevResult", "socket", "ipam", "runtimeConfig", "args", "dns"];
 
 impl NetConf {
     /// Reads a configuration.
@@ -62,7 +87,8 @@ impl NetConf {
                  `.` and `-`"
             )));
         }
-        let socket = match text(object, "socket")? {
+        let ipam = object.get("ipam").and_then(Value::as_object).filter(|_| is_ipam(object));
+        let socket = match text(ipam.unwrap_or(object), "socket")? {
             Some(path) if path.starts_with('/') => path,
             Some(path) => {
                 return Err(invalid(format!("`socket` is {path:.64?}: give an absolute path")));
@@ -80,11 +106,36 @@ impl NetConf {
             }
             refuse_unsupported(object)?;
         }
-        let labels = match strictness {
-            Strictness::Strict => labels_of(object)?,
-            Strictness::Lenient => BTreeMap::new(),
+        let mut conf = Self {
+            version,
+            name: name.to_owned(),
+            socket: socket.into(),
+            previous,
+            labels: BTreeMap::new(),
+            ips: Vec::new(),
+            mac: None,
+            bandwidth: None,
+            dns: Dns::default(),
+            delegate: None,
+            is_ipam: is_ipam(object),
+            routes: Vec::new(),
+            valid: valid_attachments(object)?,
         };
-        Ok(Self { version, name: name.to_owned(), socket: socket.into(), previous, labels })
+        if !conf.is_ipam {
+            conf.delegate = match strictness {
+                Strictness::Strict => delegate_of(object)?,
+                Strictness::Lenient => delegate_of(object).unwrap_or_default(),
+            };
+        }
+        if strictness == Strictness::Strict {
+            conf.labels = labels_of(object)?;
+            conf.ips = ips_of(object)?;
+            conf.mac = mac_of(object)?;
+            conf.bandwidth = bandwidth_of(object)?;
+            conf.dns = dns_of(object)?;
+            conf.routes = routes_of(object)?;
+        }
+        Ok(conf)
     }
 }
 
@@ -136,8 +187,144 @@ fn labels_of(object: &Map<String, Value>) -> Result<BTreeMap<String, String>, Cn
     Ok(labels)
 }
 
+/// The addresses of `runtimeConfig.ips` and `args.cni.ips` (CONVENTIONS.md of the specification).
+fn ips_of(object: &Map<String, Value>) -> Result<Vec<IpAddr>, CniError> {
+    let capability = object.get("runtimeConfig").and_then(|wishes| wishes.get("ips"));
+    let argument = object.get("args").and_then(|args| args.get("cni")?.get("ips"));
+    let mut ips = Vec::new();
+    for (key, list) in [("runtimeConfig.ips", capability), ("args.cni.ips", argument)] {
+        let list = match list {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(list)) => list,
+            Some(other) => {
+                return Err(invalid(format!("`{key}` is {:.64}: give a list", other.to_string())));
+            }
+        };
+        for entry in list {
+            let text = entry.as_str().unwrap_or_default();
+            let ip = wish::address(text).ok_or_else(|| {
+                invalid(format!(
+                    "`{key}` has {:.64}: give addresses such as \"10.244.1.9\"",
+                    entry.to_string()
+                ))
+            })?;
+            wish::add(&mut ips, ip).map_err(|why| invalid(format!("`{key}`: {why}")))?;
+        }
+    }
+    Ok(ips)
+}
+
+fn mac_of(object: &Map<String, Value>) -> Result<Option<Mac>, CniError> {
+    let wishes = object.get("runtimeConfig").and_then(Value::as_object);
+    let Some(text) = wishes.map(|wishes| text(wishes, "mac")).transpose()?.flatten() else {
+        return Ok(None);
+    };
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let mac = wish::mac(text).map_err(|why| invalid(format!("`runtimeConfig.mac`: {why}")))?;
+    Ok(Some(mac))
+}
+
+fn bandwidth_of(object: &Map<String, Value>) -> Result<Option<Bandwidth>, CniError> {
+    let wish = object.get("runtimeConfig").and_then(|wishes| wishes.get("bandwidth"));
+    let Some(wish) = wish.filter(|wish| !is_empty(wish)) else { return Ok(None) };
+    let wanted = wish::bandwidth(wish)
+        .map_err(|why| invalid(format!("`runtimeConfig.bandwidth`: {why}")))?;
+    Ok(Some(wanted).filter(|wanted| *wanted != Bandwidth::default()))
+}
+
+/// `runtimeConfig.dns` goes before `dns` of the list, as the runtime knows the pod.
+fn dns_of(object: &Map<String, Value>) -> Result<Dns, CniError> {
+    #[derive(serde::Deserialize)]
+    struct Capability {
+        #[serde(default)]
+        servers: Vec<String>,
+        #[serde(default)]
+        searches: Vec<String>,
+        #[serde(default)]
+        options: Vec<String>,
+    }
+    let wish = object.get("runtimeConfig").and_then(|wishes| wishes.get("dns"));
+    let unreadable =
+        |key: &str, error: serde_json::Error| invalid(format!("`{key}` cannot be read: {error}"));
+    if let Some(wish) = wish.filter(|wish| !is_empty(wish)) {
+        let Capability { servers, searches, options } = serde_json::from_value(wish.clone())
+            .map_err(|error| unreadable("runtimeConfig.dns", error))?;
+        return Ok(Dns { nameservers: servers, search: searches, options, ..Dns::default() });
+    }
+    match object.get("dns").filter(|dns| !is_empty(dns)) {
+        Some(dns) => serde_json::from_value(dns.clone()).map_err(|error| unreadable("dns", error)),
+        None => Ok(Dns::default()),
+    }
+}
+
+/// `cni.dev/valid-attachments` of the specification; libcni wrote it as `cni.dev/attachments` at first.
+fn valid_attachments(
+    object: &Map<String, Value>,
+) -> Result<Option<Vec<(String, String)>>, CniError> {
+    const KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+    #[derive(serde::Deserialize)]
+    struct Valid {
+        #[serde(rename = "containerID")]
+        container_id: String,
+        ifname: String,
+    }
+    let found = KEYS.iter().find_map(|key| Some((key, object.get(*key)?)));
+    let Some((key, list)) = found else { return Ok(None) };
+    let list: Vec<Valid> = serde_json::from_value(list.clone())
+        .map_err(|error| invalid(format!("`{key}` cannot be read: {error}")))?;
+    Ok(Some(list.into_iter().map(|valid| (valid.container_id, valid.ifname)).collect()))
+}
+
+/// What this plugin is called.
+pub const PLUGIN: &str = "weft-cni";
+
+/// Another plugin's configuration, which names this one for the addresses.
+fn is_ipam(object: &Map<String, Value>) -> bool {
+    let named = |value: Option<&Value>| value.and_then(Value::as_str) == Some(PLUGIN);
+    let ipam = object.get("ipam").and_then(|ipam| ipam.get("type"));
+    named(ipam) && object.get("type").is_some_and(|own| !named(Some(own)))
+}
+
+/// The plugin that hands out the addresses, if it is not this one.
+fn delegate_of(object: &Map<String, Value>) -> Result<Option<String>, CniError> {
+    let ipam = object.get("ipam").and_then(Value::as_object);
+    let Some(name) = ipam.map(|ipam| text(ipam, "type")).transpose()?.flatten() else {
+        return Ok(None);
+    };
+    match name {
+        PLUGIN => Ok(None),
+        "dhcp" => Err(unsupported(
+            "ipam.type",
+            &Value::from(name),
+            "pods' interfaces are routed, so a DHCP server's answers do not come to them; addresses come \
+             from weftd when `ipam` is removed, or from `host-local` or `static`",
+        )),
+        name if is_plugin_name(name) => Ok(Some(name.to_owned())),
+        name => Err(invalid(format!("`ipam.type` is {name:.64?}: give the name of a plugin"))),
+    }
+}
+
+fn routes_of(object: &Map<String, Value>) -> Result<Vec<Route>, CniError> {
+    match object.get("ipam").and_then(|ipam| ipam.get("routes")).filter(|_| is_ipam(object)) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(routes) => serde_json::from_value(routes.clone())
+            .map_err(|error| invalid(format!("`ipam.routes` cannot be read: {error}"))),
+    }
+}
+
 fn refuse_unsupported(object: &Map<String, Value>) -> Result<(), CniError> {
+    if is_ipam(object) {
+        // The rest is the other plugin's.
+        return refuse_unknown_ipam(object, &["type", "socket", "routes"]);
+    }
+    if object.get("ipam").and_then(|ipam| ipam.get("type")).and_then(Value::as_str) == Some(PLUGIN)
+    {
+        refuse_unknown_ipam(object, &["type"])?;
+    }
     if let Some(ipam) = object.get("ipam").and_then(Value::as_object)
+        && !ipam.contains_key("type")
         && let Some((key, value)) = ipam.iter().next()
     {
         return Err(unsupported(
@@ -147,7 +334,11 @@ fn refuse_unsupported(object: &Map<String, Value>) -> Result<(), CniError> {
         ));
     }
     if let Some(wishes) = object.get("runtimeConfig").and_then(Value::as_object)
-        && let Some((key, value)) = wishes.iter().find(|(_, value)| !is_empty(value))
+        && let Some((key, value)) = wishes.iter().find(|(key, value)| {
+            !is_empty(value)
+                && !CAPABILITIES.contains(&key.as_str())
+                && !TOLD.contains(&key.as_str())
+        })
     {
         return Err(unsupported(
             &format!("runtimeConfig.{key}"),
@@ -162,6 +353,19 @@ fn refuse_unsupported(object: &Map<String, Value>) -> Result<(), CniError> {
     });
     match unknown {
         Some((key, value)) => Err(unsupported(key, value, "this plugin knows no such key")),
+        None => Ok(()),
+    }
+}
+
+fn refuse_unknown_ipam(object: &Map<String, Value>, known: &[&str]) -> Result<(), CniError> {
+    let ipam = object.get("ipam").and_then(Value::as_object);
+    let unknown = ipam.and_then(|ipam| ipam.iter().find(|(key, _)| !known.contains(&key.as_str())));
+    match unknown {
+        Some((key, value)) => Err(unsupported(
+            &format!("ipam.{key}"),
+            value,
+            "addresses come out of the node's lease, by the rules under [ipam] of weft.toml",
+        )),
         None => Ok(()),
     }
 }
@@ -221,6 +425,14 @@ mod tests {
                 socket: DEFAULT_SOCKET.into(),
                 previous: None,
                 labels: BTreeMap::new(),
+                ips: Vec::new(),
+                mac: None,
+                bandwidth: None,
+                dns: Dns::default(),
+                delegate: None,
+                is_ipam: false,
+                routes: Vec::new(),
+                valid: None,
             }
         );
     }
@@ -252,11 +464,13 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named_with_its_value() {
         for (key, value, names) in [
-            ("ipam", json!({ "type": "host-local" }), "`ipam.type` is \"host-local\""),
+            ("ipam", json!({ "type": "dhcp" }), "`ipam.type` is \"dhcp\""),
+            ("ipam", json!({ "subnet": "10.0.0.0/8" }), "`ipam.subnet` is \"10.0.0.0/8\""),
+            ("ipam", json!({ "type": "weft-cni", "subnet": "a" }), "`ipam.subnet` is \"a\""),
             (
                 "runtimeConfig",
-                json!({ "bandwidth": { "ingressRate": 1 } }),
-                "`runtimeConfig.bandwidth` is {\"ingressRate\":1}",
+                json!({ "infinibandGUID": "c2:11" }),
+                "`runtimeConfig.infinibandGUID` is \"c2:11\"",
             ),
             ("sokcet", json!("/run/weft"), "`sokcet` is \"/run/weft\""),
         ] {
@@ -303,6 +517,87 @@ mod tests {
             assert!(error.details.contains("args.cni.labels"), "{error}");
             NetConf::read(&config, Strictness::Lenient).unwrap();
         }
+    }
+
+    #[test]
+    fn the_addresses_may_be_another_plugins_and_those_of_others_ours() {
+        let conf = strict(&with("ipam", json!({ "type": "host-local", "ranges": [] }))).unwrap();
+        assert_eq!((conf.delegate.as_deref(), conf.is_ipam), (Some("host-local"), false));
+        let own = strict(&with("ipam", json!({ "type": "weft-cni" }))).unwrap();
+        assert_eq!((own.delegate, own.is_ipam), (None, false));
+        assert_eq!(strict(&with("ipam", json!({ "type": "../x" }))).unwrap_err().code, Code(7));
+
+        let mut bridge = with("type", json!("bridge"));
+        bridge["isGateway"] = json!(true);
+        bridge["ipam"] = json!({ "type": "weft-cni", "socket": "/run/other.sock", "routes": [{ "dst": "0.0.0.0/0" }] });
+        let conf = strict(&bridge).unwrap();
+        assert!(conf.is_ipam && conf.delegate.is_none() && conf.routes.len() == 1);
+        assert_eq!(conf.socket, PathBuf::from("/run/other.sock"));
+        bridge["ipam"]["subnet"] = json!("10.0.0.0/8");
+        assert_eq!(strict(&bridge).unwrap_err().code, Code(2));
+    }
+
+    #[test]
+    fn addresses_are_asked_for_in_two_places_that_agree() {
+        let both = |capability: Value, argument: Value| {
+            let mut config = with("runtimeConfig", json!({ "ips": capability }));
+            config["args"] = json!({ "cni": { "ips": argument } });
+            strict(&config).map(|conf| conf.ips)
+        };
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(both(json!(["10.244.1.9/24"]), Value::Null).unwrap(), [ip("10.244.1.9")]);
+        let dual = both(json!(["10.244.1.9", "fd00::9/64"]), json!(["10.244.1.9"])).unwrap();
+        assert_eq!(dual, [ip("10.244.1.9"), ip("fd00::9")]);
+        for (capability, argument) in [
+            (json!(["10.244.1.9"]), json!(["10.244.1.10"])),
+            (json!(["10.244.1.9", "10.244.1.10"]), Value::Null),
+            (json!("10.244.1.9"), Value::Null),
+            (json!([7]), Value::Null),
+            (Value::Null, json!(["10.244.1"])),
+        ] {
+            let error = both(capability, argument).unwrap_err();
+            assert_eq!(error.code, Code(7), "{error}");
+            assert!(error.details.contains("ips`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mac_address_is_one_of_an_interface() {
+        let mac = |text: &str| strict(&with("runtimeConfig", json!({ "mac": text })));
+        assert_eq!(
+            mac("C2:11:22:33:44:55").unwrap().mac,
+            Some([0xc2, 0x11, 0x22, 0x33, 0x44, 0x55])
+        );
+        for wrong in ["01:00:5e:00:00:01", "00:00:00:00:00:00", "c2:11:22:33:44", "nonsense"] {
+            assert_eq!(mac(wrong).unwrap_err().code, Code(7), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn name_servers_come_from_the_runtime_or_the_list() {
+        let mut config = with("dns", json!({ "nameservers": ["10.1.0.1"], "domain": "a.example" }));
+        assert_eq!(strict(&config).unwrap().dns.nameservers, ["10.1.0.1"]);
+        config["runtimeConfig"] = json!({ "dns": { "servers": ["10.96.0.10"], "searches": ["b.example"], "options": [] } });
+        let dns = strict(&config).unwrap().dns;
+        assert_eq!(
+            (dns.nameservers, dns.search),
+            (vec!["10.96.0.10".into()], vec!["b.example".into()])
+        );
+        assert_eq!(strict(&with("dns", json!({ "nameservers": 7 }))).unwrap_err().code, Code(7));
+    }
+
+    #[test]
+    fn valid_attachments_have_two_spellings() {
+        let list = json!([{ "containerID": "a", "ifname": "eth0" }, { "containerID": "b", "ifname": "net1" }]);
+        let expected =
+            vec![("a".to_owned(), "eth0".to_owned()), ("b".to_owned(), "net1".to_owned())];
+        for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+            let conf = NetConf::read(&with(key, list.clone()), Strictness::Lenient).unwrap();
+            assert_eq!(conf.valid, Some(expected.clone()));
+        }
+        let wrong =
+            NetConf::read(&with("cni.dev/valid-attachments", json!(["a"])), Strictness::Lenient);
+        assert_eq!(wrong.unwrap_err().code, Code(7));
     }
 
     #[test]

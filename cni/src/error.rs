@@ -37,6 +37,10 @@ impl Code {
     pub const ATTACH_FAILED: Self = Self(102);
     /// Ours: CHECK found the attachment different from what was promised. The details name what.
     pub const CHECK_FAILED: Self = Self(103);
+    /// Ours: the IPAM plugin that the configuration names failed.
+    pub const DELEGATE_FAILED: Self = Self(105);
+    /// Ours: an address that was asked for is somebody else's.
+    pub const TAKEN: Self = Self(104);
 }
 
 /// An error as a runtime sees it.

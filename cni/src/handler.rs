@@ -13,6 +13,7 @@ use crate::config::{NetConf, Strictness};
 use crate::error::{CniError, Code};
 use crate::result::{CniResult, Interface, Ip, Route, Version};
 use crate::rpc::CniRequest;
+use crate::wish::{self, Mac};
 
 /// A request that was understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum Verb {
     Del(Detach),
     /// Compare an attachment with what was promised.
     Check(Check),
+    /// Release whatever of the network is not listed.
+    Gc(Collect),
     /// Say whether ADD would work.
     Status,
 }
@@ -38,8 +41,24 @@ pub struct Attach {
     pub netns: PathBuf,
     /// The pod, if the runtime named it.
     pub pod: Option<PodIdentity>,
+    /// The addresses that it is to have and no others, at most one per family: asked for by `ips`, `CNI_ARGS`
+    /// or `args.cni`, or chosen by another IPAM plugin.
+    pub ips: Vec<IpAddr>,
+    /// The Ethernet address that it is to have.
+    pub mac: Option<Mac>,
+    /// Whether another IPAM plugin chose the addresses.
+    pub is_delegated: bool,
     /// The configuration.
     pub conf: NetConf,
+}
+
+/// What GC asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collect {
+    /// The name of the network.
+    pub network: String,
+    /// What stays, as container id and interface. Everything else of the network goes.
+    pub valid: Vec<(String, String)>,
 }
 
 /// What DEL asks for.
@@ -93,15 +112,15 @@ pub struct Assigned {
 /// # Errors
 /// With the code that the specification has for it. VERSION is refused: the shim answers it alone.
 pub fn interpret(request: &CniRequest) -> Result<Verb, CniError> {
-    let CniRequest { environment, config } = request;
+    let CniRequest { environment, config, .. } = request;
     environment.validate()?;
     let strictness = match environment.command {
-        Command::Del => Strictness::Lenient,
+        Command::Del | Command::Gc => Strictness::Lenient,
         Command::Add | Command::Check | Command::Status | Command::Version => Strictness::Strict,
     };
     let conf = NetConf::read(config, strictness)?;
     match environment.command {
-        Command::Add => Ok(Verb::Add(attach(environment, conf)?)),
+        Command::Add => Ok(Verb::Add(attach(request, conf)?)),
         Command::Del => Ok(Verb::Del(Detach {
             container_id: environment.container_id.clone(),
             ifname: environment.ifname.clone(),
@@ -114,7 +133,17 @@ pub fn interpret(request: &CniRequest) -> Result<Verb, CniError> {
                 CniError::new(Code::INVALID_CONFIG, "invalid network configuration")
                     .with_details("`prevResult` is missing, and CHECK compares with it")
             })?;
-            Ok(Verb::Check(Check { attach: attach(environment, conf)?, promised }))
+            Ok(Verb::Check(Check { attach: attach(request, conf)?, promised }))
+        }
+        Command::Gc => {
+            since(Version::V1_1_0, conf.version, Command::Gc)?;
+            // A list that is missing is not one that is empty: that would release everything.
+            let valid = conf.valid.ok_or_else(|| {
+                CniError::new(Code::INVALID_CONFIG, "invalid network configuration").with_details(
+                    "`cni.dev/valid-attachments` is missing, and GC releases what is not in it",
+                )
+            })?;
+            Ok(Verb::Gc(Collect { network: conf.name, valid }))
         }
         Command::Status => {
             since(Version::V1_1_0, conf.version, Command::Status)?;
@@ -156,11 +185,39 @@ pub fn add_result_via(attach: &Attach, assigned: &Assigned, defaults: &[IpAddr])
             })
             .collect(),
         routes: defaults.iter().map(|gw| Route::via(default_for(*gw), *gw)).collect(),
-        ..CniResult::default()
+        dns: attach.conf.dns.clone(),
     };
     let mut result = attach.conf.previous.clone().unwrap_or_default();
     result.append(ours);
     result
+}
+
+/// The result of an ADD as IPAM plugin: addresses in their subnets, and no interface (CNI specification 1.1,
+/// "Delegated plugins").
+pub fn ipam_result(attach: &Attach, assigned: &Assigned, leases: &[IpNetwork]) -> CniResult {
+    let ips = assigned.addresses.iter().map(|address| {
+        let lease = leases.iter().find(|lease| lease.contains(*address));
+        let subnet = lease.and_then(|lease| IpNetwork::new(*address, lease.prefix()).ok());
+        Ip {
+            address: subnet.unwrap_or_else(|| IpNetwork::from(*address)),
+            gateway: assigned.gateways.iter().copied().find(|gw| gw.is_ipv4() == address.is_ipv4()),
+            interface: None,
+        }
+    });
+    CniResult {
+        ips: ips.collect(),
+        routes: attach.conf.routes.clone(),
+        dns: attach.conf.dns.clone(),
+        ..CniResult::default()
+    }
+}
+
+/// Names the assigned addresses that the whole result does not promise, where we only gave addresses.
+pub fn missing_addresses(check: &Check, assigned: &Assigned) -> Vec<String> {
+    let is_promised =
+        |address: &&IpAddr| check.promised.ips.iter().any(|ip| ip.address.ip() == **address);
+    let missing = assigned.addresses.iter().filter(|address| !is_promised(address));
+    missing.map(|address| format!("address {address}: assigned, but not promised")).collect()
 }
 
 /// Names what was promised at ADD and is not what we remember having given. What other plugins of the
@@ -193,14 +250,73 @@ pub fn broken_promises(check: &Check, assigned: &Assigned) -> Vec<String> {
     broken
 }
 
-fn attach(environment: &Environment, conf: NetConf) -> Result<Attach, CniError> {
+/// The MTU that the result of ADD, or a plugin behind us, promises for our interface.
+pub fn promised_mtu(check: &Check) -> Option<u32> {
+    let ours = |interface: &&Interface| {
+        interface.name == check.attach.ifname && !interface.sandbox.is_empty()
+    };
+    check.promised.interfaces.iter().find(ours)?.mtu
+}
+
+fn attach(request: &CniRequest, conf: NetConf) -> Result<Attach, CniError> {
+    let environment = &request.environment;
+    let arguments = Arguments::read(environment)?;
+    let mut ips = conf.ips.clone();
+    let chosen = request.delegated.iter().flatten();
+    for ip in arguments.ips.iter().chain(chosen) {
+        wish::add(&mut ips, *ip).map_err(|why| {
+            CniError::new(Code::INVALID_CONFIG, "contradicting addresses").with_details(why)
+        })?;
+    }
+    let mac = match (conf.mac, arguments.mac) {
+        (Some(one), Some(other)) if one != other => {
+            return Err(CniError::new(Code::INVALID_CONFIG, "contradicting MAC addresses")
+                .with_details("`runtimeConfig.mac` and MAC in CNI_ARGS are not the same"));
+        }
+        (one, other) => one.or(other),
+    };
     Ok(Attach {
         container_id: environment.container_id.clone(),
         ifname: environment.ifname.clone(),
         netns: environment.netns.clone().into(),
-        pod: pod_identity(environment)?,
+        pod: arguments.pod,
+        ips,
+        mac,
+        is_delegated: request.delegated.is_some(),
         conf,
     })
+}
+
+/// What `CNI_ARGS` asks for.
+struct Arguments {
+    pod: Option<PodIdentity>,
+    ips: Vec<IpAddr>,
+    mac: Option<Mac>,
+}
+
+impl Arguments {
+    fn read(environment: &Environment) -> Result<Self, CniError> {
+        let wrong = |why: String| {
+            CniError::new(Code::INVALID_ENVIRONMENT, "environment variables are missing or wrong")
+                .with_details(format!("CNI_ARGS: {why}"))
+        };
+        let (mut ips, mut mac) = (Vec::new(), None);
+        for (key, value) in environment.pairs()? {
+            match key {
+                "IP" => {
+                    for text in value.split(',').filter(|text| !text.is_empty()) {
+                        let ip = wish::address(text).ok_or_else(|| {
+                            wrong(format!("IP has {text:.64?}, which is no address"))
+                        })?;
+                        wish::add(&mut ips, ip).map_err(wrong)?;
+                    }
+                }
+                "MAC" if !value.is_empty() => mac = Some(wish::mac(value).map_err(wrong)?),
+                _ => {}
+            }
+        }
+        Ok(Self { pod: pod_identity(environment)?, ips, mac })
+    }
 }
 
 /// Reads `CNI_ARGS`. A key that we do not know is an error unless the runtime says `IgnoreUnknown`,
@@ -213,7 +329,7 @@ fn pod_identity(environment: &Environment) -> Result<Option<PodIdentity>, CniErr
             "K8S_POD_NAMESPACE" => namespace = Some(value),
             "K8S_POD_NAME" => name = Some(value),
             "K8S_POD_UID" => uid = Some(value).filter(|uid| !uid.is_empty()),
-            "K8S_POD_INFRA_CONTAINER_ID" => {}
+            "K8S_POD_INFRA_CONTAINER_ID" | "IP" | "MAC" => {}
             "IgnoreUnknown" => {
                 ignore_unknown = matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True");
             }
@@ -278,9 +394,10 @@ mod tests {
                 container_id: "c0ffee".into(),
                 netns: "/run/netns/blue".into(),
                 ifname: "eth0".into(),
-                args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;IP=1".into(),
+                args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;COLOR=1".into(),
             },
             config,
+            delegated: None,
         }
     }
 
@@ -401,6 +518,8 @@ mod tests {
             (Command::Check, "0.3.1", Some(1)),
             (Command::Status, "1.0.0", Some(1)),
             (Command::Status, "1.1.0", None),
+            (Command::Gc, "1.0.0", Some(1)),
+            (Command::Gc, "1.1.0", Some(7)),
             (Command::Add, "0.1.0", None),
             (Command::Del, "0.1.0", None),
             (Command::Add, "3.0.0", Some(1)),
@@ -426,11 +545,50 @@ mod tests {
     #[test]
     fn unknown_args_are_an_error_unless_the_runtime_says_otherwise() {
         let mut add = request(Command::Add, config("1.0.0"));
-        add.environment.args = "IP=10.0.0.1".into();
+        add.environment.args = "COLOR=red".into();
         let error = interpret(&add).unwrap_err();
         assert_eq!(error.code, Code(2));
-        assert!(error.details.contains("`IP` is \"10.0.0.1\""), "{error}");
-        add.environment.args = "IP=10.0.0.1;IgnoreUnknown=true".into();
+        assert!(error.details.contains("`COLOR` is \"red\""), "{error}");
+        add.environment.args = "COLOR=red;IgnoreUnknown=true".into();
         assert_eq!(attach_of(&add).pod, None);
+    }
+
+    #[test]
+    fn addresses_are_asked_for_in_cni_args_too_and_nothing_may_contradict() {
+        let mut add = request(Command::Add, config("1.0.0"));
+        add.environment.args = "IP=10.244.1.9,fd00::9;MAC=c2:11:22:33:44:55".into();
+        add.config["runtimeConfig"] = json!({ "ips": ["10.244.1.9/24"] });
+        let asked = attach_of(&add);
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(asked.ips, [ip("10.244.1.9"), ip("fd00::9")]);
+        assert_eq!(asked.mac, Some([0xc2, 0x11, 0x22, 0x33, 0x44, 0x55]));
+        add.config["runtimeConfig"] = json!({ "ips": ["10.244.1.10"] });
+        assert_eq!(interpret(&add).unwrap_err().code, Code(7));
+        add.config["runtimeConfig"] = json!({ "mac": "c2:11:22:33:44:56" });
+        assert_eq!(interpret(&add).unwrap_err().code, Code(7));
+        for wrong in ["IP=10.244.1", "IP=10.0.0.1,10.0.0.2", "MAC=01:00:00:00:00:01"] {
+            add.environment.args = wrong.into();
+            assert_eq!(interpret(&add).unwrap_err().code, Code(4), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_another_plugin_chose_is_asked_for() {
+        let mut add = request(Command::Add, config("1.0.0"));
+        add.delegated = Some(vec!["10.244.1.9".parse().unwrap()]);
+        let asked = attach_of(&add);
+        assert_eq!((asked.ips.len(), asked.is_delegated), (1, true));
+    }
+
+    #[test]
+    fn gc_says_what_stays() {
+        let mut gc = request(Command::Gc, config("1.1.0"));
+        gc.environment.container_id.clear();
+        gc.environment.netns.clear();
+        gc.environment.ifname.clear();
+        gc.config["cni.dev/valid-attachments"] = json!([{ "containerID": "a", "ifname": "eth0" }]);
+        gc.config["tomorrow"] = json!(true);
+        let valid = vec![("a".to_owned(), "eth0".to_owned())];
+        assert_eq!(interpret(&gc).unwrap(), Verb::Gc(Collect { network: "weft".into(), valid }));
     }
 }

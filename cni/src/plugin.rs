@@ -2,15 +2,18 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
 use crate::args::{Command, Environment};
 use crate::config::{self, NetConf, Strictness};
+use crate::delegate::{Choice, Delegate};
 use crate::error::{CniError, Code};
-use crate::handler;
-use crate::result::Version;
+use crate::handler::{self, Verb};
+use crate::journal::{Deletion, Journal};
+use crate::result::{Dns, Version};
 use crate::rpc::{Client, ClientError, CniRequest, CniResponse};
 
 /// Largest configuration that is read, in bytes. A configuration with its `prevResult` takes a few
@@ -48,7 +51,7 @@ pub struct Outcome {
 
 /// Runs the plugin on a given environment and input. For VERSION the input is not read at all.
 pub fn run(variable: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Outcome {
-    let environment = match Environment::read(variable) {
+    let environment = match Environment::read(&variable) {
         Ok(environment) => environment,
         Err(error) => return failed(&error, Version::LATEST),
     };
@@ -60,38 +63,109 @@ pub fn run(variable: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Out
         Err(error) => return failed(&error, Version::LATEST),
     };
     let version = config::version_of(&config).unwrap_or(Version::LATEST);
-    match call_daemon(CniRequest { environment, config }) {
+    match carry_out(&CniRequest { environment, config, delegated: None }, variable) {
         Ok(output) => done(output),
         Err(error) => failed(&error, version),
     }
 }
 
-fn call_daemon(request: CniRequest) -> Result<Option<Value>, CniError> {
+/// Calls the daemon, and where another plugin hands out the addresses, that one: first for an ADD, last for a DEL,
+/// so that it never gives an address to somebody else that is still in use here.
+fn carry_out(
+    request: &CniRequest,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Option<Value>, CniError> {
     // What is wrong with the request itself does not need a daemon to say so.
-    handler::interpret(&request)?;
+    let verb = handler::interpret(request)?;
+    let command = request.environment.command;
+    let conf = NetConf::read(&request.config, Strictness::Lenient)?;
+    let Some(name) = &conf.delegate else { return call_daemon(request, &verb) };
+    let (config, delegate) = (&request.config, Delegate::find(name, conf.version, variable)?);
+    match command {
+        Command::Add => {
+            let Choice { addresses, dns } = delegate.add(config)?;
+            let request = CniRequest { delegated: Some(addresses), ..request.clone() };
+            let added = handler::interpret(&request).and_then(|verb| call_daemon(&request, &verb));
+            let result = added.map_err(|error| match delegate.tell(Command::Del, config) {
+                Ok(()) => error,
+                Err(more) => {
+                    let details =
+                        format!("{}; and its addresses are not given back: {more}", error.details);
+                    error.with_details(details)
+                }
+            })?;
+            Ok(result.map(|result| with_dns(result, &dns)))
+        }
+        Command::Del => {
+            call_daemon(request, &verb)?;
+            delegate.tell(command, config).map(|()| None)
+        }
+        Command::Check => {
+            delegate.tell(command, config)?;
+            call_daemon(request, &verb)
+        }
+        Command::Gc => {
+            call_daemon(request, &verb)?;
+            delegate.tell_if_known(command, config).map(|()| None)
+        }
+        Command::Status | Command::Version => {
+            delegate.tell_if_known(command, config)?;
+            call_daemon(request, &verb)
+        }
+    }
+}
+
+/// What the other plugin knows of name servers, where nobody else does.
+fn with_dns(mut result: Value, dns: &Dns) -> Value {
+    if !dns.is_empty() && result.get("dns").is_none() {
+        result["dns"] = json!(dns);
+    }
+    result
+}
+
+fn call_daemon(request: &CniRequest, verb: &Verb) -> Result<Option<Value>, CniError> {
     let socket = NetConf::read(&request.config, Strictness::Lenient)?.socket;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
             CniError::new(Code::IO_FAILURE, "cannot start the plugin's I/O")
                 .with_details(error.to_string())
         })?;
-    match runtime.block_on(Client::new(socket).cni(&request)) {
+    match runtime.block_on(Client::new(&socket).cni(request)) {
         Ok(CniResponse::Result(result)) => Ok(result),
         Ok(CniResponse::Error(error)) => Err(error),
-        Err(error) => Err(unreachable(request.environment.command, &error)),
+        Err(error) => unanswered(verb, &socket, &error).map(|()| None),
     }
 }
 
-/// No answer from the daemon: for STATUS that is the answer, for the rest it is a reason to try again.
-fn unreachable(command: Command, error: &ClientError) -> CniError {
-    let code =
-        match command {
-            Command::Status => Code::NOT_AVAILABLE,
-            Command::Add | Command::Del | Command::Check | Command::Version => {
-                if error.is_transient() { Code::TRY_AGAIN_LATER } else { Code::INTERNAL }
-            }
-        };
-    CniError::new(code, "weftd is not available").with_details(error.to_string())
+/// No answer from the daemon: for STATUS that is the answer, a DEL is noted, and for the rest it is a reason to
+/// try again.
+fn unanswered(verb: &Verb, socket: &Path, error: &ClientError) -> Result<(), CniError> {
+    let unavailable =
+        |code| CniError::new(code, "weftd is not available").with_details(error.to_string());
+    match verb {
+        // Their packets went through it.
+        Verb::Status if has_pods(socket) => Err(unavailable(Code::LIMITED)),
+        Verb::Status => Err(unavailable(Code::NOT_AVAILABLE)),
+        _ if !error.is_transient() => Err(unavailable(Code::INTERNAL)),
+        Verb::Del(detach) => {
+            let deletion = Deletion {
+                container_id: detach.container_id.clone(),
+                ifname: detach.ifname.clone(),
+            };
+            Journal::beside(socket).note(&deletion).map_err(|why| {
+                let details = format!("{error}; and the deletion cannot be noted: {why}");
+                CniError::new(Code::TRY_AGAIN_LATER, "weftd is not available").with_details(details)
+            })
+        }
+        Verb::Add(_) | Verb::Check(_) | Verb::Gc(_) => Err(unavailable(Code::TRY_AGAIN_LATER)),
+    }
+}
+
+/// Name of the file beside the socket that is there while the daemon has pods, also when it does not run.
+pub const PODS_MARKER: &str = "pods";
+
+fn has_pods(socket: &Path) -> bool {
+    socket.with_file_name(PODS_MARKER).exists()
 }
 
 fn read_config(input: impl Read) -> Result<Value, CniError> {
@@ -129,7 +203,6 @@ fn failed(error: &CniError, version: Version) -> Outcome {
 mod tests {
     use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixListener;
-    use std::path::Path;
 
     use super::*;
 
@@ -140,6 +213,20 @@ mod tests {
         fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
             panic!("standard input was read");
         }
+    }
+
+    #[test]
+    fn version_is_answered_whatever_else_is_told() {
+        // As libcni asks, to find out what a plugin supports (`GetVersionInfo`, pkg/invoke/exec.go).
+        let outcome = run(
+            |name| match name {
+                "CNI_COMMAND" => Some("VERSION".into()),
+                "CNI_NETNS" | "CNI_IFNAME" | "CNI_PATH" => Some("dummy".into()),
+                _ => None,
+            },
+            NeverEnding,
+        );
+        assert!(outcome.success, "{outcome:?}");
     }
 
     fn variables(command: &str) -> impl Fn(&str) -> Option<OsString> {
@@ -155,7 +242,7 @@ mod tests {
 
     fn config(socket: &Path) -> String {
         json!({ "cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "socket": socket,
-                "prevResult": {} })
+                "prevResult": {}, "cni.dev/valid-attachments": [] })
         .to_string()
     }
 
@@ -181,13 +268,37 @@ mod tests {
     fn without_a_daemon_each_command_has_its_code() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(&directory.path().join("nobody.sock"));
-        for (command, expected) in [("ADD", 11), ("DEL", 11), ("CHECK", 11), ("STATUS", 50)] {
+        for (command, expected) in [("ADD", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50)] {
             let outcome = run(variables(command), config.as_bytes());
             assert_eq!(code(&outcome), expected, "{command}");
             let output = outcome.output.unwrap();
             assert_eq!(output["cniVersion"], "1.1.0");
             assert!(output["details"].as_str().unwrap().contains("nobody.sock"), "{output}");
         }
+        std::fs::write(directory.path().join(PODS_MARKER), "").unwrap();
+        assert_eq!(code(&run(variables("STATUS"), config.as_bytes())), 51, "pods are cut off");
+    }
+
+    #[test]
+    fn without_a_daemon_a_deletion_is_noted() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("nobody.sock");
+        for _ in 0..2 {
+            assert_eq!(run(variables("DEL"), config(&socket).as_bytes()), done(None));
+        }
+        let (noted, _) = Journal::beside(&socket).read().unwrap();
+        let expected = Deletion { container_id: "c0ffee".into(), ifname: "eth0".into() };
+        assert_eq!(noted, [expected]);
+    }
+
+    #[test]
+    fn a_deletion_that_cannot_be_noted_is_to_be_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let outcome = run(variables("DEL"), config(&file.join("weftd.sock")).as_bytes());
+        assert_eq!(code(&outcome), 11);
+        assert!(outcome.output.unwrap()["details"].as_str().unwrap().contains("cannot be noted"));
     }
 
     #[test]
@@ -197,7 +308,8 @@ mod tests {
             ("{", 6),
             ("[]", 7),
             (r#"{"cniVersion":"9.0.0","name":"weft","type":"weft-cni"}"#, 1),
-            (r#"{"cniVersion":"1.0.0","name":"weft","type":"weft-cni","ipam":{"type":"x"}}"#, 2),
+            (r#"{"cniVersion":"1.0.0","name":"weft","type":"weft-cni","ipam":{"type":"dhcp"}}"#, 2),
+            (r#"{"cniVersion":"1.0.0","name":"weft","type":"weft-cni","ipam":{"type":"x"}}"#, 4),
         ] {
             assert_eq!(code(&run(variables("ADD"), input.as_bytes())), expected, "{input}");
         }

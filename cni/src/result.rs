@@ -183,7 +183,7 @@ pub struct Dns {
 }
 
 impl Dns {
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }

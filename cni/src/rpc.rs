@@ -1,6 +1,7 @@
 //! The way between the shim or the command line and the daemon: HTTP/1.1 with JSON over a Unix socket.
 
 use std::io;
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,6 +43,9 @@ pub struct CniRequest {
     pub environment: Environment,
     /// The network configuration, as the runtime wrote it.
     pub config: Value,
+    /// The addresses that another IPAM plugin chose, where the configuration names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegated: Option<Vec<IpAddr>>,
 }
 
 /// The daemon's answer. Both kinds come with HTTP status 200: the call itself worked.
@@ -375,6 +379,7 @@ mod tests {
                 args: String::new(),
             },
             config: json!({ "name": "weft" }),
+            delegated: None,
         }
     }
 

@@ -27,9 +27,9 @@ use std::path::Path;
 pub use dns::{DnsConfig, DomainName, PodRecords, StaticRecord, Stub, Upstream};
 pub use error::{Errors, Problem};
 pub use node::{
-    ApiServer, Balancing, HostConfig, LogConfig, LogLevel, MetricsConfig, MetricsListen,
-    NodeConfig, NodeName, ObjectSource, ObjectsConfig, PathsConfig, PodCidrs, PolicyConfig, PortRange,
-    Seed, ServicesConfig, UnderlayConfig,
+    ApiServer, Balancing, HostConfig, IpamConfig, LogConfig, LogLevel, MetricsConfig,
+    MetricsListen, NodeConfig, NodeName, ObjectSource, ObjectsConfig, PathsConfig, PodCidrs,
+    PolicyConfig, PortRange, Seed, ServicesConfig, UnderlayConfig,
 };
 
 /// Where the daemon looks for its file when it is told nothing else.

@@ -33,6 +33,9 @@ pub struct NodeConfig {
     /// The cluster's address ranges and the node's share of them.
     #[serde(default)]
     pub lease: overlay::config::LeaseConfig,
+    /// How addresses are handed out.
+    #[serde(default)]
+    pub ipam: IpamConfig,
     /// The switch.
     #[serde(default)]
     pub switch: vswitch::config::Config,
@@ -72,6 +75,7 @@ impl NodeConfig {
             underlay: UnderlayConfig::default(),
             overlay: overlay::config::Config::default(),
             lease: overlay::config::LeaseConfig::default(),
+            ipam: IpamConfig::default(),
             switch: vswitch::config::Config::default(),
             host: HostConfig::default(),
             objects: ObjectsConfig::default(),
@@ -231,6 +235,24 @@ pub struct UnderlayConfig {
     /// MTU of the network below, in bytes. `None` is that of the interface which holds the address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+}
+
+/// The `[ipam]` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IpamConfig {
+    /// How long an address that was given back rests before somebody else gets it, in seconds.
+    pub reuse_delay_s: u32,
+    /// Ranges of which nothing is handed out.
+    pub exclude: Vec<IpNetwork>,
+    /// Whether a pod gets the addresses back that the last pod of its namespace and name had.
+    pub sticky: bool,
+}
+
+impl Default for IpamConfig {
+    fn default() -> Self {
+        Self { reuse_delay_s: 60, exclude: Vec::new(), sticky: false }
+    }
 }
 
 /// The `[host]` section.

@@ -91,8 +91,8 @@ pub enum Default {
 
 /// All sections.
 pub static SECTIONS: &[Section] = &[
-    TOP, UNDERLAY, OVERLAY, LEASE, SWITCH, HOST, OBJECTS, SERVICES, POLICY, DNS, PATHS, METRICS,
-    LOG,
+    TOP, UNDERLAY, OVERLAY, LEASE, IPAM, SWITCH, HOST, OBJECTS, SERVICES, POLICY, DNS, PATHS,
+    METRICS, LOG,
 ];
 
 const TOP: Section = Section {
@@ -313,6 +313,42 @@ const LEASE: Section = Section {
             default: Default::Fixed,
             doc: "How long a claim must stand without contradiction before the subnet is used. It should \
                   be longer than news take to reach every node.",
+        },
+    ],
+};
+
+const IPAM: Section = Section {
+    name: "ipam",
+    doc: "How the addresses of the node's subnet are handed out. `weft ipam` shows who has which, and which rest.",
+    fields: &[
+        Field {
+            name: "reuse_delay_s",
+            kind: Kind::Whole { min: 0, max: 86_400, unit: "seconds" },
+            default: Default::Fixed,
+            doc: "How long an address that was given back rests before another pod gets it: caches and connections \
+                  elsewhere still mean the former one. The rest is written down, and goes on after a restart. When \
+                  nothing else is free, the address that has rested longest is given out earlier, which \
+                  `weft_ipam_reuse_delay_shortened_total` counts. With 0 there is no rest.",
+        },
+        Field {
+            name: "exclude",
+            kind: Kind::List {
+                form: "ranges like 10.244.7.0/28, or 10.244.7.9/32 for one address",
+                check: check_reserved,
+                count_min: 0,
+                count_max: 64,
+            },
+            default: Default::Fixed,
+            doc: "Ranges of which nothing is handed out, also when a pod asks for it. They may lie outside of the \
+                  node's subnet, so that every node can have the same list. Who holds such an address keeps it.",
+        },
+        Field {
+            name: "sticky",
+            kind: Kind::Switch,
+            default: Default::Fixed,
+            doc: "Whether a pod gets the addresses back that the last pod of its namespace, name and interface had on \
+                  this node, as one of a StatefulSet expects. Other pods get such addresses only when no other is \
+                  free, the longest unused first. At most 4096 are kept.",
         },
     ],
 };

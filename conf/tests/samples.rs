@@ -65,7 +65,7 @@ fn the_unit_agrees_with_the_defaults() {
     assert_eq!(state, paths.state);
     let run = Path::new("/run").join(unit.one("Service", "RuntimeDirectory"));
     assert_eq!(run, paths.run);
-    assert_eq!(unit.one("Service", "RuntimeDirectoryPreserve"), "restart");
+    assert_eq!(unit.one("Service", "RuntimeDirectoryPreserve"), "yes");
     let kinds = unit.one("Service", "RestrictAddressFamilies");
     for kind in ["AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"] {
         assert!(kinds.split(' ').any(|word| word == kind), "{kind}");

@@ -62,13 +62,34 @@ impl Pool {
         self.number(address).is_some_and(|number| (self.first..=self.last).contains(&number))
     }
 
+    /// How many addresses can be handed out, without those in `excluded` ranges.
+    pub fn capacity_without(&self, excluded: &[IpNetwork]) -> u128 {
+        // Ranges either nest or have nothing in common: the outermost count.
+        let outermost = excluded.iter().enumerate().filter(|(ix, range)| {
+            let holds = |(other_ix, other): (usize, &IpNetwork)| {
+                other_ix != *ix
+                    && other.contains(range.network())
+                    && (other.prefix() < range.prefix()
+                        || (other.prefix() == range.prefix() && other_ix < *ix))
+            };
+            !excluded.iter().enumerate().any(holds)
+        });
+        let out: u128 = outermost
+            .filter_map(|(_, range)| self.overlap(range))
+            .map(|(first, last)| last - first + 1)
+            .sum();
+        self.capacity() - out
+    }
+
     /// The next free address after `cursor`, wrapping round: an address that was given back is used
     /// again as late as possible. Without a cursor, or with one outside, it starts at the beginning.
+    /// Addresses in `excluded` ranges are none; a range is passed over in one step, however large.
     ///
     /// `is_taken` is asked at most once per address. `None` when every address is taken.
     pub fn next_free(
         &self,
         cursor: Option<IpAddr>,
+        excluded: &[IpNetwork],
         is_taken: impl Fn(IpAddr) -> bool,
     ) -> Option<IpAddr> {
         let start = match cursor.filter(|address| self.contains(*address)) {
@@ -76,16 +97,30 @@ impl Pool {
             None => self.first,
         };
         let mut candidate = start;
-        loop {
+        let mut left = self.capacity();
+        while left > 0 {
             let address = self.address(candidate);
-            if !is_taken(address) {
-                return Some(address);
-            }
-            candidate = self.after(candidate);
-            if candidate == start {
-                return None;
-            }
+            let range = excluded.iter().find(|range| range.contains(address));
+            let last = match range.and_then(|range| self.overlap(range)) {
+                Some((_, last)) => last,
+                None if !is_taken(address) => return Some(address),
+                None => candidate,
+            };
+            left = left.saturating_sub(last - candidate + 1);
+            candidate = self.after(last);
         }
+        None
+    }
+
+    /// The part of `range` that could be handed out, as numbers.
+    fn overlap(&self, range: &IpNetwork) -> Option<(u128, u128)> {
+        let (first, last) = match range {
+            IpNetwork::V4(v4) => (IpAddr::from(v4.network()), IpAddr::from(v4.broadcast())),
+            IpNetwork::V6(v6) => (IpAddr::from(v6.network()), IpAddr::from(v6.broadcast())),
+        };
+        let (first, last) =
+            (self.number(first)?.max(self.first), self.number(last)?.min(self.last));
+        (first <= last).then_some((first, last))
     }
 
     fn after(&self, number: u128) -> u128 {
@@ -144,9 +179,9 @@ mod tests {
         assert_eq!(pool.gateway(), address("fd00:10:244:1::1"));
         assert_eq!(pool.capacity(), (1 << 64) - 2);
         assert!(pool.contains(address("fd00:10:244:1:ffff:ffff:ffff:ffff")));
-        assert_eq!(pool.next_free(None, |_| false), Some(address("fd00:10:244:1::2")));
+        assert_eq!(pool.next_free(None, &[], |_| false), Some(address("fd00:10:244:1::2")));
         let last = address("fd00:10:244:1:ffff:ffff:ffff:ffff");
-        assert_eq!(pool.next_free(Some(last), |_| false), Some(address("fd00:10:244:1::2")));
+        assert_eq!(pool.next_free(Some(last), &[], |_| false), Some(address("fd00:10:244:1::2")));
     }
 
     #[test]
@@ -170,19 +205,46 @@ mod tests {
         let mut taken = BTreeSet::new();
         let mut cursor = None;
         for expected in 2..=6 {
-            cursor = pool.next_free(cursor, |address| taken.contains(&address));
+            cursor = pool.next_free(cursor, &[], |address| taken.contains(&address));
             assert_eq!(cursor, Some(Ipv4Addr::new(10, 0, 0, expected).into()));
             taken.extend(cursor);
         }
-        assert_eq!(pool.next_free(cursor, |address| taken.contains(&address)), None);
+        assert_eq!(pool.next_free(cursor, &[], |address| taken.contains(&address)), None);
         taken.remove(&address("10.0.0.4"));
-        let next = pool.next_free(Some(address("10.0.0.5")), |address| taken.contains(&address));
+        let next =
+            pool.next_free(Some(address("10.0.0.5")), &[], |address| taken.contains(&address));
         assert_eq!(next, Some(address("10.0.0.4")));
     }
 
     #[test]
     fn a_cursor_of_another_prefix_is_ignored() {
         let cursor = Some(address("10.9.9.9"));
-        assert_eq!(pool("10.0.0.0/29").next_free(cursor, |_| false), Some(address("10.0.0.2")));
+        assert_eq!(
+            pool("10.0.0.0/29").next_free(cursor, &[], |_| false),
+            Some(address("10.0.0.2"))
+        );
+    }
+
+    #[test]
+    fn excluded_ranges_are_passed_over_however_large() {
+        let pool = pool("10.0.0.0/24");
+        let range = |text: &str| text.parse::<IpNetwork>().unwrap();
+        let excluded = [range("10.0.0.0/28"), range("10.0.0.4/30"), range("10.0.0.255/32")];
+        // 2 to 254 without 2 to 15; the broadcast address never counted.
+        assert_eq!(pool.capacity_without(&excluded), 253 - 14);
+        assert_eq!(pool.capacity_without(&[excluded[0], excluded[0]]), 253 - 14);
+        assert_eq!(pool.next_free(None, &excluded, |_| false), Some(address("10.0.0.16")));
+        let last = Some(address("10.0.0.254"));
+        assert_eq!(pool.next_free(last, &excluded, |_| false), Some(address("10.0.0.16")));
+        assert_eq!(pool.next_free(None, &[range("10.0.0.0/16")], |_| false), None);
+        assert_eq!(pool.capacity_without(&[range("10.0.0.0/8")]), 0);
+        let pool = self::pool("fd00::/64");
+        let half = [range("fd00::/65")];
+        let expected = address("fd00:0:0:0:8000::");
+        assert_eq!(pool.next_free(None, &half, |_| false), Some(expected));
+        assert_eq!(
+            pool.next_free(None, &half, |found| found != address("fd00::8000:0:0:9")),
+            Some(address("fd00::8000:0:0:9"))
+        );
     }
 }

@@ -65,13 +65,18 @@ pub enum PortKind {
         /// Whether the host spoke IPv6 on it before, and is to do so again afterwards.
         had_ipv6: bool,
     },
+    /// An interface that another plugin made, which only asked for addresses.
+    Foreign {
+        /// The namespace that it is in.
+        netns: Netns,
+    },
 }
 
 impl PortKind {
     /// The Ethernet address that the other end already has, if it is not ours to choose.
     pub fn mac(&self) -> Option<Mac> {
         match self {
-            Self::Tap { .. } => None,
+            Self::Tap { .. } | Self::Foreign { .. } => None,
             Self::AfPacket { mac, .. } => Some(*mac),
         }
     }
@@ -79,7 +84,7 @@ impl PortKind {
     /// The pod's namespace; a device of the host has none.
     pub fn netns(&self) -> Option<&Netns> {
         match self {
-            Self::Tap { netns } => Some(netns),
+            Self::Tap { netns } | Self::Foreign { netns } => Some(netns),
             Self::AfPacket { .. } => None,
         }
     }
@@ -99,10 +104,61 @@ pub struct Record {
     pub labels: BTreeMap<String, String>,
     /// How it is connected.
     pub port: PortKind,
+    /// What it has beyond an interface.
+    #[serde(default, skip_serializing_if = "Extras::is_none")]
+    pub extras: Extras,
     /// When the addresses were handed out, in seconds since 1970 (UTC).
     pub created_unix_s: u64,
     /// The kernel's boot id (`/proc/sys/kernel/random/boot_id`). Namespaces do not outlive a boot.
     pub boot_id: String,
+}
+
+/// What an attachment has beyond an interface with addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extras {
+    /// How fast it may send and receive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+    /// Ports of the node that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
+}
+
+impl Extras {
+    /// Whether there is nothing.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Limits in bits, and bits per second. 0 is none; a burst of 0 is what the switch chooses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bandwidth {
+    /// To the pod.
+    pub ingress_rate_bps: u64,
+    /// At once, after a pause.
+    pub ingress_burst_bits: u64,
+    /// From the pod.
+    pub egress_rate_bps: u64,
+    /// At once, after a pause.
+    pub egress_burst_bits: u64,
+}
+
+/// A port of the node that leads to the attachment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostPort {
+    /// The IP protocol's number (IANA "Assigned Internet Protocol Numbers"): 6, 17 or 132.
+    pub protocol: u8,
+    /// The node's port.
+    pub host_port: u16,
+    /// The attachment's port.
+    pub container_port: u16,
+    /// The node's address; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
 }
 
 /// What an attachment holds.

@@ -8,6 +8,8 @@
 //! | GET | `/v1/watch` | | [`crate::events::EventRecord`]s without end, one to a line |
 //! | GET | `/v1/pods` | | list of [`PodStatus`] |
 //! | GET | `/v1/map/pods` | | list of [`MapPod`] |
+//! | GET | `/v1/ipam` | | [`IpamReport`](super::ipam::IpamReport) |
+//! | POST | `/v1/ipam/release` | [`ReleaseRequest`](super::ipam::ReleaseRequest) | [`Released`](super::ipam::Released) |
 //! | GET | `/v1/counters` | | [`CountersReport`] |
 //! | GET | `/v1/dns` | | [`DnsStatus`](crate::dns::report::DnsStatus), or null without a name server |
 //! | GET | `/v1/dns/log?client=` | | [`crate::dns::stats::LogLine`]s without end, one to a line |
@@ -198,6 +200,8 @@ pub enum ProblemTopic {
     Dns,
     /// Gossip is not sealed, the key file is wrong, or others have other keys.
     Keys,
+    /// Few addresses are left for further pods, or none.
+    Addresses,
 }
 
 /// Use of one leased prefix.

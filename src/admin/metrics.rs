@@ -23,6 +23,7 @@ use super::api::{
     ProbesReport, Status,
 };
 use super::capability::{CapabilityName, Place};
+use super::ipam::{IpamPool, IpamReport};
 use crate::control::{PodNumbers, is_up};
 use crate::dns::report::DnsStatus;
 use crate::dns::stats::LATENCY_BOUNDS_US;
@@ -44,6 +45,8 @@ pub struct Report {
     pub dns: Option<DnsStatus>,
     /// The policies.
     pub policies: PoliciesReport,
+    /// The addresses.
+    pub ipam: IpamReport,
 }
 
 /// Writes the report as OpenMetrics text.
@@ -236,6 +239,28 @@ impl Report {
             labelled(|p| p.kernel_dropped),
         )?;
         out.gauge("weft_pods", "Attached pods", self.pods.len() as f64)?;
+        let pools = || self.ipam.pools.iter();
+        let prefix = |pool: &IpamPool| [("prefix", pool.prefix.to_string())];
+        out.gauges(
+            "weft_ipam_used_addresses",
+            "Addresses of the node's subnet that pods have",
+            pools().map(|pool| (prefix(pool), pool.used as f64)),
+        )?;
+        out.gauges(
+            "weft_ipam_free_addresses",
+            "Addresses of the node's subnet that can be handed out, also those that rest",
+            pools().map(|pool| (prefix(pool), pool.free as f64)),
+        )?;
+        out.gauges(
+            "weft_ipam_resting_addresses",
+            "Addresses of the node's subnet that were given back a short time ago",
+            pools().map(|pool| (prefix(pool), pool.resting as f64)),
+        )?;
+        out.counter(
+            "weft_ipam_reuse_delay_shortened",
+            "Addresses that were given out before they had rested, because no other was free",
+            self.ipam.shortened,
+        )?;
         let PodNumbers { known, kept_out, learned } = &self.pod_numbers;
         out.gauge("weft_map_pods", "Pods in the map, of all live nodes", *known as f64)?;
         out.gauge(

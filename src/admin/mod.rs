@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod capability;
+pub mod ipam;
 pub mod metrics;
 pub mod services;
 
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use vswitch::service::Protocol;
 
 use self::api::{ErrorBody, PortRequest};
+use self::ipam::ReleaseRequest;
 use self::services::{FlowsQuery, FlowsReport};
 use crate::control::policies::Scope;
 use crate::control::{Control, ServiceViews, SharedControl};
@@ -91,6 +93,8 @@ pub async fn serve(
         .route("/v1/watch", get(move |State(control)| watch(control, watched)))
         .route("/v1/pods", get(async |State(control)| read(control, Control::pods).await))
         .route("/v1/map/pods", get(map_pods))
+        .route("/v1/ipam", get(async |State(control)| read(control, Control::ipam).await))
+        .route("/v1/ipam/release", post(release_address))
         .route("/v1/counters", get(async |State(control)| read(control, Control::counters).await))
         .route("/v1/dns", get(async |State(control)| read(control, Control::dns_status).await))
         .route("/v1/dns/query", get(dns_query))
@@ -253,6 +257,17 @@ async fn cni(
     Json(request): Json<CniRequest>,
 ) -> Result<Json<CniResponse>, Response> {
     blocking(control, move |control| control.cni(&request)).await.map(Json)
+}
+
+async fn release_address(
+    State(control): State<SharedControl>,
+    Json(ReleaseRequest { address, force }): Json<ReleaseRequest>,
+) -> Result<Response, Response> {
+    let released =
+        blocking(control, move |control| control.release_address(address, force)).await?;
+    released
+        .map(|released| Json(released).into_response())
+        .map_err(|error| failure(StatusCode::CONFLICT, error.to_string()))
 }
 
 async fn add_port(

@@ -1,7 +1,7 @@
 //! The commands and their options, as clap reads them and as `--help` teaches them.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -104,6 +104,25 @@ Examples:
   weft pods --node n1                 as node n1 of the lab `lab` knows them
   sudo weft pods -o json | jq '.[] | {name, node, addresses, labels}'")]
     Pods(PodsArgs),
+
+    /// Writes the plugin and the network list to where container runtimes look for them
+    #[command(after_help = "\
+Examples:
+  sudo weft cni install
+  sudo weft cni install --wait 60      as the last step of setting a node up
+  sudo weft cni install --bin-dir /usr/lib/cni --cni-version 0.4.0")]
+    Cni(CniArgs),
+
+    /// Shows the node's addresses: who has which, since when, and which rest
+    ///
+    /// An address that was given back rests before another pod gets it, by default for a minute.
+    #[command(after_help = "\
+Examples:
+  sudo weft ipam
+  sudo weft ipam -o json | jq '.held[] | select(.alive | not)'
+  sudo weft ipam release 10.244.1.7    whose container is gone, or which rests
+  weft ipam --node n1                  node n1 of the lab `lab`")]
+    Ipam(IpamArgs),
 
     /// Shows what became of every packet: delivered, or dropped and why
     #[command(after_help = "\
@@ -474,6 +493,86 @@ pub(super) struct ExplainArgs {
 
     #[command(flatten)]
     pub(super) output: OutputArgs,
+}
+
+/// `weft cni`.
+#[derive(Debug, Args)]
+pub(super) struct CniArgs {
+    #[command(subcommand)]
+    pub(super) command: CniCommand,
+
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+}
+
+/// What to do about container runtimes.
+#[derive(Debug, Subcommand)]
+pub(super) enum CniCommand {
+    /// Writes the plugin, then the network list, once the node can attach pods
+    ///
+    /// A runtime takes a node with a network list for ready. Each file is replaced whole; nothing is written as long
+    /// as the daemon does not run, or has no subnet.
+    #[command(after_help = "Example:\n  sudo weft cni install --wait 60")]
+    Install(CniInstallArgs),
+}
+
+/// `weft cni install`.
+#[derive(Debug, Args)]
+pub(super) struct CniInstallArgs {
+    /// Where runtimes look for plugins
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub(super) bin_dir: PathBuf,
+
+    /// Where runtimes look for network lists
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub(super) conf_dir: PathBuf,
+
+    /// The list's file; runtimes take the first one in the order of the names
+    #[arg(long, value_name = "NAME", default_value = "10-weft.conflist")]
+    pub(super) file: String,
+
+    /// The network's name; each runtime of a node needs one of its own
+    #[arg(long, value_name = "NAME", default_value = "weft")]
+    pub(super) name: String,
+
+    /// Version of the specification that the runtime speaks
+    #[arg(long, value_name = "VERSION", default_value = "1.0.0")]
+    #[arg(value_parser = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])]
+    pub(super) cni_version: String,
+
+    /// Waits so long for the node to become ready
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    #[arg(value_parser = clap::value_parser!(u16).range(0..=3600))]
+    pub(super) wait: u16,
+}
+
+/// `weft ipam`.
+#[derive(Debug, Args)]
+pub(super) struct IpamArgs {
+    #[command(subcommand)]
+    pub(super) command: Option<IpamCommand>,
+
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// What to do with an address.
+#[derive(Debug, Subcommand)]
+pub(super) enum IpamCommand {
+    /// Takes an address back whose container is gone, or ends its rest
+    ///
+    /// A container that is still there keeps its address; with --force it loses its network.
+    #[command(after_help = "Example:\n  sudo weft ipam release 10.244.1.7")]
+    Release {
+        /// The address
+        address: IpAddr,
+        /// Also from a container that is still there
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 /// `weft dns`.

@@ -2,9 +2,11 @@
 
 mod args;
 mod bench;
+mod cni;
 mod demo;
 mod dns;
 mod explain;
+mod ipam;
 mod key;
 mod lab;
 mod objects;
@@ -30,7 +32,7 @@ pub fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
     match Path::new(&name).file_name().and_then(|name| name.to_str()) {
         Some("weftd") => crate::daemon::main(std::env::args_os()),
-        Some("weft-cni") => cni::plugin::main(),
+        Some("weft-cni") => ::cni::plugin::main(),
         Some(_) | None => weft(),
     }
 }
@@ -58,6 +60,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Leases(arguments) => view::leases(&arguments, &mut out)?,
         Command::Watch(arguments) => watch::watch(&arguments, &mut out)?,
         Command::Pods(arguments) => view::pods(&arguments, &mut out)?,
+        Command::Cni(arguments) => cni::run(&arguments, &mut out)?,
+        Command::Ipam(arguments) => ipam::run(&arguments, &mut out)?,
         Command::Counters(arguments) => view::counters(&arguments, &mut out)?,
         Command::Key(arguments) => key::run(&arguments, &mut out)?,
         Command::Objects(arguments) => objects::objects(&arguments, &mut out)?,

@@ -226,6 +226,7 @@ fn topic_name(topic: ProblemTopic) -> &'static str {
         ProblemTopic::Data => "data",
         ProblemTopic::Dns => "dns",
         ProblemTopic::Keys => "keys",
+        ProblemTopic::Addresses => "addresses",
     }
 }
 
@@ -483,7 +484,7 @@ pub(super) fn short_duration(seconds: u64) -> String {
     }
 }
 
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds} s"),

@@ -6,11 +6,12 @@ use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cni::link::{self, LinkError, PodInterface};
-use ipam::{Allocation, Attachment, PortKind, Record};
+use ipam::{Allocation, Attachment, Bandwidth, Extras, PortKind, Record, Wish};
 use overlay::pods::PodError;
 use vswitch::engine::EngineError;
 use vswitch::mac::Mac;
 use vswitch::port::PortIx;
+use vswitch::shape::{Limits, Rate, Shaper};
 
 use super::compile;
 use super::device::{self, Device, DeviceError};
@@ -55,6 +56,9 @@ pub enum AttachError {
     /// There is no such port.
     #[error("device {0} is not a port of this switch: `weft pods --local` lists those that are")]
     UnknownDevice(String),
+    /// The interface is ours, and another plugin asks for its addresses.
+    #[error("{0} is an interface of this plugin already: remove it first (DEL)")]
+    IsPod(Attachment),
     /// The address cannot be an interface's.
     #[error("{0} cannot be the address of an interface: give the MAC address behind the device")]
     NotUnicast(Mac),
@@ -77,6 +81,8 @@ pub(super) struct Attached {
     pub(super) mtu: u16,
     pub(super) device: Device,
     pub(super) opened: Instant,
+    /// What limits its rates, if anything does.
+    shaper: Option<Shaper>,
     /// Packets of the pod that the kernel dropped before the switch saw them.
     pub(super) kernel_dropped: u64,
     mac: Mac,
@@ -85,6 +91,11 @@ pub(super) struct Attached {
 }
 
 impl Attached {
+    /// The rate limits in force.
+    fn limits(&self) -> Limits {
+        self.shaper.as_ref().map(Shaper::limits).unwrap_or_default()
+    }
+
     /// As it stands in the tables, without the addresses that other nodes' pods have.
     pub(super) fn to_table(&self, cut_off: &BTreeSet<IpAddr>) -> compile::Pod {
         let addresses = self.addresses.iter().copied();
@@ -112,6 +123,7 @@ impl Control {
         netns_path: &Path,
         network: &str,
         (pod, labels): (Option<ipam::Pod>, BTreeMap<String, String>),
+        (wish, extras): (&Wish, Extras),
     ) -> Result<Allocation, AttachError> {
         self.check_ready()?;
         let record = Record {
@@ -119,6 +131,7 @@ impl Control {
             pod,
             labels,
             port: PortKind::Tap { netns: device::identify(netns_path)? },
+            extras,
             created_unix_s: now_unix_s(),
             boot_id: self.identity.boot_id.clone(),
         };
@@ -131,13 +144,42 @@ impl Control {
         }
         if moved && known.as_ref().is_some_and(|known| known.outside_lease) {
             // A new pod gets an address that other nodes can reach.
-            self.ipam.release(attachment)?;
+            self.ipam.release(attachment, now_unix_s())?;
         }
-        let allocation = self.ipam.allocate(attachment, record)?;
+        let allocation = self.ipam.allocate(attachment, record, wish)?;
         // Before the port is there: from its first frame on it has its policies, or is shut.
         self.take_up_own_pods();
         let allocation = self.plug_or_release(known.is_none(), allocation)?;
+        self.limit(&allocation)?;
         self.tell_pods();
+        self.watch_addresses();
+        Ok(allocation)
+    }
+
+    /// Gives addresses to an interface that another plugin makes.
+    pub(super) fn allocate_only(
+        &mut self,
+        attachment: &Attachment,
+        netns_path: &Path,
+        network: &str,
+        pod: Option<ipam::Pod>,
+        wish: &Wish,
+    ) -> Result<Allocation, AttachError> {
+        self.check_ready()?;
+        let record = Record {
+            network: network.to_owned(),
+            pod,
+            labels: BTreeMap::new(),
+            port: PortKind::Foreign { netns: device::identify(netns_path)? },
+            extras: Extras::default(),
+            created_unix_s: now_unix_s(),
+            boot_id: self.identity.boot_id.clone(),
+        };
+        if self.is_plugged(attachment) {
+            return Err(AttachError::IsPod(attachment.clone()));
+        }
+        let allocation = self.ipam.allocate(attachment, record, wish)?;
+        self.watch_addresses();
         Ok(allocation)
     }
 
@@ -148,10 +190,11 @@ impl Control {
             device::remove_leftover(allocation)?;
         }
         dropped?;
-        self.ipam.release(attachment)?;
+        self.ipam.release(attachment, now_unix_s())?;
         self.clear(&Topic::Pod(attachment.clone()));
         self.clear(&Topic::Told(attachment.clone()));
         self.tell_pods();
+        self.watch_addresses();
         Ok(())
     }
 
@@ -160,20 +203,25 @@ impl Control {
     /// # Errors
     /// When the released addresses cannot be stored.
     pub fn reattach(&mut self) -> Result<(), AttachError> {
+        self.take_up_deletions();
         let boot_id = self.identity.boot_id.clone();
-        for gone in self.ipam.reconcile(&boot_id, device::may_be_alive)? {
+        for gone in self.ipam.reconcile(&boot_id, now_unix_s(), device::may_be_alive)? {
             let text = "pod is gone, its addresses are free again";
             self.events().emit(EventCode::PodGone, text, &[("attachment", &gone.attachment)]);
         }
         self.take_up_own_pods();
         self.plug_missing();
         self.tell_pods();
+        self.watch_addresses();
         Ok(())
     }
 
     /// Makes the ports that are not there, of all that hold addresses.
     pub(super) fn plug_missing(&mut self) {
-        let missing = self.ipam.iter().filter(|held| !self.attached.contains_key(&held.attachment));
+        let missing = self.ipam.iter().filter(|held| {
+            let is_foreign = matches!(held.record.port, PortKind::Foreign { .. });
+            !is_foreign && !self.attached.contains_key(&held.attachment)
+        });
         for allocation in missing.cloned().collect::<Vec<_>>() {
             let plugged = self.plug(&allocation).and_then(|()| self.configure(&allocation));
             let attachment = allocation.attachment;
@@ -231,12 +279,14 @@ impl Control {
             pod: None,
             labels: BTreeMap::new(),
             port: PortKind::AfPacket { device: name, mac, had_ipv6 },
+            extras: Extras::default(),
             created_unix_s: now_unix_s(),
             boot_id: self.identity.boot_id.clone(),
         };
-        let allocation = self.ipam.allocate(&attachment, record)?;
+        let allocation = self.ipam.allocate(&attachment, record, &Wish::default())?;
         let allocation = self.plug_or_release(true, allocation)?;
         self.tell_pods();
+        self.watch_addresses();
         Ok(self.pod(&allocation))
     }
 
@@ -308,7 +358,19 @@ impl Control {
                 return Err(error.into());
             }
         };
+        let limits = limits_of(allocation.record.extras.bandwidth);
         let halves = device.port(port, self.engine.workers(), self.long_frames.allowed());
+        let shaped = match limits.is_none() {
+            true => Ok((halves, None)),
+            false => device.shaped(port, halves, limits, self.long_frames.allowed()),
+        };
+        let (halves, shaper) = match shaped {
+            Ok(shaped) => shaped,
+            Err(error) => {
+                self.numbers.put(port);
+                return Err(error.into());
+            }
+        };
         let attached = Attached {
             port,
             mtu: self.pod_mtu(),
@@ -317,6 +379,7 @@ impl Control {
             is_pod: allocation.record.pod.is_some(),
             device,
             opened: Instant::now(),
+            shaper,
             kernel_dropped: 0,
         };
         // The tables first: from its first frame on, the port is known and held to its own addresses.
@@ -328,6 +391,21 @@ impl Control {
             return Err(error.into());
         }
         Ok(())
+    }
+
+    /// Puts the rate limits of an attachment in force, also if its port is there already.
+    fn limit(&mut self, allocation: &Allocation) -> Result<(), AttachError> {
+        let limits = limits_of(allocation.record.extras.bandwidth);
+        let attached = self.attached.get(&allocation.attachment);
+        let Some(attached) = attached.filter(|attached| attached.limits() != limits) else {
+            return Ok(());
+        };
+        if let Some(shaper) = &attached.shaper {
+            return Ok(shaper.set(limits).map_err(DeviceError::Shape)?);
+        }
+        // The port is made anew, with something in it that limits. The device stays.
+        self.unplug(&allocation.attachment)?;
+        self.plug(allocation)
     }
 
     /// Plugs and configures, and takes back what was allocated if that fails.
@@ -385,6 +463,9 @@ impl Control {
         let Some(attached) = self.attached.remove(attachment) else {
             return Ok(None);
         };
+        if let Some(shaper) = &attached.shaper {
+            shaper.release().map_err(DeviceError::Shape)?;
+        }
         self.publish();
         // A worker that hangs may still use the number; then it is not given out again.
         self.engine.remove_port(attached.port)?;
@@ -393,10 +474,21 @@ impl Control {
     }
 }
 
+fn limits_of(bandwidth: Option<Bandwidth>) -> Limits {
+    let rate = |rate_bps, burst_bits| (rate_bps > 0).then_some(Rate { rate_bps, burst_bits });
+    let Bandwidth { ingress_rate_bps, ingress_burst_bits, egress_rate_bps, egress_burst_bits } =
+        bandwidth.unwrap_or_default();
+    Limits {
+        to_pod: rate(ingress_rate_bps, ingress_burst_bits),
+        from_pod: rate(egress_rate_bps, egress_burst_bits),
+    }
+}
+
 fn device_attachment(device: &str) -> Attachment {
     Attachment { container_id: DEVICE_CONTAINER.to_owned(), ifname: device.to_owned() }
 }
 
-pub(super) fn now_unix_s() -> u64 {
+/// Seconds since 1970 (UTC).
+pub(crate) fn now_unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

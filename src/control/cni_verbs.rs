@@ -1,23 +1,28 @@
 //! The CNI verbs, carried out.
 
+use std::collections::BTreeSet;
+
 use cni::args::Command;
 use cni::error::{CniError, Code};
-use cni::handler::{self, Assigned, Attach, Check, Detach, Verb};
-use cni::link::{self, PodInterface};
+use cni::handler::{self, Assigned, Attach, Check, Collect, Detach, Verb};
+use cni::link::{self, Difference, PodInterface};
 use cni::rpc::{CniRequest, CniResponse};
-use ipam::{Allocation, Attachment};
+use ipam::{Allocation, Attachment, Bandwidth, Extras, PortKind, Wish};
 
 use super::Control;
-use super::attach::AttachError;
+use super::attach::{AttachError, now_unix_s};
 use crate::events::Code as EventCode;
 
 impl Control {
     /// Carries out a CNI request.
     pub fn cni(&mut self, request: &CniRequest) -> CniResponse {
+        // What was deleted before this must not be taken for what is asked for now.
+        self.take_up_deletions();
         let done = handler::interpret(request).and_then(|verb| match verb {
             Verb::Add(attach) => self.add(&attach).map(Some),
             Verb::Del(detach) => self.del(&detach).map(|()| None),
             Verb::Check(check) => self.check(&check).map(|()| None),
+            Verb::Gc(collect) => self.collect(&collect).map(|()| None),
             Verb::Status => self.available().map(|()| None),
         });
         match done {
@@ -50,12 +55,30 @@ impl Control {
             name: pod.name.clone(),
             uid: pod.uid.clone(),
         });
+        let wish = Wish {
+            addresses: attach.ips.clone(),
+            is_delegated: attach.is_delegated,
+            mac: attach.mac.map(ipam::Mac),
+        };
+        let extras = Extras {
+            bandwidth: attach.conf.bandwidth.map(|wanted| Bandwidth {
+                ingress_rate_bps: wanted.ingress_rate,
+                ingress_burst_bits: wanted.ingress_burst,
+                egress_rate_bps: wanted.egress_rate,
+                egress_burst_bits: wanted.egress_burst,
+            }),
+            host_ports: Vec::new(),
+        };
+        if attach.conf.is_ipam {
+            return self.add_addresses(attach, &attachment, pod, &wish);
+        }
         let allocation = self
             .attach(
                 &attachment,
                 &attach.netns,
                 &attach.conf.name,
                 (pod, attach.conf.labels.clone()),
+                (&wish, extras),
             )
             .map_err(|error| attach_error(&error))?;
         let addresses: Vec<_> = allocation.addresses().map(|ip| ip.to_string()).collect();
@@ -71,16 +94,61 @@ impl Control {
         Ok(result.to_json(attach.conf.version))
     }
 
+    /// Only gives addresses, for the interface that another plugin makes.
+    fn add_addresses(
+        &mut self,
+        attach: &Attach,
+        attachment: &Attachment,
+        pod: Option<ipam::Pod>,
+        wish: &Wish,
+    ) -> Result<serde_json::Value, CniError> {
+        let allocation = self
+            .allocate_only(attachment, &attach.netns, &attach.conf.name, pod, wish)
+            .map_err(|error| attach_error(&error))?;
+        let assigned = self.assigned(&allocation);
+        Ok(handler::ipam_result(attach, &assigned, &self.leases()).to_json(attach.conf.version))
+    }
+
     fn del(&mut self, detach: &Detach) -> Result<(), CniError> {
         let attachment =
             Attachment { container_id: detach.container_id.clone(), ifname: detach.ifname.clone() };
-        let known = self.allocation(&attachment).is_some();
-        self.detach(&attachment).map_err(|error| attach_error(&error))?;
-        if known {
+        // What is not there is removed, and a device of the host is no runtime's.
+        if self.is_containers(&attachment) {
+            self.detach(&attachment).map_err(|error| attach_error(&error))?;
             let about: [(&str, &dyn ToString); 1] = [("attachment", &attachment)];
             self.events().emit(EventCode::PodDetached, "pod detached", &about);
         }
         Ok(())
+    }
+
+    /// Releases every attachment of the network that is not listed. Goes on past what cannot be released, and
+    /// names it.
+    fn collect(&mut self, collect: &Collect) -> Result<(), CniError> {
+        let valid: BTreeSet<Attachment> = (collect.valid.iter().cloned())
+            .map(|(container_id, ifname)| Attachment { container_id, ifname })
+            .collect();
+        let gone = self.ipam.iter().filter(|held| {
+            held.record.network == collect.network
+                && !matches!(held.record.port, PortKind::AfPacket { .. })
+                && !valid.contains(&held.attachment)
+        });
+        let gone: Vec<_> = gone.map(|held| held.attachment.clone()).collect();
+        let mut faults = Vec::new();
+        for attachment in gone {
+            match self.detach(&attachment) {
+                Ok(()) => {
+                    let text = "pod detached: the runtime does not know it any more";
+                    let about: [(&str, &dyn ToString); 1] = [("attachment", &attachment)];
+                    self.events().emit(EventCode::PodDetached, text, &about);
+                }
+                Err(error) => faults.push(format!("{attachment}: {error}")),
+            }
+        }
+        if faults.is_empty() {
+            return Ok(());
+        }
+        Err(CniError::new(Code::IO_FAILURE, "not everything could be released")
+            .with_details(faults.join("; ")))
     }
 
     fn check(&mut self, check: &Check) -> Result<(), CniError> {
@@ -90,6 +158,9 @@ impl Control {
                 .with_details(format!("{attachment} holds no address on this node: call ADD")));
         };
         let assigned = self.assigned(&allocation);
+        if matches!(allocation.record.port, PortKind::Foreign { .. }) {
+            return as_promised(&handler::missing_addresses(check, &assigned));
+        }
         let mut broken = handler::broken_promises(check, &assigned);
         let interface = PodInterface {
             mac: assigned.mac,
@@ -99,22 +170,30 @@ impl Control {
         };
         let found = link::check_pod(&check.attach.netns, &attachment.ifname, &interface)
             .map_err(|error| CniError::new(Code::CHECK_FAILED, error.to_string()))?;
-        broken.extend(found.iter().map(ToString::to_string));
+        // A plugin behind us may have given it another MTU, which it promised; and the underlay's may have changed.
+        let promised_mtu = handler::promised_mtu(check).map(|mtu| mtu.to_string());
+        let is_promised = |difference: &Difference| {
+            difference.what == "MTU" && promised_mtu.as_ref() == Some(&difference.found)
+        };
+        broken.extend(found.iter().filter(|one| !is_promised(one)).map(ToString::to_string));
         if !self.is_plugged(&attachment) {
             broken.push("port: expected in the switch, found none".to_owned());
         }
-        if broken.is_empty() {
-            return Ok(());
-        }
-        Err(CniError::new(Code::CHECK_FAILED, "the attachment is not as promised")
-            .with_details(broken.join("; ")))
+        as_promised(&broken)
     }
 
     /// Whether ADD would work.
     fn available(&self) -> Result<(), CniError> {
         let status = self.status();
         if status.ready {
-            return Ok(());
+            let usage = self.ipam.usage(now_unix_s());
+            let full = usage.iter().filter(|usage| usage.free() == 0);
+            let full: Vec<_> = full.map(|usage| usage.prefix.to_string()).collect();
+            if full.is_empty() {
+                return Ok(());
+            }
+            return Err(CniError::new(Code::NOT_AVAILABLE, "pods cannot be attached now")
+                .with_details(format!("no address of {} is free", full.join(" and "))));
         }
         let code = if status.pods > 0 { Code::LIMITED } else { Code::NOT_AVAILABLE };
         let details = match status.problems.is_empty() {
@@ -137,6 +216,14 @@ impl Control {
     }
 }
 
+fn as_promised(broken: &[String]) -> Result<(), CniError> {
+    if broken.is_empty() {
+        return Ok(());
+    }
+    Err(CniError::new(Code::CHECK_FAILED, "the attachment is not as promised")
+        .with_details(broken.join("; ")))
+}
+
 fn attachment(attach: &Attach) -> Attachment {
     Attachment { container_id: attach.container_id.clone(), ifname: attach.ifname.clone() }
 }
@@ -149,12 +236,21 @@ fn attach_error(error: &AttachError) -> CniError {
         AttachError::Ipam(ipam::Error::NoLease)
         | AttachError::NoLease(_)
         | AttachError::NoUnderlay => Code::TRY_AGAIN_LATER,
+        AttachError::Ipam(ipam::Error::Rests { .. }) => Code::TRY_AGAIN_LATER,
+        AttachError::Ipam(ipam::Error::Taken { .. } | ipam::Error::MacTaken { .. }) => Code::TAKEN,
+        AttachError::Ipam(
+            ipam::Error::NotInLease { .. }
+            | ipam::Error::Excluded { .. }
+            | ipam::Error::TwoOfAFamily(..)
+            | ipam::Error::Holds { .. },
+        ) => Code::INVALID_CONFIG,
         AttachError::Ipam(_) => Code::IO_FAILURE,
         AttachError::Told(_) => Code::INVALID_CONFIG,
         AttachError::Engine(_) => Code::INTERNAL,
         AttachError::Device(_)
         | AttachError::Link(_)
         | AttachError::UnknownDevice(_)
+        | AttachError::IsPod(_)
         | AttachError::NotUnicast(_)
         | AttachError::OtherMac { .. } => Code::ATTACH_FAILED,
     };

@@ -1,6 +1,7 @@
 //! The devices at the other end of ports: how they are opened, and removed without a trace.
 
 use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,8 @@ use cni::netns::{self, NetnsError};
 use ipam::{Allocation, Attachment, Netns, PortKind};
 use vswitch::engine::Port;
 use vswitch::offload::LongFrames;
-use vswitch::port::PortIx;
+use vswitch::port::{PortIx, Sink};
+use vswitch::shape::{Limits, Shaper};
 use vswitch::tap::{Tap, TapError};
 use vswitch::veth::{Veth, VethError};
 
@@ -52,6 +54,12 @@ pub enum DeviceError {
     /// The pod shares the network of the node.
     #[error("{} is the node's own network namespace: a pod there has the node's network", .0.display())]
     OwnNetns(PathBuf),
+    /// The interface is another plugin's, and has no port.
+    #[error("{0} only has addresses of this node: its interface is another plugin's")]
+    Foreign(Attachment),
+    /// The port's rate cannot be limited.
+    #[error("cannot limit the rate of a port: {0}")]
+    Shape(io::Error),
     /// The host's device cannot be opened.
     #[error(transparent)]
     Veth(#[from] VethError),
@@ -89,6 +97,7 @@ impl Device {
                 set_ipv6(device, false)?;
                 Ok(Self::Veth { veth, had_ipv6: *had_ipv6 })
             }
+            PortKind::Foreign { .. } => Err(DeviceError::Foreign(attachment.clone())),
         }
     }
 
@@ -105,6 +114,25 @@ impl Device {
                 sinks: (0..workers).map(|_| Box::new(veth.sink(port)) as _).collect(),
             },
         }
+    }
+
+    /// The halves of a port with limits around them, and what they can be changed with.
+    pub(super) fn shaped(
+        &self,
+        port: PortIx,
+        halves: Port,
+        limits: Limits,
+        long: LongFrames,
+    ) -> Result<(Port, Option<Shaper>), DeviceError> {
+        let shaper = Shaper::new(limits).map_err(DeviceError::Shape)?;
+        let writer: Box<dyn Sink> = match self {
+            Self::Tap { tap, .. } => Box::new(tap.sink(port, long)),
+            Self::Veth { veth, .. } => Box::new(veth.sink(port)),
+        };
+        let source = shaper.source(halves.source, writer).map_err(DeviceError::Shape)?;
+        let sinks = halves.sinks.into_iter().map(|sink| Box::new(shaper.sink(port, sink)) as _);
+        let port = Port { source: Box::new(source), sinks: sinks.collect() };
+        Ok((port, Some(shaper)))
     }
 
     /// Packets that the kernel dropped since the last call, before the switch saw them.
@@ -152,7 +180,7 @@ pub(crate) fn remove_leftover(allocation: &Allocation) -> Result<(), DeviceError
                 Some(_) | None => Ok(()),
             }
         }
-        PortKind::Tap { .. } => Ok(()),
+        PortKind::Tap { .. } | PortKind::Foreign { .. } => Ok(()),
         PortKind::AfPacket { device, had_ipv6, .. } => Ok(set_ipv6(device, *had_ipv6)?),
     }
 }

@@ -89,6 +89,7 @@ impl Control {
             self.raise(Topic::Told(attachment), problem);
         }
         self.known_pods.told.send_replace(told);
+        self.mark_pods();
     }
 
     /// Takes up this node's own pods among the objects of the cluster, without the way around by the map: a pod has
@@ -129,6 +130,10 @@ impl Control {
         let mut pods: BTreeMap<_, (Attachment, LocalPod)> = BTreeMap::new();
         for allocation in self.ipam.iter() {
             let Allocation { attachment, record, .. } = allocation;
+            if matches!(record.port, PortKind::Foreign { .. }) {
+                // Where its packets go is the other plugin's business.
+                continue;
+            }
             let pod = to_pod(attachment, record);
             let age = Duration::from_secs(now.saturating_sub(record.created_unix_s));
             let (_, local) = pods
@@ -168,7 +173,9 @@ impl MapPods {
 fn to_pod(attachment: &Attachment, record: &Record) -> Pod {
     let (namespace, name, uid) = match (&record.pod, &record.port) {
         (Some(pod), _) => (pod.namespace.clone(), pod.name.clone(), pod.uid.clone()),
-        (None, PortKind::Tap { .. }) => (String::new(), attachment.container_id.clone(), None),
+        (None, PortKind::Tap { .. } | PortKind::Foreign { .. }) => {
+            (String::new(), attachment.container_id.clone(), None)
+        }
         (None, PortKind::AfPacket { device, .. }) => (String::new(), device.clone(), None),
     };
     let labels = record.labels.clone();

@@ -17,6 +17,7 @@ mod balancers;
 mod capabilities;
 mod cni_verbs;
 pub mod compile;
+mod deletions;
 pub mod device;
 pub mod endpoints;
 mod exceptions;
@@ -24,6 +25,7 @@ pub mod exposure;
 pub mod facts;
 mod gate;
 pub mod host_ports;
+pub mod ipam_report;
 pub(crate) mod kernel_drops;
 mod leases;
 mod map_pods;
@@ -46,7 +48,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use conf::NodeConfig;
 use conf::cluster::{Delta, ObjectName};
-use ipam::{Attachment, Ipam};
+use ipam::{Attachment, Ipam, Policy};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use overlay::gossip::Stranger;
 use overlay::node_id::NodeId;
@@ -67,6 +69,7 @@ use vswitch::tables::{Node, TablesBuilder};
 
 pub use self::attach::AttachError;
 use self::attach::Attached;
+pub(crate) use self::attach::now_unix_s;
 use self::balancers::Balancer;
 use self::capabilities::FallbackCounts;
 pub(crate) use self::gate::mode as policy_mode;
@@ -149,6 +152,8 @@ pub enum Topic {
     Services(&'static str),
     /// The control plane of Kubernetes gives this node no subnet, or another one than it has.
     PodCidrs,
+    /// What the plugin noted while no daemon ran cannot be carried out.
+    Deletions,
     /// The path to the node at this underlay address carries less than both ends.
     Path(IpAddr),
     /// No data passes to the node at this underlay address.
@@ -165,7 +170,7 @@ impl Topic {
             Self::Services(_) => Code::ProblemObjects,
             Self::Pod(_) | Self::Told(_) => Code::ProblemPod,
             Self::CutOff(_) => Code::ProblemCutOff,
-            Self::Lending => Code::ProblemStorage,
+            Self::Lending | Self::Deletions => Code::ProblemStorage,
             Self::PodCidrs => Code::ProblemLease,
             Self::Node(topic) => match topic {
                 ProblemTopic::Underlay => Code::ProblemUnderlay,
@@ -182,6 +187,7 @@ impl Topic {
                 ProblemTopic::Kubernetes => Code::ProblemKubernetes,
                 ProblemTopic::Dns => Code::ProblemDns,
                 ProblemTopic::Keys => Code::ProblemKeys,
+                ProblemTopic::Addresses => Code::ProblemAddresses,
                 ProblemTopic::Conflict | ProblemTopic::Path | ProblemTopic::Data => {
                     Code::ProblemOther
                 }
@@ -196,8 +202,8 @@ impl Topic {
             Self::Node(topic) => *topic,
             Self::Sysctl(_) => ProblemTopic::Sysctl,
             Self::Services(_) => ProblemTopic::Objects,
-            Self::Lending => ProblemTopic::Storage,
             Self::PodCidrs => ProblemTopic::Lease,
+            Self::Lending | Self::Deletions => ProblemTopic::Storage,
             Self::Pod(_) | Self::Told(_) | Self::CutOff(_) => ProblemTopic::Pod,
             Self::Path(_) => ProblemTopic::Path,
             Self::Data(_) => ProblemTopic::Data,
@@ -268,7 +274,16 @@ impl Control {
     ///
     /// # Errors
     /// When the workers cannot be started.
-    pub fn new(config: Arc<NodeConfig>, identity: Identity, ipam: Ipam) -> anyhow::Result<Self> {
+    pub fn new(
+        config: Arc<NodeConfig>,
+        identity: Identity,
+        mut ipam: Ipam,
+    ) -> anyhow::Result<Self> {
+        ipam.set_policy(Policy {
+            reuse_delay_s: config.ipam.reuse_delay_s.into(),
+            excluded: config.ipam.exclude.clone(),
+            sticky: config.ipam.sticky,
+        })?;
         let (v4, v6) = ipam.lease();
         let node = Node {
             vtep_mac: identity.id.vtep_mac(),
@@ -419,6 +434,7 @@ impl Control {
             self.raise(Topic::Node(ProblemTopic::Lease), problem);
             return;
         }
+        self.watch_addresses();
         let was_unproven = self.lease_phase == LeasePhase::Returning;
         self.lease_phase = LeasePhase::Held;
         self.follow_exceptions();
@@ -619,6 +635,7 @@ impl Control {
             self.set_up_host();
             self.publish();
         }
+        self.take_up_deletions();
         self.plug_missing();
         self.look_for_refused();
     }

@@ -84,6 +84,7 @@ impl Control {
                 | Topic::PodCidrs
                 | Topic::Told(_)
                 | Topic::Services(_)
+                | Topic::Deletions
                 | Topic::Pod(_) => false,
             })
             .cloned()

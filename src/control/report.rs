@@ -12,6 +12,7 @@ use vswitch::mac::Mac;
 use vswitch::port::PortIx;
 use vswitch::verdict::Reason;
 
+use super::attach::now_unix_s;
 use super::{Control, OFFENDERS_MAX, Topic};
 use crate::admin::api::{
     ApiServerStatus, CountersReport, INSECURE, KernelDropped, LeasePhase, NodeStatus, Offender,
@@ -173,6 +174,7 @@ impl Control {
             pod_numbers: self.pod_numbers(),
             dns: self.dns_status(),
             policies: self.policies(),
+            ipam: self.ipam(),
         }
     }
 
@@ -242,7 +244,9 @@ impl Control {
             container_id: allocation.attachment.container_id.clone(),
             ifname: allocation.attachment.ifname.clone(),
             netns: match &allocation.record.port {
-                PortKind::Tap { netns } => Some(netns.path.display().to_string()),
+                PortKind::Tap { netns } | PortKind::Foreign { netns } => {
+                    Some(netns.path.display().to_string())
+                }
                 PortKind::AfPacket { .. } => None,
             },
             mac: Mac(allocation.mac.0),
@@ -259,10 +263,9 @@ impl Control {
 
     fn pools(&self) -> Vec<PoolStatus> {
         let pool = |usage: ipam::Usage| {
-            let used = usage.used as u64;
-            let capacity = u64::try_from(usage.capacity).unwrap_or(u64::MAX);
-            PoolStatus { prefix: usage.prefix, used, free: capacity.saturating_sub(used) }
+            let free = u64::try_from(usage.free()).unwrap_or(u64::MAX);
+            PoolStatus { prefix: usage.prefix, used: usage.used as u64, free }
         };
-        self.ipam.usage().into_iter().map(pool).collect()
+        self.ipam.usage(now_unix_s()).into_iter().map(pool).collect()
     }
 }

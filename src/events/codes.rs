@@ -193,6 +193,9 @@ codes! {
         "What must survive a restart cannot be written." => "Make room on the disk, or its directory writable.";
     ProblemLease = "problem-lease", Error:
         "There is no lease, so new pods get no addresses." => "The text says why; see `weft leases`.";
+    ProblemAddresses = "problem-addresses", Warn:
+        "Few addresses are left for further pods on this node, or none." =>
+        "Give the node a larger subnet (`prefix_len_v4` under [lease]), or run fewer pods on it; `weft ipam` shows who has which.";
     ProblemHost = "problem-host", Error:
         "`weft0` cannot be set up, so this node itself reaches no pod." => "The text says what is in its way.";
     ProblemMasquerade = "problem-masquerade", Warn:

@@ -12,6 +12,7 @@ use crate::admin::api::{
     CountersReport, LeasesReport, MapPod, NodeStatus, PodStatus, PoliciesReport, PortRequest,
     Status,
 };
+use crate::admin::ipam::{IpamReport, ReleaseRequest, Released};
 use crate::admin::services::{EndpointStatus, FlowsQuery, FlowsReport, ServiceStatus};
 use crate::dns::report::{DnsAnswer, DnsStatus};
 use crate::dns::stats::LogLine;
@@ -91,6 +92,22 @@ impl Admin {
     /// When the daemon does not answer.
     pub fn map_pods(&self) -> Result<Vec<MapPod>> {
         wait(self.client.get("/v1/map/pods"))
+    }
+
+    /// The node's addresses that are not simply free.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn ipam(&self) -> Result<IpamReport> {
+        wait(self.client.get("/v1/ipam"))
+    }
+
+    /// Takes an address back whose container is gone, or ends its rest.
+    ///
+    /// # Errors
+    /// When the daemon does not answer or refuses.
+    pub fn release_address(&self, request: &ReleaseRequest) -> Result<Released> {
+        wait(self.client.post("/v1/ipam/release", request))
     }
 
     /// The node's counters.

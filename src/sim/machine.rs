@@ -289,7 +289,7 @@ impl Machine {
             };
             let cursor = self.cursors[usize::from(pool.prefix().is_ipv6())];
             let free = pool
-                .next_free(cursor, is_taken)
+                .next_free(cursor, &[], is_taken)
                 .ok_or_else(|| PodError::Exhausted(pool.prefix()))?;
             addresses.push((*pool, free));
         }

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub(crate) mod capture;
+pub(crate) mod container;
 pub(crate) mod foreign;
 pub(crate) mod frames;
 pub(crate) mod ovs;

@@ -45,6 +45,7 @@ pub mod queue;
 mod reset;
 mod serve;
 pub mod service;
+pub mod shape;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod slice;

@@ -106,6 +106,8 @@ reasons! {
     NotForUs => "not_for_us",
     /// The pod's receive queue is full.
     PortFull => "port_full",
+    /// More than the pod's rate limit lets through (`bandwidth`), and more than waits for it.
+    RateLimit => "rate_limit",
     /// The port was removed while the frame was on its way.
     PortGone => "port_gone",
     /// The kernel refused the frame at a port.

@@ -33,7 +33,7 @@ pub fn cni(input: &[u8]) {
         return;
     };
     let _pairs = environment.pairs();
-    let request = CniRequest { environment, config };
+    let request = CniRequest { environment, config, delegated: None };
     let sent = serde_json::to_vec(&request).expect("a request is JSON");
     let received: CniRequest = serde_json::from_slice(&sent).expect("the daemon reads the plugin");
     assert_eq!(handler::interpret(&received).is_ok(), handler::interpret(&request).is_ok());
