@@ -269,9 +269,9 @@ impl World {
 
     fn config(&self, who: usize) -> Value {
         let socket = socket(self.lab.dir(), NODE);
-        let plugin = if who % 2 == 0 { "weft-cni" } else { "bridge" };
+        let plugin = if who.is_multiple_of(2) { "weft-cni" } else { "bridge" };
         let mut config = json!({ "cniVersion": "1.1.0", "name": "weft", "type": plugin });
-        if who % 2 == 0 {
+        if who.is_multiple_of(2) {
             config["socket"] = json!(socket);
         } else {
             config["ipam"] = json!({ "type": "weft-cni", "socket": socket });

@@ -210,6 +210,7 @@ impl Stream {
                 Err(error) => panic!("{error}"),
             }
             // Little enough that the sender's buffer never fills.
+            #[allow(clippy::disallowed_methods)]
             std::thread::sleep(Duration::from_millis(1));
         }
         last.duration_since(start)

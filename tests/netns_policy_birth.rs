@@ -62,6 +62,8 @@ impl Attack {
                         count.fetch_add(1, Ordering::Relaxed);
                     }
                 }
+                // A rate, not a wait for a state.
+                #[allow(clippy::disallowed_methods)]
                 std::thread::sleep(Duration::from_millis(2));
             }
         });

@@ -2,6 +2,8 @@
 //!
 //! `cargo test --release --test policy_scale -- --nocapture`
 
+// Its figures are what it is for.
+#![allow(clippy::print_stdout)]
 #![allow(clippy::unwrap_used, reason = "only tests are in here")]
 
 use std::time::{Duration, Instant};
@@ -147,7 +149,7 @@ fn one_change_costs_what_it_changes() {
         println!("all at once: {:?}, after {read:?} for the state", start.elapsed());
         assert_eq!(node.tables.table().len(), NAMESPACES * PODS_EACH * 2);
 
-        let step = (NAMESPACES / 500).max(1);
+        let step = NAMESPACES.div_ceil(500);
         let each = || (0..NAMESPACES).step_by(step);
         let pods = each().map(|number| objects(&pod(number, 0, 1)));
         let mut worst = node.measure("a pod with other labels", pods);

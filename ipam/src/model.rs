@@ -189,10 +189,11 @@ impl History {
                 }
                 assert!(asked.is_none_or(|asked| addresses.contains(&asked)), "{asked:?}");
                 let same_pod = |(former, _): &(Attachment, u64)| number(former) / 2 == id / 2;
-                let resting = addresses.iter().filter(|ip| self.model.rests(**ip, self.now));
-                let (own, early): (Vec<_>, Vec<_>) = resting.partition(|address| {
-                    let may = self.policy.sticky || asked == Some(**address);
-                    may && self.model.released.get(*address).is_some_and(same_pod)
+                let resting =
+                    addresses.iter().copied().filter(|ip| self.model.rests(*ip, self.now));
+                let (own, early): (Vec<IpAddr>, Vec<IpAddr>) = resting.partition(|address| {
+                    let may = self.policy.sticky || asked == Some(*address);
+                    may && self.model.released.get(address).is_some_and(same_pod)
                 });
                 let early = early.len() as u64;
                 // A pod's own former address may also be the one that has rested longest.

@@ -11,6 +11,7 @@ mod frames;
 mod socket;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
@@ -185,8 +186,8 @@ impl Link {
         let targets = v6_addresses(wanted);
         let mut groups = BTreeMap::new();
         for group in targets.map(frames::solicited_node_group) {
-            if !groups.contains_key(&group) {
-                groups.insert(group, socket::join(group, found.index)?);
+            if let Entry::Vacant(place) = groups.entry(group) {
+                place.insert(socket::join(group, found.index)?);
             }
         }
         let discovery =

@@ -322,13 +322,10 @@ fn host_port_error(
 ) -> HostPortError {
     let (address, port) = place.unwrap_or_default();
     let place = address.map_or_else(|| "this node".to_owned(), |address| address.to_string());
-    let holder = match error {
-        ServiceError::Taken { place, holder, port, .. } => {
-            return HostPortError::Taken { protocol, port, place, holder };
-        }
-        other => other.to_string(),
-    };
-    HostPortError::Taken { protocol, port, place, holder }
+    if let ServiceError::Taken { place, holder, port, .. } = error {
+        return HostPortError::Taken { protocol, port, place, holder };
+    }
+    HostPortError::Taken { protocol, port, place, holder: error.to_string() }
 }
 
 /// What a frontend takes, and whether it comes second to cluster IPs.
@@ -609,7 +606,7 @@ mod tests {
         let external = service("web", "externalIPs: [192.0.2.1], ports: [{port: 8080}]");
         let changes = node.directory.set_file("a.yaml", parse(&external));
         let delta = node.state.apply(changes);
-        node.table = node.tables.update(&node.state, &delta.services, here.clone());
+        node.table = node.tables.update(&node.state, &delta.services, here);
         assert_eq!(
             node.problems(),
             [

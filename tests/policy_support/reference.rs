@@ -54,7 +54,8 @@ impl World {
     /// The labels of a namespace; the API server gives each its name as one.
     fn namespace_labels(&self, name: &Value) -> Value {
         let declared = self.of_kind("Namespace").find(|one| one["metadata"]["name"] == *name);
-        let mut labels = declared.map_or(json!({}), |one| one["metadata"]["labels"].clone());
+        let mut labels =
+            declared.map_or_else(|| json!({}), |one| one["metadata"]["labels"].clone());
         if labels.is_null() {
             labels = json!({});
         }

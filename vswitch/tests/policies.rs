@@ -446,7 +446,7 @@ fn fragments_follow_the_first() {
     let mut bench = bench(policies(1, ingress_of(B, rules)));
     let fragment = |port, id: u16, more: bool, offset: u16| {
         let mut bytes = udp_bytes((A, 4000), (B, port), &[1; 40]);
-        let field = offset / 8 | if more { 0x2000 } else { 0 };
+        let field = (offset / 8) | if more { 0x2000 } else { 0 };
         bytes[18..20].copy_from_slice(&id.to_be_bytes());
         bytes[20..22].copy_from_slice(&field.to_be_bytes());
         checksum::set_ipv4_header(&mut bytes[14..34]);

@@ -123,7 +123,7 @@ pub fn reach(questions: &[Reach<'_>], wait: Duration) -> io::Result<Vec<bool>> {
             if events.is_empty() {
                 // A datagram may be lost for other reasons.
                 if ready == 0 && questions[ix].protocol == Protocol::Udp {
-                    drop(send(socket, b"?", SendFlags::DONTWAIT));
+                    let _lost = send(socket, b"?", SendFlags::DONTWAIT);
                 }
                 continue;
             }
@@ -174,7 +174,7 @@ fn ask(protocol: Protocol, to: SocketAddr) -> io::Result<Option<OwnedFd>> {
     }
     if protocol == Protocol::Udp {
         // If it is lost, it is sent again.
-        drop(send(&socket, b"?", SendFlags::DONTWAIT));
+        let _lost = send(&socket, b"?", SendFlags::DONTWAIT);
     }
     Ok(Some(socket))
 }
@@ -205,12 +205,12 @@ fn answer(protocol: Protocol, socket: &OwnedFd) {
         Protocol::Udp => {
             let mut byte = [0; 16];
             while let Ok((_, _, Some(from))) = recvfrom(socket, &mut byte, RecvFlags::DONTWAIT) {
-                drop(sendto(socket, b"!", SendFlags::DONTWAIT, &from));
+                let _lost = sendto(socket, b"!", SendFlags::DONTWAIT, &from);
             }
         }
         Protocol::Tcp | Protocol::Sctp => {
             while let Ok(client) = accept_with(socket, flags) {
-                drop(send(&client, b"!", SendFlags::DONTWAIT));
+                let _closed = send(&client, b"!", SendFlags::DONTWAIT);
             }
         }
     }
