@@ -21,6 +21,22 @@ pub const WATCHED: &[Resource] = &[
     Resource { kind: ObjectKind::Namespace, plural: "namespaces", optional: false },
     Resource { kind: ObjectKind::Service, plural: "services", optional: false },
     Resource { kind: ObjectKind::EndpointSlice, plural: "endpointslices", optional: false },
+    Resource { kind: ObjectKind::NetworkPolicy, plural: "networkpolicies", optional: false },
+    Resource {
+        kind: ObjectKind::ClusterNetworkPolicy,
+        plural: "clusternetworkpolicies",
+        optional: true,
+    },
+    Resource {
+        kind: ObjectKind::AdminNetworkPolicy,
+        plural: "adminnetworkpolicies",
+        optional: true,
+    },
+    Resource {
+        kind: ObjectKind::BaselineAdminNetworkPolicy,
+        plural: "baselineadminnetworkpolicies",
+        optional: true,
+    },
     Resource { kind: ObjectKind::Pod, plural: "pods", optional: false },
 ];
 
