@@ -196,6 +196,10 @@ fn a_cluster_lives_with_its_api_server_and_without() {
     lab.stop("n3").unwrap();
     lab.start("n3").unwrap();
     assert_eq!(leases(&lab, "n3"), ["10.244.103.0/24".parse().unwrap()]);
+    // Its pods are shut until it knows what policies there are; all others go on.
+    both_ways(&pods[0], &pods[1], 10_000);
+    let _server = ApiServer::serve(store.clone(), listen()).unwrap();
+    eventually("the objects are known on the node that began without them", || api("n3").synced);
     both_ways(&pods[0], &pods[2], 10_000);
     lab.finish();
 }
