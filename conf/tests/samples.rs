@@ -73,26 +73,31 @@ fn the_unit_agrees_with_the_defaults() {
     assert_eq!(unit.one("Install", "WantedBy"), "multi-user.target");
 }
 
-/// A systemd unit as systemd.syntax(7) has it, as far as ours goes: no continued lines, no repeated keys.
-struct Unit<'a>(BTreeMap<(&'a str, &'a str), &'a str>);
+/// A systemd unit as systemd.syntax(7) has it, as far as ours goes: no continued lines, and no repeated keys but
+/// for commands (systemd.service(5)).
+struct Unit<'a>(BTreeMap<(&'a str, &'a str), Vec<&'a str>>);
 
 impl<'a> Unit<'a> {
     fn parse(text: &'a str) -> Self {
         let mut section = "";
-        let mut entries = BTreeMap::new();
+        let mut entries: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
             if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
                 section = name;
             } else {
                 let (key, value) = line.split_once('=').expect("a line is key=value");
-                let earlier = entries.insert((section, key), value);
-                assert_eq!(earlier, None, "{key} stands twice");
+                let values = entries.entry((section, key)).or_default();
+                assert!(values.is_empty() || key.starts_with("Exec"), "{key} stands twice");
+                values.push(value);
             }
         }
         Self(entries)
     }
 
     fn one(&self, section: &str, key: &str) -> &'a str {
-        self.0.get(&(section, key)).unwrap_or_else(|| panic!("[{section}] has no {key}"))
+        match self.0.get(&(section, key)).map(Vec::as_slice) {
+            Some([value]) => value,
+            found => panic!("{key} in [{section}]: {found:?}"),
+        }
     }
 }
