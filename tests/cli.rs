@@ -194,6 +194,18 @@ fn manifests_are_explained_with_nothing_running() {
             "endpoints": ["10.244.1.5:8080"],
             "masquerade": false,
             "reason": "the one endpoint of the cluster (1 of 1 known)",
+            "egress": {
+                "verdict": "allow",
+                "isolating": [],
+                "rule": null,
+                "reason": "no policy is for the pod default/client in this direction",
+            },
+            "ingress": {
+                "verdict": "allow",
+                "isolating": [],
+                "rule": null,
+                "reason": "no policy is for the pod default/web-0 in this direction",
+            },
         })
     );
     assert_eq!(
@@ -207,6 +219,8 @@ service   default/web:http
 decided   by the switch of n1
 rule      from a pod to the cluster IP: internalTrafficPolicy counts, which is Cluster
 source    kept: 10.244.1.9
+egress    allow: no policy is for the pod default/client in this direction
+ingress   allow: no policy is for the pod default/web-0 in this direction
 
 ENDPOINT         POD            NODE  STATE  MAY BE CHOSEN
 10.244.1.5:8080  default/web-0  n1    ready  yes
