@@ -7,4 +7,5 @@ pub mod cni_targets;
 pub mod conf_targets;
 pub mod overlay_targets;
 pub mod vswitch_targets;
+#[cfg(feature = "daemon")]
 pub mod weft_targets;
