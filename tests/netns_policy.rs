@@ -464,6 +464,15 @@ fn changes_of_policies_and_labels_take_hold_under_traffic() {
         };
         let (ns, kind) = if direction == "ingress" { ("x", "Ingress") } else { ("y", "Egress") };
         world.apply(&accept(ns, kind));
+        // Everything was allowed before, so that alone does not show that the policy is in force; and only then does
+        // the node of its pod note which end began.
+        let judged = if direction == "ingress" { server } else { client };
+        let node = world.lab.state().pod(&judged.lab_name).unwrap().0.name.clone();
+        let admin = world.lab.admin(&node).unwrap();
+        let name = format!("{ns}/p");
+        eventually("the policy is in force", || {
+            admin.policies().unwrap().policies.iter().any(|counts| counts.name == name)
+        });
         world.expect("it is allowed", |_, _, _, _| true);
         let mut stream = Stream::open(&client.namespace, &server.namespace, server.address);
         stream.exchange();

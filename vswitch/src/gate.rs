@@ -3,7 +3,7 @@
 //! ```text
 //!                        ┌── of a flow that the policies in force admitted ────────────────► passes
 //!  packet of a pod ──────┤── of another flow ── judged anew ── yes: noted ─────────────────► passes
-//!  that is judged        │                          └─ no: forgotten ──────────────────────► dropped
+//!  that is judged        │                          └─ no: noted ──────────────────────────► dropped
 //!                        └── of none ── judge ── yes: flow entered ────────────────────────► passes
 //!                                        └─ no ── may it be a reply? ── no ────────────────► dropped
 //! ```
@@ -17,6 +17,7 @@
 //! | | |
 //! |---|---|
 //! | a flow | is judged in the direction in which it began, with the generation of policies that did so noted. Any other generation judges its next packet anew, in whichever direction that goes ([`Established::Recheck`]) |
+//! | a flow that is not admitted any more | is kept, so that what is sent on in either direction is not taken for the beginning of another flow, or for a reply to one |
 //! | a packet that asks for a connection | is never a reply: a SYN, an INIT or an echo request against a flow's direction is judged for itself |
 //! | a TCP segment of no flow that asks for nothing | is taken for a reply if the opposite direction is allowed, so that connections outlive a restart |
 //! | an ICMP error | goes with the flow of the packet which it is about; about none, it is judged as a packet without ports |
@@ -143,6 +144,12 @@ impl<'t> Stage<'t> {
                 port: hit.to.destination.1,
                 is_masqueraded: false,
             };
+            let is_stopped = hit.is_plain() && !hit.was_admitted();
+            if is_stopped && self.sides(&ends).verdict().is_ok() {
+                // A connection in place of one that is not admitted any more.
+                self.flows.remove(hit);
+                return self.begin(packet, tuple);
+            }
             return self.judge(&ends, packet.frame.packets());
         }
         self.recheck(packet, hit, tuple)?;
@@ -193,7 +200,13 @@ impl<'t> Stage<'t> {
                 Ok(())
             }
             Err(reason) => {
-                self.flows.remove(hit);
+                // Without the flow, nothing would tell its next segment from a reply to the other end. What was
+                // entered for this packet alone, to translate it, takes no room.
+                if hit.is_plain() || hit.is_established() {
+                    self.flows.set_denied(hit, self.now);
+                } else {
+                    self.flows.remove(hit);
+                }
                 Err(reason)
             }
         }

@@ -369,6 +369,50 @@ fn a_change_stops_what_is_not_allowed_any_more_in_both_directions() {
 }
 
 #[test]
+fn what_a_change_has_stopped_is_taken_for_no_other_flow() {
+    let open = || isolated(vec![allow(Peers::Everybody, &[])]);
+    let (client, server) = ((A, 4000), (B, 80));
+    for denied in [INGRESS, EGRESS] {
+        let of = |generation, rules| {
+            let policies = if denied == INGRESS {
+                policies(generation, ingress_of(B, rules))
+            } else {
+                policies(generation, egress_of(A, rules))
+            };
+            tables_of(policies, Established::Recheck, &[])
+        };
+        // The other direction is allowed: either end's segments would pass if they were of no flow.
+        for ends in [[client, server], [server, client]] {
+            let mut bench = Bench::with_tables(of(1, open()));
+            assert_eq!(tcp(&mut bench, client, server, SYN), None);
+            assert_eq!(tcp(&mut bench, server, client, SYN | ACK), None);
+            assert_eq!(tcp(&mut bench, client, server, ACK), None);
+            assert_eq!(datagram(&mut bench, client, server), None);
+            assert_eq!(datagram(&mut bench, server, client), None);
+            bench.tables = of(2, isolated(vec![]));
+            for turn in 0..3 {
+                for (from, to) in [(ends[0], ends[1]), (ends[1], ends[0])] {
+                    assert_eq!(tcp(&mut bench, from, to, ACK), denied, "{from:?}, {turn}");
+                    assert_eq!(datagram(&mut bench, from, to), denied, "{from:?}, {turn}");
+                }
+            }
+            assert_eq!(bench.switch.flows().len(), 2);
+            // Once it is allowed again, it goes on.
+            bench.tables = of(3, open());
+            assert_eq!(tcp(&mut bench, ends[0], ends[1], ACK), None);
+            assert_eq!(datagram(&mut bench, ends[0], ends[1]), None);
+            // The server may make a connection between the same ports.
+            bench.tables = of(4, isolated(vec![]));
+            assert_eq!(tcp(&mut bench, client, server, ACK), denied);
+            assert_eq!(tcp(&mut bench, server, client, SYN), None);
+            assert_eq!(tcp(&mut bench, client, server, SYN | ACK), None);
+            assert_eq!(tcp(&mut bench, client, server, SYN), denied);
+            assert_eq!(bench.switch.flows().len(), 2);
+        }
+    }
+}
+
+#[test]
 fn services_are_judged_by_who_really_serves_and_who_really_asks() {
     let web = || isolated(vec![allow(peers(&[WEB], &[]), &[(Protocol::Tcp, 8080)])]);
     let of = |endpoint: &str, policies| {
@@ -418,6 +462,7 @@ fn a_change_of_policy_reaches_flows_of_services() {
     bench.tables = of(2, isolated(vec![]));
     assert_eq!(tcp(&mut bench, (B, 8080), (SMALL, 4000), ACK), INGRESS);
     assert_eq!(tcp(&mut bench, (SMALL, 4000), (VIP, 80), ACK), INGRESS);
+    assert_eq!(tcp(&mut bench, (B, 8080), (SMALL, 4000), ACK), INGRESS, "and not as B's own");
     bench.tables = of(3, None);
     assert_eq!(tcp(&mut bench, (SMALL, 4001), (VIP, 80), SYN), None);
 }

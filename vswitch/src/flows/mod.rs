@@ -129,7 +129,8 @@ struct Slot {
     state: AtomicU64,
     /// The epoch, and the lower half of the generation of Services by which the flow was last found right.
     checked: AtomicU64,
-    /// The epoch, and the lower half of the generation of policies that last admitted the flow; 0 for none.
+    /// The epoch, and the lower half of the generation of policies that last admitted the flow; 0 for none, or if it
+    /// was denied since.
     admitted: AtomicU64,
     created: AtomicU32,
     original: Track,
@@ -160,7 +161,7 @@ struct Shard {
 
 /// In place of the Service's id in a flow that is not translated.
 pub(crate) const PLAIN: u64 = 0;
-/// In place of a generation of policies in a flow that none has admitted.
+/// In place of a generation of policies in a flow that none has admitted, or that the last did not.
 const NEVER: u32 = 0;
 /// Both tuples and the Service's id.
 const NAMES: usize = 2 * TUPLE_WORDS + 1;
@@ -243,7 +244,7 @@ impl Hit {
         self.is_admitted_by != NEVER && self.is_admitted_by == lower_32(generation)
     }
 
-    /// Whether any policies ever have.
+    /// Whether any policies have, and none has denied it since.
     pub fn was_admitted(&self) -> bool {
         self.is_admitted_by != NEVER
     }
@@ -497,6 +498,16 @@ impl FlowTable {
     pub fn set_admitted(&self, hit: &Hit, generation: u64) {
         if let Some(slot) = self.slots.get(ix_of(hit.ix)) {
             slot.admitted.store(join(hit.epoch, lower_32(generation)), Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that policies do not admit the flow any more. It is remembered for as long as without the packet that was
+    /// denied, or longer if that was the client's: who was sent nothing may at last begin a flow in the other direction.
+    pub fn set_denied(&self, hit: &Hit, now: Ticks) {
+        let Some(slot) = self.slots.get(ix_of(hit.ix)) else { return };
+        slot.admitted.store(join(hit.epoch, NEVER), Ordering::Relaxed);
+        if hit.direction == Direction::Original {
+            slot.original.last.store(now.0, Ordering::Relaxed);
         }
     }
 
