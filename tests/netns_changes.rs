@@ -18,6 +18,7 @@ use ipnetwork::IpNetwork;
 use overlay::subnet::MemberState;
 use rustix::process::{Pid, Signal, kill_process};
 use weft::admin::api::LeasePhase;
+use weft::lab::probe::Ping;
 use weft::lab::{LabConfig, Namespace};
 
 /// How long nodes may take to find each other, and one another at its new address.
@@ -41,7 +42,14 @@ fn a_node_goes_on_under_another_underlay_address() {
         text.replace(&format!("address = \"{old}\""), "address = \"192.168.77.0/24\"")
     });
     lab.wait_for_map(&nodes, LIMIT).unwrap();
-    both_ways(&pod(&lab, "n1-p1"), &pod(&lab, "n2-p1"), 10_000);
+    // A map is there a moment before the tables that follow from it.
+    let (one, other) = (pod(&lab, "n1-p1"), pod(&lab, "n2-p1"));
+    for address in other.addresses.clone() {
+        eventually("traffic goes on after the restart", || {
+            Ping::new(address).run(&one.namespace).is_ok_and(|report| report.is_ok())
+        });
+    }
+    both_ways(&one, &other, 10_000);
 
     let namespace = lab.namespace("n2").unwrap();
     let start = Instant::now();

@@ -79,7 +79,8 @@ fn a_daemon_that_is_killed_at_any_step_leaks_and_loses_nothing() {
                 break;
             }
         }
-        assert!(steps > 4, "{verb} was killed at {steps} steps only");
+        // Each of its threads has steps of its own, and the first to have made so many ends them all.
+        assert!(steps > 3, "{verb} was killed at {} steps only", steps - 1);
         eprintln!("{verb}: killed at each of {} steps", steps - 1);
     }
     bystander.check(&kept).unwrap();

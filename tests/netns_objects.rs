@@ -43,11 +43,11 @@ fn objects_come_and_go_with_their_files() {
     });
     assert_eq!(names(&lab), ["a"]);
     let refused = lab.admin("n1").unwrap().objects().unwrap().refused;
-    assert_eq!(refused[0].to_string(), "a.yaml:10: spec.ports[0].port: 0 is no port: 1 to 65535");
+    assert_eq!(refused[0].to_string(), "a.yaml:11: spec.ports[0].port: 0 is no port: 1 to 65535");
     let objects = lab.admin("n1").unwrap().status().unwrap().objects;
     assert_eq!((objects.files, objects.accepted, objects.refused), (1, 1, 1));
     let log = fs::read_to_string(lab.log_path("n1")).unwrap();
-    assert!(log.contains("a.yaml:10: spec.ports[0].port"), "{log}");
+    assert!(log.contains("a.yaml:11: spec.ports[0].port"), "{log}");
 
     // What is there when the daemon starts is in force when it says that it runs.
     lab.stop("n1").unwrap();

@@ -15,7 +15,7 @@ use common::service::{
 };
 use common::{TestLab, eventually, has_programs, may_make_labs, run};
 use vswitch::verdict::Reason;
-use weft::lab::{LabConfig, UNDERLAY, WORLD};
+use weft::lab::{Family, LabConfig, Plan, UNDERLAY, WORLD};
 
 const CONFIG: &str = "
 [services]
@@ -200,11 +200,11 @@ impl Place {
         tcp(&self.lab.namespace(from).unwrap(), to)
     }
 
-    /// The addresses that `name` has as a client, and as the switch that takes its place.
+    /// The addresses that `name` has as a client.
     fn own_addresses(&self, name: &str) -> BTreeSet<IpAddr> {
         let state = self.lab.state();
         if name == WORLD {
-            return ["203.0.113.10", "2001:db8:113::10"].map(|text| text.parse().unwrap()).into();
+            return [Family::V4, Family::V6].map(|family| Plan::world(family).ip()).into();
         }
         if let Ok((_, pod)) = state.pod(name) {
             return pod.addresses.iter().copied().collect();
