@@ -127,7 +127,8 @@ fn a_cluster_lives_with_its_api_server_and_without() {
     for end in &pods[..2] {
         eventually("the Service has its endpoint", || is_served(end));
     }
-    let api = |lab: &TestLab, node: &str| lab.admin(node).unwrap().status().unwrap().api_server.unwrap();
+    let api =
+        |lab: &TestLab, node: &str| lab.admin(node).unwrap().status().unwrap().api_server.unwrap();
     assert_eq!((api(&lab, "n1").synced, api(&lab, "n1").stale_s), (true, None));
 
     // What people look for in the API: the node's condition, the load balancer's address, an event.
@@ -199,7 +200,9 @@ fn a_cluster_lives_with_its_api_server_and_without() {
     // Its pods are shut until it knows what policies there are; all others go on.
     both_ways(&pods[0], &pods[1], 10_000);
     let _server = ApiServer::serve(store.clone(), listen()).unwrap();
-    eventually("the objects are known on the node that began without them", || api(&lab, "n3").synced);
+    eventually("the objects are known on the node that began without them", || {
+        api(&lab, "n3").synced
+    });
     both_ways(&pods[0], &pods[2], 10_000);
     lab.finish();
 }

@@ -181,8 +181,10 @@ impl Stream {
 
     /// A byte there and back, after everything that is on its way.
     fn exchange(&mut self) {
+        for end in [&self.near, &self.far] {
+            end.set_nonblocking(false).unwrap();
+        }
         for (from, to) in [(&self.near, &self.far), (&self.far, &self.near)] {
-            to.set_nonblocking(false).unwrap();
             to.set_read_timeout(Some(SETTLE_MAX)).unwrap();
             (&*from).write_all(b"!").unwrap();
             let mut byte = [0];
@@ -196,12 +198,18 @@ impl Stream {
     #[track_caller]
     fn time_until_silent(&mut self, limit: Duration) -> Duration {
         const SILENCE: Duration = Duration::from_millis(1200);
+        self.near.set_nonblocking(true).unwrap();
         self.far.set_nonblocking(true).unwrap();
         let start = Instant::now();
         let mut last = Instant::now();
         while last.elapsed() < SILENCE {
             assert!(start.elapsed() < limit, "it goes on and on");
-            self.near.write_all(b".").unwrap();
+            match self.near.write(b".") {
+                Ok(_) => {}
+                // What was sent before has not arrived.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => panic!("{error}"),
+            }
             let mut bytes = [0; 4096];
             match self.far.read(&mut bytes) {
                 Ok(0) => panic!("it was closed"),
@@ -209,7 +217,7 @@ impl Stream {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => panic!("{error}"),
             }
-            // Little enough that the sender's buffer never fills.
+            // A rate, not a wait for a state.
             #[allow(clippy::disallowed_methods)]
             std::thread::sleep(Duration::from_millis(1));
         }
