@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use conf::cluster::{ClusterState, Labels, ObjectName, PodView};
+use conf::cluster::{Authority, ClusterState, Labels, ObjectName, PodView};
 use vswitch::policy::Subject;
 use vswitch::service::Protocol;
 
@@ -31,15 +31,17 @@ pub(super) struct Pod {
     pub(super) subject: Option<Arc<Subject>>,
 }
 
-/// Whether policies can be about a pod: not if it is on its node's network, or has ended.
-pub(super) fn is_meant(view: &PodView) -> bool {
-    !view.host_network && !view.is_finished()
+/// Whether policies can be about a pod: not if it is on its node's network, or has ended. On a Kubernetes cluster
+/// its labels are in its object alone, so before that is there it is nobody, and its port stays shut.
+pub(super) fn is_meant(state: &ClusterState, view: &PodView) -> bool {
+    let is_known = view.manifest.is_some() || state.config().authority == Authority::Weft;
+    is_known && !view.host_network && !view.is_finished()
 }
 
 /// The pod that has an address. While two claim it, the one that a node has attached, and of such the first by
 /// name: the same on every node.
 pub(super) fn owner(state: &ClusterState, address: IpAddr) -> Option<&Arc<PodView>> {
-    let meant = state.pods_at(address).filter(|view| is_meant(view));
+    let meant = state.pods_at(address).filter(|view| is_meant(state, view));
     meant.min_by_key(|view| (!view.attached, &view.id))
 }
 

@@ -1,7 +1,7 @@
 //! What a change costs, and what outlives it.
 
-use conf::cluster::ClusterState;
 use conf::cluster::parse::parse;
+use conf::cluster::{Authority, Change, ClusterState, Labels, ObjectName, PodFact, ServiceConfig};
 use conf::source::Directory;
 use vswitch::policy::Traffic;
 
@@ -70,6 +70,29 @@ fn pods_with_the_same_policies_share_their_rules() {
     node.set("pods", &(pod("a", "10.0.0.1", &port(80)) + &pod("b", "10.0.0.2", &port(81))));
     let (a, b) = (node.subject("10.0.0.1"), node.subject("10.0.0.2"));
     assert!(!Arc::ptr_eq(a.ingress.as_ref().unwrap(), b.ingress.as_ref().unwrap()));
+}
+
+#[test]
+fn on_a_kubernetes_cluster_a_pod_without_its_object_is_nobody() {
+    for (authority, is_somebody) in [(Authority::Weft, true), (Authority::Kubernetes, false)] {
+        let mut node = Node::new();
+        node.state = ClusterState::new(ServiceConfig { authority, ..ServiceConfig::default() });
+        let attached = PodFact {
+            id: ObjectName::new("default", "a"),
+            node: "n1".into(),
+            addresses: ["10.0.0.1".parse().unwrap()].into(),
+            labels: Labels::default(),
+            host_network: false,
+            since_ms: 0,
+        };
+        let delta = node.state.apply([Change::SetPod(attached)]);
+        node.tables.update(&node.state, &delta);
+        node.set("policies", &policy("p", "podSelector: {matchLabels: {app: a}}"));
+        let subject = |node: &Node| node.tables.table().subject([10, 0, 0, 1].into()).cloned();
+        assert_eq!(subject(&node).is_some(), is_somebody, "{authority:?}");
+        node.set("pods", &pod("a", "10.0.0.1", ""));
+        assert!(subject(&node).is_some_and(|it| it.ingress.is_some()), "{authority:?}");
+    }
 }
 
 #[test]
