@@ -3,6 +3,8 @@
 //!
 //! Status, headers and body are those of kube-proxy (`pkg/proxy/healthcheck/service_health.go`).
 
+mod listener;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,6 +19,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
+
+use self::listener::Guarded;
 
 /// What is answered at one port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +42,12 @@ pub struct HealthChecks {
 
 /// How often a port that cannot be listened on is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Connections to one port at a time: pods and the world may open them, too.
+const CONNECTIONS_MAX: usize = 256;
+
+/// How long one of them lives: longer than an answer takes anywhere.
+const LIFETIME_MAX: Duration = Duration::from_secs(10);
 
 /// The same as on the wire at kube-proxy.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
@@ -120,6 +130,7 @@ async fn serve(
         let checks = checks.clone();
         async move { answer(&checks.borrow(), port) }
     });
+    let listener = Guarded::new(listener, CONNECTIONS_MAX, LIFETIME_MAX);
     axum::serve(listener, router).await
 }
 
