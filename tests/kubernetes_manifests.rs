@@ -81,7 +81,7 @@ fn the_roles_are_bound_to_the_daemons_account() {
     }
 }
 
-/// The same as `netns_kubernetes` shows of the requests, for whoever cannot run that.
+/// The same as `netns/kubernetes.rs` shows of the requests, for whoever cannot run that.
 #[test]
 fn what_is_watched_is_granted_and_nothing_else_is() {
     let granted = role::granted(&fs::read_to_string(FILE).unwrap());

@@ -47,7 +47,7 @@ pub struct KeyLine {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Line {
-    /// A comment, or an empty line, as it is.
+    /// A comment, or an empty line, as it is but for spaces at its end.
     Text(String),
     Key(KeyLine),
 }
@@ -219,7 +219,7 @@ impl KeyFile {
             let (entry, comment) = line.split_once('#').unwrap_or((line, ""));
             let mut words = entry.split_whitespace();
             let line = match (words.next(), words.next(), words.next()) {
-                (None, _, _) => Line::Text(line.to_owned()),
+                (None, _, _) => Line::Text(line.trim_end().to_owned()),
                 (Some(word @ ("use" | "accept")), Some(key), None) => {
                     let key: ClusterKey = key.parse().map_err(|error| wrong(format!("{error}")))?;
                     let twice = file.numbered().find(|(_, line)| line.key == key).map(|(n, _)| n);
@@ -361,7 +361,10 @@ mod tests {
     fn a_file_keeps_its_comments_through_every_change() {
         let (a, b) = (key(1), key(2));
         let text = format!("# ours\n\nuse    {}  # first\n# between\n", a.reveal());
-        let mut file = KeyFile::parse(Path::new("x"), &text).unwrap();
+        let foreign = text.replace('\n', "\r\r\n") + "\r";
+        let mut file = KeyFile::parse(Path::new("x"), &foreign).unwrap();
+        assert_eq!(file.text().trim_end(), text.trim_end(), "ends of lines are ours");
+        file = KeyFile::parse(Path::new("x"), &text).unwrap();
         assert_eq!(file.text(), text);
         assert_eq!(file.add(b.clone(), "second"), Ok(true));
         assert_eq!(file.add(b.clone(), "again"), Ok(false));

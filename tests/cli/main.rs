@@ -1,0 +1,4 @@
+//! The program as people call it.
+
+mod commands;
+mod policy;

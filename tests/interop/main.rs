@@ -1,0 +1,10 @@
+//! Against what others wrote: the kernel's VXLAN, Open vSwitch, containerd, podman, and tshark's eyes.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod capture;
+mod containers;
+mod ovs;
+mod sizes;
+mod vxlan;

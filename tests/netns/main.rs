@@ -1,0 +1,33 @@
+//! Real daemons, devices, namespaces and kernel TCP. One program for all of it: building each file by itself
+//! would link the whole of Weft once more. What is measured by the clock is in `netns_timed`.
+
+#[allow(dead_code)]
+#[path = "../common/apiserver.rs"]
+mod apiserver;
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/role.rs"]
+mod role;
+
+mod changes;
+mod cni;
+mod cni_faults;
+mod cni_model;
+mod conflict;
+mod dns;
+mod explain;
+mod health;
+mod kernel;
+mod keys;
+mod kubernetes;
+mod objects;
+mod partition;
+mod paths;
+mod policy;
+mod policy_birth;
+mod ports;
+mod restart;
+mod services;
+mod tap;
+mod traffic;
+mod veth;

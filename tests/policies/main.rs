@@ -1,0 +1,6 @@
+//! Network policies from manifests to verdicts.
+
+mod random;
+mod reference;
+mod scale;
+mod sentences;
