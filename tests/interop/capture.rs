@@ -12,7 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::TestLab;
 use crate::common::capture::{self, BAD, Capture, GOOD};
-use crate::common::frames::{BUFFER_LEN, ETHERNET_LEN, Frame, can_capture, frames, switch_offloads};
+use crate::common::frames::{
+    BUFFER_LEN, ETHERNET_LEN, Frame, can_capture, frames, switch_offloads,
+};
 use crate::common::traffic::{End, both_ways};
 use etherparse::PacketBuilder;
 use weft::lab::probe::Ping;

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use crate::common::TestLab;
 use crate::common::capture::Capture;
-use crate::common::frames::{BUFFER_LEN, ETHERNET_LEN, Frame, can_capture, frames, switch_offloads};
+use crate::common::frames::{
+    BUFFER_LEN, ETHERNET_LEN, Frame, can_capture, frames, switch_offloads,
+};
 use crate::common::place::pod;
 use crate::common::traffic::End;
 use socket2::{Domain, Socket, Type};

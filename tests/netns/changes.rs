@@ -8,10 +8,10 @@ use std::net::IpAddr;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use cni::link::Netlink;
 use crate::common::place::{leases, pod};
 use crate::common::traffic::both_ways;
 use crate::common::{TestLab, eventually, may_make_labs};
+use cni::link::Netlink;
 use ipnetwork::IpNetwork;
 use overlay::subnet::MemberState;
 use rustix::process::{Pid, Signal, kill_process};

@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use cni::link::{Netlink, Route};
 use crate::common::container::{Container, addresses, call, text};
 use crate::common::{TestLab, eventually, find, may_make_labs, run, skip};
+use cni::link::{Netlink, Route};
 use serde_json::{Value, json};
 use weft::admin::api::{LeasePhase, ProblemTopic};
 use weft::lab::probe::Ping;

@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use cni::plugin::{self, Outcome};
 use crate::common::{TestLab, may_make_labs};
+use cni::plugin::{self, Outcome};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};

@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use cni::link::Netlink;
 use crate::common::place::pod;
 use crate::common::traffic::both_ways;
 use crate::common::{TestLab, eventually, may_make_labs};
+use cni::link::Netlink;
 use ipnetwork::IpNetwork;
 use weft::admin::api::{LeasePhase, ProblemTopic};
 use weft::lab::{LabConfig, Namespace};

@@ -9,11 +9,11 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cni::link::Netlink;
-use cni::netns::Netns;
 use crate::common::place::{pod, same_family};
 use crate::common::traffic::End;
 use crate::common::{TestLab, eventually, has_programs, may_make_labs, run};
+use cni::link::Netlink;
+use cni::netns::Netns;
 use rustix::process::Signal;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use vswitch::offload::LongFrames;

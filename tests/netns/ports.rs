@@ -9,8 +9,8 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use cni::link::Netlink;
 use crate::common::{TestLab, eventually, may_make_labs};
+use cni::link::Netlink;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 use ipnetwork::IpNetwork;

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use cni::link::{Netlink, Route};
 use crate::common::place::{leases, node, pod};
 use crate::common::traffic::End;
 use crate::common::{TestLab, eventually, find, may_make_labs, run};
+use cni::link::{Netlink, Route};
 use ipnetwork::IpNetwork;
 use overlay::subnet::MemberState;
 use weft::admin::api::PoolStatus;

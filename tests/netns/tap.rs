@@ -14,8 +14,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use cni::link::Netlink;
 use crate::common::{TestLab, eventually, may_make_labs};
+use cni::link::Netlink;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_tap::{Iface, Mode};
 use vswitch::frame::Frame;

@@ -6,10 +6,10 @@
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
-use cni::link::Netlink;
 use crate::common::place::{gateways, leases, node, pod, same_family, set_mtu};
 use crate::common::traffic::{End, both_ways};
 use crate::common::{TestLab, eventually, find, skip};
+use cni::link::Netlink;
 use ipnetwork::IpNetwork;
 use socket2::{Domain, Socket, Type};
 use vswitch::verdict::Reason;

@@ -6,11 +6,11 @@
 
 use std::process::{Command, Output};
 
-use cni::link::{Netlink, PodInterface, configure_pod};
-use cni::netns::Netns;
 use crate::common::place::{node, pod};
 use crate::common::traffic::{End, both_ways};
 use crate::common::{TestLab, eventually, may_make_labs};
+use cni::link::{Netlink, PodInterface, configure_pod};
+use cni::netns::Netns;
 use vswitch::mac::Mac;
 use weft::admin::api::PodStatus;
 use weft::lab::probe::Ping;

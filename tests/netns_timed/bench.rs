@@ -55,7 +55,10 @@ fn pods_on_two_nodes_measure_everything() {
 }
 
 /// The threads of a measurement of an hour end with its client.
-fn a_client_that_goes_away_ends_its_measurement(client: &Namespace, target: &crate::common::traffic::End) {
+fn a_client_that_goes_away_ends_its_measurement(
+    client: &Namespace,
+    target: &crate::common::traffic::End,
+) {
     let address = SocketAddr::new(target.addresses[0], 0);
     let server = target.namespace.run(|| Server::start(address)).unwrap().unwrap();
     let command = ["bench", "run", "--seconds", "3600", "--test", "tcp-both"];

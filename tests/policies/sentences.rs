@@ -7,11 +7,11 @@
 
 use std::net::IpAddr;
 
+use crate::random::{Maker, PORTS, PROTOCOLS};
+use crate::reference::{Sent, World, addresses, node_addresses};
 use conf::cluster::ClusterState;
 use conf::cluster::parse::parse;
 use conf::source::Directory;
-use crate::random::{Maker, PORTS, PROTOCOLS};
-use crate::reference::{Sent, World, addresses, node_addresses};
 use serde_json::Value;
 use vswitch::policy::{Enforcement, Question, Traffic, judge};
 use vswitch::service::Protocol;

@@ -5,9 +5,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::support::*;
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, TransportHeader, icmpv4, icmpv6};
 use overlay::vxlan::{self, Vni};
-use crate::support::*;
 use vswitch::frame::{Checksum, Gso, GsoKind};
 use vswitch::mac::Mac;
 use vswitch::sim::IcmpError;

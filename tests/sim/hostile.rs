@@ -5,9 +5,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::support::*;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
-use crate::support::*;
 use vswitch::frame::FRAME_LEN_MAX;
 use vswitch::mac::Mac;
 use vswitch::verdict::Reason;

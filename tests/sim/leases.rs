@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::support::*;
 use overlay::config::LeaseConfig;
 use overlay::gossip::LeaseState;
 use overlay::subnet::Conflict;
-use crate::support::*;
 use vswitch::tables::Route;
 use weft::sim::{Cluster, Family, Node, Pod};
 

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
+use crate::support::*;
 use overlay::config::LeaseConfig;
 use overlay::gossip::{Event, Memory};
 use overlay::subnet::MemberState;
-use crate::support::*;
 use vswitch::verdict::Reason;
 use weft::sim::{Cluster, Family, Faults, Node, NodeOptions, Pod, PodError, TraceEvent};
 

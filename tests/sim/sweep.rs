@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
+use crate::support::*;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt, SeedableRng};
-use crate::support::*;
 use weft::sim::{Cluster, Faults, Node, Pod};
 
 /// How many seeds; `WEFT_SIM_FACTOR` times as many if that is set.
