@@ -1,8 +1,9 @@
 //! The objects of many files: which of them are in force, and what is wrong with the others.
 //!
 //! Pure: files come in as what [`parse`](crate::cluster::parse::parse) makes of them, and changes of objects
-//! go out. What is in force depends only on the files that are there: of several definitions of one object
-//! the first counts, by the file's name and then by its place in the file.
+//! go out. Of several definitions of one object the first counts, by the file's name and then by its place in
+//! the file. A change that is refused leaves an object as it was, as an API server would: a slip of the pen
+//! opens nobody's pods and stops nobody's Service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -35,8 +36,11 @@ impl Directory {
         Self::default()
     }
 
-    /// Takes up what a file holds now. Returns what changes by it.
-    pub fn set_file(&mut self, file: &str, manifests: Manifests) -> Vec<Change> {
+    /// Takes up what a file holds now. Returns what changes by it. What it held of an object whose new
+    /// definition is refused stays in force.
+    pub fn set_file(&mut self, file: &str, mut manifests: Manifests) -> Vec<Change> {
+        let kept = self.files.get(file).map(|before| kept(&before.manifests, &manifests));
+        manifests.accepted.extend(kept.into_iter().flatten());
         let new = File { manifests, unreadable: None };
         self.replace(file, Some(new))
     }
@@ -147,11 +151,7 @@ impl Directory {
         }
         for (ix, found) in file.manifests.accepted.iter().enumerate() {
             let key = found.object.key();
-            let title = Title {
-                kind: key.kind.as_str().to_owned(),
-                namespace: key.id.namespace.to_string(),
-                name: key.id.name.to_string(),
-            };
+            let title = title(&key);
             let first = self.definitions.get(&key).and_then(BTreeSet::first);
             if let Some((other, other_ix)) = first
                 && (other.as_str(), *other_ix) != (name, ix)
@@ -174,7 +174,7 @@ impl Directory {
                 listing.refused.push(RefusedObject::new(name, &title, &problem));
                 continue;
             }
-            let notes = found.notes.iter().map(|found| note(&found.field, &found.reason));
+            let notes = found.notes.iter().map(ToString::to_string);
             let problems = view.into_iter().flat_map(|view| &view.problems);
             let problems = problems.map(|found| note(&found.field, &found.reason));
             listing.accepted.push(AcceptedObject {
@@ -202,6 +202,35 @@ impl Directory {
         counts.accepted = counts.accepted.saturating_sub(refused_later);
         counts.refused += refused_later;
         counts
+    }
+}
+
+/// What stays in force of what a file held: the objects whose new definition is refused, and, where it is
+/// unknown which object is meant, every one that is not there any more.
+fn kept(before: &Manifests, now: &Manifests) -> Vec<Accepted> {
+    let is_unknown = now.refused.iter().any(|refused| refused.title.name.is_empty());
+    let refused: BTreeSet<_> = now.refused.iter().map(|refused| &refused.title).collect();
+    let defined: BTreeSet<_> = now.accepted.iter().map(|found| found.object.key()).collect();
+    let kept = before.accepted.iter().filter(|found| {
+        let key = found.object.key();
+        !defined.contains(&key) && (is_unknown || refused.contains(&title(&key)))
+    });
+    let reason = "is as it was before this file was changed: its new definition is refused";
+    kept.map(|found| {
+        let problem =
+            FieldProblem { line: found.line, field: String::new(), reason: reason.to_owned() };
+        let mut found = found.clone();
+        found.notes = vec![problem];
+        found
+    })
+    .collect()
+}
+
+fn title(key: &ObjectKey) -> Title {
+    Title {
+        kind: key.kind.as_str().to_owned(),
+        namespace: key.id.namespace.to_string(),
+        name: key.id.name.to_string(),
     }
 }
 
@@ -421,12 +450,39 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_keeps_what_of_it_is_right() {
+    fn a_change_that_is_refused_leaves_the_object_as_it_was() {
         let mut cluster = Cluster::new();
         let (a, b) = (service("a", ""), service("b", ""));
         cluster.set("x.yaml", &format!("{a}{b}"));
-        cluster.set("x.yaml", &format!("{a}{}", b.replace("80}]", "80}")));
+        for _ in 0..2 {
+            let broken = a.replace("port: 80", "prot: 80");
+            assert_eq!(cluster.set("x.yaml", &format!("# again\n{broken}{b}")), 0);
+            assert_eq!(cluster.accepted(), ["x.yaml:7 b", "x.yaml:1 a"]);
+            assert_eq!(cluster.refused().len(), 2, "{:?}", cluster.refused());
+            let notes = &cluster.directory.listing(&cluster.state).accepted[1].notes;
+            assert_eq!(
+                *notes,
+                ["is as it was before this file was changed: its new definition is refused"]
+            );
+        }
+        // What is taken out is gone, also beside what is refused.
+        assert_eq!(cluster.set("x.yaml", &a.replace("port: 80", "prot: 80")), 1);
         assert_eq!(cluster.accepted(), ["x.yaml:1 a"]);
+        assert_eq!(cluster.set("x.yaml", ""), 1);
+        assert!(cluster.accepted().is_empty());
+        // What was never right never was in force.
+        cluster.set("x.yaml", &a.replace("port: 80", "prot: 80"));
+        assert!(cluster.accepted().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_is_no_yaml_any_more_takes_nothing_out_of_force() {
+        let mut cluster = Cluster::new();
+        let (a, b) = (service("a", ""), service("b", ""));
+        cluster.set("x.yaml", &format!("{a}{b}"));
+        let other = service("a", ", sessionAffinity: ClientIP");
+        assert_eq!(cluster.set("x.yaml", &format!("{other}{}", b.replace("80}]", "80}"))), 1);
+        assert_eq!(cluster.accepted(), ["x.yaml:1 a", "x.yaml:6 b"]);
         assert_eq!(cluster.refused().len(), 1, "{:?}", cluster.refused());
         assert!(
             cluster.refused()[0].starts_with("x.yaml:9: is no YAML: "),
@@ -436,7 +492,7 @@ mod tests {
 
         // What cannot be read at all has not changed.
         cluster.directory.set_unreadable("x.yaml", "Permission denied".into());
-        assert_eq!(cluster.accepted(), ["x.yaml:1 a"]);
+        assert_eq!(cluster.accepted(), ["x.yaml:1 a", "x.yaml:6 b"]);
         assert_eq!(cluster.refused()[0], "x.yaml: Permission denied");
         cluster.set("x.yaml", &a);
         assert!(cluster.refused().is_empty());
