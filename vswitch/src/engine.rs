@@ -22,7 +22,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use crossbeam::utils::CachePadded;
 
@@ -31,6 +30,7 @@ use crate::counters::{Counters, WorkerCounters};
 use crate::flows::FlowTable;
 use crate::home::Home;
 use crate::port::{PortIx, Sink, Source, Uplink};
+use crate::published::Published;
 use crate::slice::Turn;
 use crate::tables::Tables;
 use crate::worker::{Command, Order, Worker, WorkerParts};
@@ -189,9 +189,7 @@ impl Status {
 pub struct Engine {
     workers: Vec<Handle>,
     ports_max: u16,
-    tables: Arc<ArcSwap<Tables>>,
-    /// Snapshots that a worker may still hold, so that it is never a worker who frees one.
-    retired: Mutex<Vec<Arc<Tables>>>,
+    tables: Published<Tables>,
     counters: Counters,
     prober: Arc<CachePadded<WorkerCounters>>,
     flows: Arc<FlowTable>,
@@ -217,8 +215,7 @@ impl Engine {
         let mut engine = Self {
             workers: Vec::with_capacity(workers),
             ports_max: config.ports_max,
-            tables: Arc::new(ArcSwap::new(tables)),
-            retired: Mutex::new(Vec::new()),
+            tables: Published::new(tables),
             counters,
             prober,
             flows: Arc::new(FlowTable::new(config.flows_max, random_seed(), Instant::now())),
@@ -315,11 +312,7 @@ impl Engine {
 
     /// Puts new tables in force: every batch that begins after this uses them.
     pub fn publish(&self, tables: Arc<Tables>) {
-        let old = self.tables.swap(tables);
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        retired.push(old);
-        retired.retain(|tables| Arc::strong_count(tables) > 1);
-        drop(retired);
+        self.tables.publish(tables);
         for worker in &self.workers {
             // An idle worker would otherwise hold the old tables until its next heartbeat.
             worker.home.wake();
@@ -328,7 +321,7 @@ impl Engine {
 
     /// The tables in force.
     pub fn tables(&self) -> Arc<Tables> {
-        self.tables.load_full()
+        self.tables.load()
     }
 
     /// The counters of all workers.
@@ -403,7 +396,7 @@ impl Engine {
         let status = Arc::new(Status::new());
         let mut worker = Worker::new(WorkerParts {
             config: config.clone(),
-            tables: Arc::clone(&self.tables),
+            tables: self.tables.reader(),
             counters: self.counters.worker(ix),
             flows: Arc::clone(&self.flows),
             orders: inbox,

@@ -41,6 +41,7 @@ pub mod policy;
 pub mod port;
 mod port_io;
 mod prefix_map;
+mod published;
 pub mod queue;
 mod reset;
 mod serve;

@@ -17,7 +17,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, Cache};
 use crossbeam::channel::{Receiver, Sender};
 use crossbeam::utils::CachePadded;
 use rustix::event::Timespec;
@@ -33,6 +32,7 @@ use crate::home::{Home, Place};
 use crate::load::{self, Load};
 use crate::offload::{Coalescer, Options};
 use crate::port::{Context, PortIx, Sink, Source, Uplink};
+use crate::published::Reader;
 use crate::queue::{self, Urgency};
 use crate::slice::Turn;
 use crate::spin::{Idle, Spin};
@@ -76,7 +76,7 @@ pub(crate) struct Order {
 /// What a worker is made of.
 pub(crate) struct WorkerParts {
     pub(crate) config: Config,
-    pub(crate) tables: Arc<ArcSwap<Tables>>,
+    pub(crate) tables: Reader<Tables>,
     pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
     pub(crate) flows: Arc<FlowTable>,
     pub(crate) orders: Receiver<Order>,
@@ -95,7 +95,7 @@ pub(crate) struct Worker {
     /// What is served in this breath, the last one first.
     serving: Vec<Place>,
     dispatch: Dispatch,
-    tables: Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>,
+    tables: Reader<Tables>,
     counters: Arc<CachePadded<WorkerCounters>>,
     status: Arc<Status>,
     /// When the sources' devices were last looked after.
@@ -138,7 +138,7 @@ impl Worker {
             backlog: Vec::with_capacity(SOURCES_EXPECTED + EVENTS_MAX),
             serving: Vec::with_capacity(SOURCES_EXPECTED + EVENTS_MAX),
             dispatch: Dispatch::new(ports_max),
-            tables: Cache::new(parts.tables),
+            tables: parts.tables,
             counters: parts.counters,
             status: parts.status,
             checked: now,
