@@ -78,16 +78,17 @@ pub struct EndpointStatus {
     pub flows: u32,
 }
 
-/// A flow to a Service through this node's switch.
+/// A flow that this node's switch follows: to a Service, or of a pod to which policies apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowStatus {
-    /// The protocol.
-    pub protocol: Protocol,
+    /// The protocol: `TCP`, `UDP`, `SCTP`, `ICMP` (echo; the identifier is the client's port), or `IP` and a number.
+    pub protocol: String,
     /// Who asks.
     pub client: SocketAddr,
     /// The client's pod, as `namespace/name`.
     pub client_pod: Option<String>,
-    /// `namespace/name:port` of the Service; `None` when it has the frontend no more.
+    /// `namespace/name:port` of the Service; `None` when it has the frontend no more, and for a flow to no Service, whose
+    /// frontend is its endpoint.
     pub service: Option<String>,
     /// Where the client sends to.
     pub frontend: SocketAddr,

@@ -152,7 +152,7 @@ Examples:
   sudo weft endpoints -o json | jq -r '.[] | select(.terminating) | [.address, .flows] | @tsv'")]
     Endpoints(EndpointsArgs),
 
-    /// Lists the flows to Services through the node's switch: who, through what, state, age, bytes
+    /// Lists the flows that the node's switch follows, to Services and of pods with policies: who, through what, state, age, bytes
     #[command(after_help = "\
 Examples:
   sudo weft flows

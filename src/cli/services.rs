@@ -137,13 +137,15 @@ fn flows_table(flows: &[FlowStatus]) -> Table {
             Some(pod) => format!("{pod}:{}", address.port()),
             None => address.to_string(),
         };
-        let service = flow.service.clone().unwrap_or_else(|| flow.frontend.to_string());
+        let is_plain = flow.frontend == flow.endpoint;
+        let unnamed = || if is_plain { String::new() } else { flow.frontend.to_string() };
+        let service = flow.service.clone().unwrap_or_else(unnamed);
         let mut endpoint = named(flow.endpoint, &flow.endpoint_pod);
         if flow.seen_as.ip() != flow.client.ip() {
             endpoint.push_str(" (sees the switch)");
         }
         table.row([
-            flow.protocol.to_string(),
+            flow.protocol.clone(),
             named(flow.client, &flow.client_pod),
             service,
             endpoint,
@@ -263,7 +265,7 @@ default/web:http  [fd00::5]:8080/TCP   -              -     terminating, serves 
     #[test]
     fn flows_say_who_talks_through_what() {
         let flow = FlowStatus {
-            protocol: Protocol::Tcp,
+            protocol: "TCP".to_owned(),
             client: "10.244.1.9:40000".parse().unwrap(),
             client_pod: Some("default/client".to_owned()),
             service: Some("default/web:http".to_owned()),
@@ -287,12 +289,20 @@ default/web:http  [fd00::5]:8080/TCP   -              -     terminating, serves 
             service: None,
             ..flow.clone()
         };
+        let echo = FlowStatus {
+            protocol: "ICMP".to_owned(),
+            service: None,
+            frontend: flow.endpoint,
+            state: "REPLIED".to_owned(),
+            ..flow.clone()
+        };
         assert_eq!(
-            flows_table(&[flow, outside]).to_string(),
+            flows_table(&[flow, outside, echo]).to_string(),
             "\
 PROTO  CLIENT                SERVICE           ENDPOINT                              STATE          AGE  IDLE   SENT  RECEIVED
 TCP    default/client:40000  default/web:http  default/web-1:8080                    ESTABLISHED  1m01s    0s  999 B    1.2 MB
 TCP    203.0.113.9:50000     10.96.0.7:80      default/web-1:8080 (sees the switch)  ESTABLISHED  1m01s    0s  999 B    1.2 MB
+ICMP   default/client:40000  -                 default/web-1:8080                    REPLIED      1m01s    0s  999 B    1.2 MB
 "
         );
         assert_eq!(bytes(0), "0 B");

@@ -60,7 +60,7 @@ impl ServiceViews {
         state.services().flat_map(|view| endpoint_statuses(view, &count)).collect()
     }
 
-    /// Flows to Services.
+    /// Flows to Services, and those of pods to which policies apply.
     ///
     /// # Errors
     /// When the client that is asked for is not known.
@@ -71,8 +71,7 @@ impl ServiceViews {
         let services = self.tables.services();
         let is_wanted = |flow: &FlowView| {
             let is_client = clients.as_ref().is_none_or(|clients| clients.contains(&flow.client.0));
-            is_of_service(flow)
-                && is_client
+            is_client
                 && service.as_ref().is_none_or(|wanted| {
                     let name = flow.service_name(services);
                     name.is_some_and(|name| is_of(name, wanted))
@@ -84,16 +83,8 @@ impl ServiceViews {
         found.truncate(max);
         let pod = |address: IpAddr| pod_at(&state, address).map(|pod| pod.id.to_string());
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let protocol = |flow: &FlowView| {
-            Some(match flow.protocol.service()? {
-                service::Protocol::Tcp => Protocol::Tcp,
-                service::Protocol::Udp => Protocol::Udp,
-                service::Protocol::Sctp => Protocol::Sctp,
-            })
-        };
-        let found = found.into_iter().filter_map(|flow| Some((protocol(&flow)?, flow)));
-        let flows = found.map(|(protocol, flow)| FlowStatus {
-            protocol,
+        let flows = found.into_iter().map(|flow| FlowStatus {
+            protocol: flow.protocol.to_string(),
             client: SocketAddr::from(flow.client),
             client_pod: pod(flow.client.0),
             service: flow.service_name(services).map(str::to_owned),

@@ -1,5 +1,7 @@
 //! What the roles of a manifest permit.
 
+#![allow(clippy::unwrap_used, reason = "only tests use it")]
+
 use std::collections::BTreeSet;
 
 use serde_json::Value;

@@ -33,17 +33,6 @@ impl FlowProtocol {
         }
     }
 
-    /// As people write it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-            Self::Sctp => "SCTP",
-            Self::Echo => "ICMP",
-            Self::Other(_) => "other",
-        }
-    }
-
     /// Echo has ICMP's number in both families: addresses tell them apart.
     fn number(self) -> u8 {
         match self {
@@ -77,8 +66,11 @@ impl From<Protocol> for FlowProtocol {
 impl fmt::Display for FlowProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Other(number) => write!(f, "{number}"),
-            Self::Tcp | Self::Udp | Self::Sctp | Self::Echo => f.write_str(self.as_str()),
+            Self::Other(number) => write!(f, "IP {number}"),
+            Self::Tcp => f.write_str("TCP"),
+            Self::Udp => f.write_str("UDP"),
+            Self::Sctp => f.write_str("SCTP"),
+            Self::Echo => f.write_str("ICMP"),
         }
     }
 }
