@@ -8,15 +8,19 @@
 // Clippy takes only functions marked `#[test]` for tests, not what they call.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/cpu_time.rs"]
+mod cpu_time;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use conf::cluster::parse::parse;
 use conf::cluster::{Change, ClusterState, Delta, ObjectName, PodFact};
+use cpu_time::CpuTime;
 use vswitch::mac::Mac;
 use vswitch::policy::{Established, PolicyTable};
 use vswitch::service::{Family, ServiceTable};
@@ -34,6 +38,9 @@ const SERVICES: u32 = if cfg!(debug_assertions) { 2_000 } else { 50_000 };
 
 /// Changes of each kind that are measured.
 const CHANGES: u32 = 500;
+
+/// What a change may take, by the specification where the code is optimised.
+const CHANGE_MAX: Duration = Duration::from_millis(if cfg!(debug_assertions) { 500 } else { 10 });
 
 fn manifest(services: impl Iterator<Item = u32>, affinity: &str) -> String {
     let mut text = String::new();
@@ -123,7 +130,7 @@ fn resident_mb() -> u64 {
 }
 
 fn time(run: impl FnOnce()) -> Duration {
-    let start = Instant::now();
+    let start = CpuTime::now();
     run();
     start.elapsed()
 }
@@ -132,8 +139,7 @@ fn tell(what: &str, mut times: Vec<Duration>) {
     times.sort();
     let at = |percent: usize| times[times.len() * percent / 100];
     println!("{what}: median {:?}, p99 {:?}, most {:?}", at(50), at(99), times[times.len() - 1]);
-    // For a machine that does other things, too; the promise is 10 ms.
-    assert!(at(99) < Duration::from_millis(500), "{what}: {:?}", at(99));
+    assert!(at(99) < CHANGE_MAX, "{what}: {:?}", at(99));
 }
 
 #[test]
