@@ -11,7 +11,7 @@ use crate::args::is_name;
 use crate::delegate::is_plugin_name;
 use crate::error::{CniError, Code};
 use crate::result::{CniResult, Dns, Route, Version};
-use crate::wish::{self, Bandwidth, Mac};
+use crate::wish::{self, Bandwidth, Mac, PortMapping};
 
 /// Where the daemon listens unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/weft/weftd.sock";
@@ -45,6 +45,8 @@ pub struct NetConf {
     pub mac: Option<Mac>,
     /// How fast the container may send and receive (`runtimeConfig.bandwidth`).
     pub bandwidth: Option<Bandwidth>,
+    /// The node's ports that are to lead to the container (`runtimeConfig.portMappings`).
+    pub port_mappings: Vec<PortMapping>,
     /// What the result says of name servers (`runtimeConfig.dns`, `dns`).
     pub dns: Dns,
     /// `ipam.type`: another plugin, which hands out the addresses.
@@ -64,8 +66,8 @@ const IGNORED: [&str; 2] = ["capabilities", "ipMasq"];
 /// What runtimes tell and what does not ask for anything.
 const TOLD: [&str; 2] = ["cgroupPath", "io.kubernetes.cri.pod-annotations"];
 
-/// Parts of `runtimeConfig` that are honoured.
-const CAPABILITIES: [&str; 4] = ["ips", "mac", "dns", "bandwidth"];
+/// Parts of `runtimeConfig` that are honoured, as `capabilities` of a network list names them.
+pub const CAPABILITIES: [&str; 5] = ["ips", "mac", "dns", "bandwidth", "portMappings"];
 
 /// Keys that are read, below. Of `args`, what is not known is to be ignored.
 const READ: [&str; 9] =
@@ -115,6 +117,7 @@ impl NetConf {
             ips: Vec::new(),
             mac: None,
             bandwidth: None,
+            port_mappings: Vec::new(),
             dns: Dns::default(),
             delegate: None,
             is_ipam: is_ipam(object),
@@ -132,6 +135,10 @@ impl NetConf {
             conf.ips = ips_of(object)?;
             conf.mac = mac_of(object)?;
             conf.bandwidth = bandwidth_of(object)?;
+            if !conf.is_ipam {
+                // Otherwise they are for the plugin that makes the interface.
+                conf.port_mappings = port_mappings_of(object)?;
+            }
             conf.dns = dns_of(object)?;
             conf.routes = routes_of(object)?;
         }
@@ -232,6 +239,12 @@ fn bandwidth_of(object: &Map<String, Value>) -> Result<Option<Bandwidth>, CniErr
     let wanted = wish::bandwidth(wish)
         .map_err(|why| invalid(format!("`runtimeConfig.bandwidth`: {why}")))?;
     Ok(Some(wanted).filter(|wanted| *wanted != Bandwidth::default()))
+}
+
+fn port_mappings_of(object: &Map<String, Value>) -> Result<Vec<PortMapping>, CniError> {
+    let wish = object.get("runtimeConfig").and_then(|wishes| wishes.get("portMappings"));
+    let Some(wish) = wish.filter(|wish| !is_empty(wish)) else { return Ok(Vec::new()) };
+    wish::port_mappings(wish).map_err(|why| invalid(format!("`runtimeConfig.portMappings`: {why}")))
 }
 
 /// `runtimeConfig.dns` goes before `dns` of the list, as the runtime knows the pod.
@@ -415,6 +428,23 @@ mod tests {
     }
 
     #[test]
+    fn ports_are_for_whoever_makes_the_interface() {
+        let wish = json!({ "portMappings": [{ "hostPort": 8080, "containerPort": 80 }] });
+        let conf = strict(&with("runtimeConfig", wish.clone())).unwrap();
+        assert_eq!((conf.port_mappings.len(), conf.port_mappings[0].host_port), (1, 8080));
+        let mut bridge = with("runtimeConfig", wish);
+        bridge["type"] = json!("bridge");
+        bridge["ipam"] = json!({ "type": "weft-cni" });
+        assert_eq!(strict(&bridge).unwrap().port_mappings, []);
+        let wrong = json!({ "portMappings": [{ "hostPort": 70000, "containerPort": 80 }] });
+        let error = strict(&with("runtimeConfig", wrong.clone())).unwrap_err();
+        assert_eq!(error.code, Code::INVALID_CONFIG);
+        assert!(error.details.contains("`runtimeConfig.portMappings`: hostPort 70000"), "{error}");
+        let lenient = NetConf::read(&with("runtimeConfig", wrong), Strictness::Lenient);
+        assert_eq!(lenient.unwrap().port_mappings, [], "DEL works whatever it says");
+    }
+
+    #[test]
     fn the_smallest_configuration() {
         let conf = strict(&json!({ "cniVersion": "1.0.0", "name": "weft", "type": "weft-cni" }));
         assert_eq!(
@@ -428,6 +458,7 @@ mod tests {
                 ips: Vec::new(),
                 mac: None,
                 bandwidth: None,
+                port_mappings: Vec::new(),
                 dns: Dns::default(),
                 delegate: None,
                 is_ipam: false,

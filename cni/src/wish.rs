@@ -33,6 +33,17 @@ pub enum Protocol {
     Sctp,
 }
 
+impl Protocol {
+    /// The protocol's number in IP headers (IANA "Assigned Internet Protocol Numbers").
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
 /// Most ports of one container.
 const PORTS_MAX: usize = 1024;
 

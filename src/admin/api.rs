@@ -30,6 +30,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use conf::cluster::Protocol;
 use conf::source::manifests::Counts;
 use ipnetwork::IpNetwork;
 use overlay::path::probe::PathState;
@@ -410,6 +411,26 @@ pub struct PodStatus {
     pub traffic: PortTotals,
     /// Packets of the pod that the kernel dropped before the switch saw them.
     pub kernel_dropped: u64,
+    /// Ports of the node that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPortStatus>,
+}
+
+/// A port of the node that leads to a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPortStatus {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The node's address; absent: all that have node ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+    /// The node's port.
+    pub host_port: u16,
+    /// The pod's port.
+    pub container_port: u16,
+    /// Why it is not served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 impl PodStatus {

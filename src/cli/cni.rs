@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use cni::config::PLUGIN;
+use cni::config::{CAPABILITIES, PLUGIN};
 use serde_json::{Value, json};
 
 use super::args::{CniArgs, CniCommand, CniInstallArgs};
@@ -16,9 +16,6 @@ use crate::lab::Admin;
 
 /// How often a node that is not ready yet is looked at again.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// What runtimes may ask for beyond an interface, all of it honoured.
-const CAPABILITIES: [&str; 4] = ["ips", "mac", "dns", "bandwidth"];
 
 pub(super) fn run(arguments: &CniArgs, out: &mut impl Write) -> Result<()> {
     let CniCommand::Install(install) = &arguments.command;
@@ -138,5 +135,9 @@ mod tests {
         assert_eq!(conf.socket, Path::new("/run/other/weftd.sock"));
         let list = network_list(&install, Path::new(cni::config::DEFAULT_SOCKET));
         assert!(list["plugins"][0].get("socket").is_none());
+        assert_eq!(
+            list["plugins"][0]["capabilities"],
+            json!({ "ips": true, "mac": true, "dns": true, "bandwidth": true, "portMappings": true })
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 
 use anyhow::{Result, bail};
 use conf::source::manifests::Counts;
@@ -13,8 +14,8 @@ use vswitch::verdict::Reason;
 use super::args::{Format, PodsArgs, PortArgs, PortCommand, TargetArgs, ViewArgs};
 use super::table::Table;
 use crate::admin::api::{
-    CountersReport, ExceptionStatus, FallbackCount, KernelDropped, LeaseStatus, LeasesReport,
-    MapPod, NodeStatus, PathStatus, PodStatus, PortRequest, ProblemTopic, Status,
+    CountersReport, ExceptionStatus, FallbackCount, HostPortStatus, KernelDropped, LeaseStatus,
+    LeasesReport, MapPod, NodeStatus, PathStatus, PodStatus, PortRequest, ProblemTopic, Status,
 };
 use crate::admin::capability::{Capability, Place};
 use crate::lab::{self, Admin, Labs};
@@ -367,7 +368,17 @@ fn map_pods_table(pods: &[MapPod]) -> Table {
 }
 
 fn pods_table(pods: &[PodStatus]) -> Table {
-    let heading = ["POD", "INTERFACE", "ADDRESSES", "MAC", "MTU", "SENT", "RECEIVED", "DROPPED"];
+    let heading = [
+        "POD",
+        "INTERFACE",
+        "ADDRESSES",
+        "MAC",
+        "MTU",
+        "SENT",
+        "RECEIVED",
+        "DROPPED",
+        "HOST PORTS",
+    ];
     let mut table = Table::new(heading).right(4..8);
     for pod in pods {
         let name = pod.title();
@@ -381,9 +392,21 @@ fn pods_table(pods: &[PodStatus]) -> Table {
             pod.traffic.received.to_string(),
             pod.traffic.delivered.to_string(),
             pod.traffic.dropped.to_string(),
+            join(&pod.host_ports.iter().map(host_port).collect::<Vec<_>>()),
         ]);
     }
     table
+}
+
+/// Such as `192.0.2.1:8080->80/TCP`.
+fn host_port(port: &HostPortStatus) -> String {
+    let HostPortStatus { protocol, host_ip, host_port, container_port, problem } = port;
+    let from = match host_ip {
+        Some(ip) => SocketAddr::new(*ip, *host_port).to_string(),
+        None => host_port.to_string(),
+    };
+    let problem = problem.as_ref().map(|why| format!(" (NOT SERVED: {why})")).unwrap_or_default();
+    format!("{from}->{container_port}/{protocol}{problem}")
 }
 
 fn print_counters(counters: &CountersReport, out: &mut impl Write) -> io::Result<()> {
@@ -621,16 +644,25 @@ masquerade  `nft` is not there
             port: Some(3),
             traffic: vswitch::counters::PortTotals::default(),
             kernel_dropped: 0,
+            host_ports: Vec::new(),
         };
         let container = PodStatus {
             container_id: "0123456789abcdef0123".to_owned(),
             ifname: "eth0".to_owned(),
             netns: Some("/run/netns/x".to_owned()),
+            host_ports: vec![HostPortStatus {
+                protocol: conf::cluster::Protocol::Udp,
+                host_ip: Some([192, 0, 2, 1].into()),
+                host_port: 53,
+                container_port: 5353,
+                problem: None,
+            }],
             ..device.clone()
         };
         let text = pods_table(&[device, container]).to_string();
         let names: Vec<_> = text.lines().map(|line| line.split(' ').next().unwrap()).collect();
         assert_eq!(names, ["POD", "vnet0", "0123456789abcdef"]);
+        assert!(text.ends_with("  192.0.2.1:53->5353/UDP\n"), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use vswitch::shape::{Limits, Rate, Shaper};
 
 use super::compile;
 use super::device::{self, Device, DeviceError};
+use super::host_ports::HostPortError;
 use super::{Control, Topic};
 use crate::admin::api::{LeasePhase, PodStatus, ProblemTopic};
 use crate::events::Code as EventCode;
@@ -50,6 +51,9 @@ pub enum AttachError {
     /// Other nodes could not be told of it.
     #[error(transparent)]
     Told(#[from] PodError),
+    /// A port of the node cannot lead to it.
+    #[error(transparent)]
+    HostPort(#[from] HostPortError),
     /// The switch did not take the port.
     #[error("the switch did not take the port: {0}")]
     Engine(#[from] EngineError),
@@ -136,6 +140,7 @@ impl Control {
             boot_id: self.identity.boot_id.clone(),
         };
         self.check_told(attachment, &record)?;
+        self.check_host_ports(attachment, &record)?;
         let known = self.ipam.get(attachment).cloned();
         let moved = known.as_ref().is_some_and(|known| known.record.port != record.port);
         if moved {
@@ -147,6 +152,15 @@ impl Control {
             self.ipam.release(attachment, now_unix_s())?;
         }
         let allocation = self.ipam.allocate(attachment, record, wish)?;
+        if let Err(error) = self.give_host_ports(&allocation) {
+            match known {
+                None => self.detach(attachment)?,
+                Some(known) => {
+                    self.ipam.allocate(attachment, known.record, &Wish::default())?;
+                }
+            }
+            return Err(error.into());
+        }
         // Before the port is there: from its first frame on it has its policies, or is shut.
         self.take_up_own_pods();
         let allocation = self.plug_or_release(known.is_none(), allocation)?;
@@ -191,6 +205,7 @@ impl Control {
         }
         dropped?;
         self.ipam.release(attachment, now_unix_s())?;
+        self.end_host_ports(attachment);
         self.clear(&Topic::Pod(attachment.clone()));
         self.clear(&Topic::Told(attachment.clone()));
         self.tell_pods();
@@ -209,6 +224,7 @@ impl Control {
             let text = "pod is gone, its addresses are free again";
             self.events().emit(EventCode::PodGone, text, &[("attachment", &gone.attachment)]);
         }
+        self.resume_host_ports();
         self.take_up_own_pods();
         self.plug_missing();
         self.tell_pods();

@@ -7,10 +7,11 @@ use cni::error::{CniError, Code};
 use cni::handler::{self, Assigned, Attach, Check, Collect, Detach, Verb};
 use cni::link::{self, Difference, PodInterface};
 use cni::rpc::{CniRequest, CniResponse};
-use ipam::{Allocation, Attachment, Bandwidth, Extras, PortKind, Wish};
+use ipam::{Allocation, Attachment, Bandwidth, Extras, HostPort, PortKind, Wish};
 
 use super::Control;
 use super::attach::{AttachError, now_unix_s};
+use super::host_ports::HostPortError;
 use crate::events::Code as EventCode;
 
 impl Control {
@@ -67,7 +68,7 @@ impl Control {
                 egress_rate_bps: wanted.egress_rate,
                 egress_burst_bits: wanted.egress_burst,
             }),
-            host_ports: Vec::new(),
+            host_ports: host_ports(attach),
         };
         if attach.conf.is_ipam {
             return self.add_addresses(attach, &attachment, pod, &wish);
@@ -171,11 +172,15 @@ impl Control {
         let found = link::check_pod(&check.attach.netns, &attachment.ifname, &interface)
             .map_err(|error| CniError::new(Code::CHECK_FAILED, error.to_string()))?;
         // A plugin behind us may have given it another MTU, which it promised; and the underlay's may have changed.
-        let promised_mtu = handler::promised_mtu(check).map(|mtu| mtu.to_string());
+        // Before 1.1.0 results have no MTU: then a lower one, which does no harm, may be such a plugin's.
+        let promised_mtu = handler::promised_mtu(check);
         let is_promised = |difference: &Difference| {
-            difference.what == "MTU" && promised_mtu.as_ref() == Some(&difference.found)
+            let found = difference.found.parse::<u32>().ok();
+            difference.what == "MTU"
+                && found.is_some_and(|mtu| promised_mtu.map_or(mtu < assigned.mtu, |it| it == mtu))
         };
         broken.extend(found.iter().filter(|one| !is_promised(one)).map(ToString::to_string));
+        broken.extend(self.broken_host_ports(&allocation, &host_ports(&check.attach)));
         if !self.is_plugged(&attachment) {
             broken.push("port: expected in the switch, found none".to_owned());
         }
@@ -224,6 +229,16 @@ fn as_promised(broken: &[String]) -> Result<(), CniError> {
         .with_details(broken.join("; ")))
 }
 
+fn host_ports(attach: &Attach) -> Vec<HostPort> {
+    let asked = attach.conf.port_mappings.iter().map(|mapping| HostPort {
+        protocol: mapping.protocol.number(),
+        host_port: mapping.host_port,
+        container_port: mapping.container_port,
+        host_ip: mapping.host_ip,
+    });
+    asked.collect()
+}
+
 fn attachment(attach: &Attach) -> Attachment {
     Attachment { container_id: attach.container_id.clone(), ifname: attach.ifname.clone() }
 }
@@ -237,7 +252,11 @@ fn attach_error(error: &AttachError) -> CniError {
         | AttachError::NoLease(_)
         | AttachError::NoUnderlay => Code::TRY_AGAIN_LATER,
         AttachError::Ipam(ipam::Error::Rests { .. }) => Code::TRY_AGAIN_LATER,
-        AttachError::Ipam(ipam::Error::Taken { .. } | ipam::Error::MacTaken { .. }) => Code::TAKEN,
+        AttachError::Ipam(ipam::Error::Taken { .. } | ipam::Error::MacTaken { .. })
+        | AttachError::HostPort(HostPortError::Taken { .. } | HostPortError::Reserved { .. }) => {
+            Code::TAKEN
+        }
+        AttachError::HostPort(_) => Code::INVALID_CONFIG,
         AttachError::Ipam(
             ipam::Error::NotInLease { .. }
             | ipam::Error::Excluded { .. }

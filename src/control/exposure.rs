@@ -63,7 +63,8 @@ impl Exposure {
     }
 }
 
-fn exposed_by(port: &ServicePort) -> impl Iterator<Item = Exposed> {
+/// What a port of a Service exposes.
+pub(super) fn exposed_by(port: &ServicePort) -> impl Iterator<Item = Exposed> {
     let (family, protocol) = (port.family, port.protocol);
     port.frontends.iter().filter_map(move |frontend| match *frontend {
         Frontend::ClusterIp { .. } => None,

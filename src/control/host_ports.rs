@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use vswitch::service::{
     Algorithm, Endpoint, EndpointState, Family, Frontend, Protocol, ServicePort, TrafficPolicy,
 };
@@ -52,7 +53,17 @@ pub enum HostPortError {
     /// Nothing could ever be sent there, or it is sent past the switch.
     #[error("hostIP {0} cannot be served: it is no address that other hosts send to")]
     Address(IpAddr),
-    /// The pod has no address of that family.
+    /// The address is a pod's or a Service's, or might be.
+    #[error(
+        "hostIP {address} lies in {range}, which is the cluster's own: give an address of the node, or none"
+    )]
+    Guarded {
+        /// The address.
+        address: IpAddr,
+        /// Where it lies.
+        range: IpNetwork,
+    },
+    /// Address and target are not of one family.
     #[error("hostIP {address} and the pod's address {target} are not of one family")]
     Family {
         /// The node's address.
@@ -60,9 +71,21 @@ pub enum HostPortError {
         /// The pod's address.
         target: IpAddr,
     },
+    /// The pod has no address of that family.
+    #[error("hostIP {0} cannot lead to the pod, which has no address of that family")]
+    NoFamily(IpAddr),
     /// A port is zero.
     #[error("port 0 is no port: 1 to 65535")]
     Zero,
+}
+
+/// Whose host ports they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// What tells it from all others on this node.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
 }
 
 /// A port that the node keeps for itself, and what for.
@@ -71,7 +94,8 @@ pub type Reserved = (Protocol, u16, &'static str);
 /// The host ports of all pods of this node.
 #[derive(Debug, Default)]
 pub(super) struct HostPorts {
-    by_owner: BTreeMap<String, Vec<HostPort>>,
+    /// By the owner's id, with its name.
+    by_owner: BTreeMap<String, (String, Vec<HostPort>)>,
     reserved: Vec<Reserved>,
 }
 
@@ -81,12 +105,13 @@ impl HostPorts {
     }
 
     /// Whether `owner` may have these, as far as other host ports go.
-    pub(super) fn check(&self, owner: &str, ports: &[HostPort]) -> Result<(), HostPortError> {
+    pub(super) fn check(&self, owner: &Owner, ports: &[HostPort]) -> Result<(), HostPortError> {
         for (ix, port) in ports.iter().enumerate() {
             self.check_one(port)?;
-            let others = self.by_owner.iter().filter(|(other, _)| *other != owner);
-            let others = others.flat_map(|(other, ports)| ports.iter().map(move |p| (&**other, p)));
-            let own = ports.iter().take(ix).map(|port| (owner, port));
+            let others = self.by_owner.iter().filter(|(other, _)| **other != owner.id);
+            let others = others
+                .flat_map(|(_, (name, ports))| ports.iter().map(move |port| (name.as_str(), port)));
+            let own = ports.iter().take(ix).map(|port| (owner.name.as_str(), port));
             if let Some((holder, _)) = others.chain(own).find(|(_, other)| port.meets(other)) {
                 return Err(port.taken(holder));
             }
@@ -118,40 +143,77 @@ impl HostPorts {
     }
 
     /// Takes up the ports of `owner` in place of those that it had.
-    pub(super) fn set(&mut self, owner: &str, ports: Vec<HostPort>) -> Option<Vec<HostPort>> {
-        if ports.is_empty() {
-            self.by_owner.remove(owner)
+    pub(super) fn set(&mut self, owner: &Owner, ports: Vec<HostPort>) -> Vec<HostPort> {
+        let before = if ports.is_empty() {
+            self.by_owner.remove(&owner.id)
         } else {
-            self.by_owner.insert(owner.to_owned(), ports)
-        }
+            self.by_owner.insert(owner.id.clone(), (owner.name.clone(), ports))
+        };
+        before.map(|(_, ports)| ports).unwrap_or_default()
     }
 
-    /// What the switch has to know of the ports of `owner`, on a node with these addresses.
-    pub(super) fn specs_of(&self, owner: &str, node: &[IpAddr]) -> Vec<ServicePort> {
-        let ports = self.by_owner.get(owner).into_iter().flatten();
-        ports.filter_map(|port| port.spec(owner, node)).collect()
+    /// The ports of the one with this id.
+    pub(super) fn of(&self, id: &str) -> &[HostPort] {
+        self.by_owner.get(id).map_or(&[], |(_, ports)| ports.as_slice())
     }
 
-    pub(super) fn owners(&self) -> impl Iterator<Item = &str> {
+    /// What the switch has to know of the ports of the one with this id, on a node with these addresses.
+    pub(super) fn specs_of(
+        &self,
+        id: &str,
+        node: &[IpAddr],
+    ) -> impl Iterator<Item = (HostPort, ServicePort)> {
+        let owned = self.by_owner.get(id);
+        let (name, ports) =
+            owned.map_or(("", &[][..]), |(name, ports)| (name.as_str(), ports.as_slice()));
+        ports.iter().filter_map(move |port| Some((*port, port.spec(name, node)?)))
+    }
+
+    /// The ids of all that have any.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &str> {
         self.by_owner.keys().map(String::as_str)
     }
 }
 
 impl HostPort {
+    /// The host ports of a pod with these addresses: without an address of the node one for each of the pod's.
+    ///
+    /// # Errors
+    /// When the node's address has no counterpart among the pod's.
+    pub fn of_pod(
+        address: Option<IpAddr>,
+        protocol: Protocol,
+        (port, target): (u16, u16),
+        pod: &[IpAddr],
+    ) -> Result<Vec<Self>, HostPortError> {
+        let fits = |own: &&IpAddr| address.is_none_or(|at| at.is_ipv4() == own.is_ipv4());
+        let at = |own: &IpAddr| Self { address, protocol, port, target: (*own, target) };
+        let ports: Vec<_> = pod.iter().filter(fits).map(at).collect();
+        match address {
+            Some(address) if ports.is_empty() => Err(HostPortError::NoFamily(address)),
+            Some(_) | None => Ok(ports),
+        }
+    }
+
     /// The one address that it is at, if it is not at all.
-    fn only(&self) -> Option<IpAddr> {
+    pub(super) fn only(&self) -> Option<IpAddr> {
         self.address.filter(|address| !address.is_unspecified())
     }
 
+    /// Whether it is the same port of the same place, wherever it leads.
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        self.meets(other) && self.only() == other.only()
+    }
+
     /// Whether one packet could be for both.
-    fn meets(&self, other: &Self) -> bool {
+    pub(super) fn meets(&self, other: &Self) -> bool {
         self.protocol == other.protocol
             && self.port == other.port
             && self.target.0.is_ipv4() == other.target.0.is_ipv4()
             && (self.only().is_none() || other.only().is_none() || self.only() == other.only())
     }
 
-    fn taken(&self, holder: &str) -> HostPortError {
+    pub(super) fn taken(&self, holder: &str) -> HostPortError {
         HostPortError::Taken {
             protocol: self.protocol,
             port: self.port,
@@ -162,7 +224,7 @@ impl HostPort {
         }
     }
 
-    fn spec(&self, owner: &str, node: &[IpAddr]) -> Option<ServicePort> {
+    fn spec(&self, name: &str, node: &[IpAddr]) -> Option<ServicePort> {
         let family = Family::of(self.target.0);
         let all = node.iter().copied().filter(|address| Family::of(*address) == family);
         let addresses: Vec<IpAddr> = self.only().map_or_else(|| all.collect(), |only| vec![only]);
@@ -170,7 +232,7 @@ impl HostPort {
         let frontends: Vec<_> = addresses.into_iter().map(front).collect();
         let place = self.only().map(|address| format!("-{address}")).unwrap_or_default();
         (!frontends.is_empty()).then(|| ServicePort {
-            name: format!("{owner}:host-{}-{}{place}", self.protocol, self.port),
+            name: format!("{name}:host-{}-{}{place}", self.protocol, self.port),
             family,
             protocol: self.protocol,
             frontends,
@@ -203,17 +265,24 @@ mod tests {
         }
     }
 
+    fn owner(name: &str) -> Owner {
+        Owner { id: format!("id of {name}"), name: name.to_owned() }
+    }
+
     fn ports() -> HostPorts {
         let mut ports = HostPorts::new(vec![(Protocol::Udp, 4789, "tunnel")]);
-        ports.set("shop/a", vec![port(None, 8080, "10.244.1.2"), port(None, 8080, "fd00::2")]);
-        ports.set("shop/b", vec![port(Some("192.0.2.1"), 8081, "10.244.1.3")]);
+        ports.set(
+            &owner("shop/a"),
+            vec![port(None, 8080, "10.244.1.2"), port(None, 8080, "fd00::2")],
+        );
+        ports.set(&owner("shop/b"), vec![port(Some("192.0.2.1"), 8081, "10.244.1.3")]);
         ports
     }
 
     #[test]
     fn one_port_of_an_address_has_one_pod() {
         let ports = ports();
-        let error = |owner: &str, port| ports.check(owner, &[port]).unwrap_err().to_string();
+        let error = |name: &str, port| ports.check(&owner(name), &[port]).unwrap_err().to_string();
         assert_eq!(
             error("shop/c", port(Some("192.0.2.1"), 8080, "10.244.1.4")),
             "TCP port 8080 of 192.0.2.1 is shop/a's already: choose another hostPort"
@@ -222,12 +291,19 @@ mod tests {
             error("shop/c", port(Some("0.0.0.0"), 8081, "10.244.1.4")),
             "TCP port 8081 of this node is shop/b's already: choose another hostPort"
         );
-        assert_eq!(ports.check("shop/c", &[port(Some("192.0.2.2"), 8081, "10.244.1.4")]), Ok(()));
-        assert_eq!(ports.check("shop/a", &[port(None, 8080, "10.244.1.2")]), Ok(()), "its own");
+        assert_eq!(
+            ports.check(&owner("shop/c"), &[port(Some("192.0.2.2"), 8081, "10.244.1.4")]),
+            Ok(())
+        );
+        assert_eq!(
+            ports.check(&owner("shop/a"), &[port(None, 8080, "10.244.1.2")]),
+            Ok(()),
+            "its own"
+        );
         let twice = [port(None, 9, "10.244.1.4"), port(None, 9, "10.244.1.4")];
-        assert!(ports.check("shop/c", &twice).is_err());
+        assert!(ports.check(&owner("shop/c"), &twice).is_err());
         let udp = HostPort { protocol: Protocol::Udp, ..port(None, 8080, "10.244.1.4") };
-        assert_eq!(ports.check("shop/c", &[udp]), Ok(()));
+        assert_eq!(ports.check(&owner("shop/c"), &[udp]), Ok(()));
     }
 
     #[test]
@@ -246,16 +322,17 @@ mod tests {
                 "hostIP :: and the pod's address 10.244.1.4 are not of one family",
             ),
         ] {
-            assert_eq!(ports.check("shop/c", &[port]).unwrap_err().to_string(), error);
+            assert_eq!(ports.check(&owner("shop/c"), &[port]).unwrap_err().to_string(), error);
         }
     }
 
     #[test]
     fn all_addresses_are_those_of_the_pods_family() {
         let node = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|text| text.parse().unwrap());
-        let of = |owner: &str| {
-            let specs = ports().specs_of(owner, &node);
-            specs.into_iter().map(|spec| (spec.name, spec.frontends)).collect::<Vec<_>>()
+        let of = |name: &str| {
+            let (ports, owner) = (ports(), owner(name));
+            let specs = ports.specs_of(&owner.id, &node);
+            specs.map(|(_, spec)| (spec.name, spec.frontends)).collect::<Vec<_>>()
         };
         let front =
             |address: &str, port| Frontend::HostPort { address: address.parse().unwrap(), port };
@@ -272,6 +349,24 @@ mod tests {
         assert_eq!(
             of("shop/b"),
             [("shop/b:host-TCP-8081-192.0.2.1".to_owned(), vec![front("192.0.2.1", 8081)])]
+        );
+    }
+
+    #[test]
+    fn a_pod_has_one_for_each_family_that_is_asked_for() {
+        let pod: [IpAddr; 2] = ["10.244.1.2", "fd00::2"].map(|text| text.parse().unwrap());
+        let of = |address: Option<&str>, pod: &[IpAddr]| {
+            let address = address.map(|text| text.parse().unwrap());
+            let ports = HostPort::of_pod(address, Protocol::Tcp, (8080, 80), pod)?;
+            Ok(ports.into_iter().map(|port| port.target.0).collect::<Vec<_>>())
+        };
+        assert_eq!(of(None, &pod), Ok(pod.to_vec()));
+        assert_eq!(of(Some("192.0.2.1"), &pod), Ok(vec![pod[0]]));
+        assert_eq!(of(Some("::"), &pod), Ok(vec![pod[1]]));
+        let error: HostPortError = of(Some("::"), &pod[..1]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "hostIP :: cannot lead to the pod, which has no address of that family"
         );
     }
 }

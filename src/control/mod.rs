@@ -33,6 +33,7 @@ mod objects;
 mod paths;
 pub mod policies;
 mod ports;
+mod published;
 mod report;
 mod service_views;
 pub mod services;

@@ -6,18 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use conf::NodeConfig;
 use conf::cluster::{Change, ClusterState, Delta, ObjectName};
 use conf::source::kubernetes::{Health, SharedObjects};
 use conf::source::manifests::Counts;
 use conf::source::{self, Listing, SharedDirectory, Update};
+use conf::{MetricsListen, NodeConfig};
 use overlay::pods::{LocalPod, PodMap};
 use vswitch::policy::PolicyTable;
 use vswitch::service::Protocol;
 
 use super::endpoints::Place;
 use super::facts::Facts;
-use super::host_ports::{HostPort, HostPortError};
 use super::policies::{PolicyTables, Scope};
 use super::services::ServiceTables;
 use super::{Control, Topic, gate};
@@ -90,15 +89,24 @@ impl Objects {
         &mut self.tables
     }
 
+    pub(super) fn tables_now(&self) -> &ServiceTables {
+        &self.tables
+    }
+
     pub(super) fn new(config: &NodeConfig, node: &str, now: Instant) -> Self {
         let services = config.allocation();
         let names = if config.dns.enabled { config.dns.addresses.clone() } else { Vec::new() };
         let balancing = config.services.balancing;
         let place = Place { node: node.into(), zone: None, balancing };
-        let reserved = vec![
+        let mut reserved = vec![
             (Protocol::Udp, config.overlay.vxlan_port, "tunnel"),
             (Protocol::Udp, config.overlay.gossip_port, "gossip"),
         ];
+        if let MetricsListen::At(at) = config.metrics.listen
+            && !at.ip().is_loopback()
+        {
+            reserved.push((Protocol::Tcp, at.port(), "metrics"));
+        }
         let tables = ServiceTables::new(place, &services.ranges, &config.lease.ranges, names)
             .with_reserved(reserved);
         Self {
@@ -239,24 +247,6 @@ impl Control {
     pub(super) fn set_node_facts(&mut self) {
         let changes = self.objects.facts.set_nodes(&self.map);
         self.change_cluster(changes);
-    }
-
-    /// Gives a pod of this node these host ports in place of those that it has; none take them away. `owner` names
-    /// it among the pods of this node: `namespace/name`.
-    ///
-    /// # Errors
-    /// When one of them is somebody else's, or cannot be served. Nothing is changed then.
-    pub fn set_host_ports(
-        &mut self,
-        owner: &str,
-        ports: Vec<HostPort>,
-    ) -> Result<(), HostPortError> {
-        let objects = &mut self.objects;
-        let state = objects.cluster.read();
-        let table = objects.tables.set_host_ports(&state, owner, ports)?;
-        drop(state);
-        self.set_services(table);
-        Ok(())
     }
 
     fn change_cluster(&mut self, changes: Vec<Change>) {

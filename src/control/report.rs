@@ -258,6 +258,7 @@ impl Control {
                 .map(|attached| self.engine.counters().port(attached.port))
                 .unwrap_or_default(),
             kernel_dropped: attached.map_or(0, |attached| attached.kernel_dropped),
+            host_ports: self.host_port_statuses(allocation),
         }
     }
 

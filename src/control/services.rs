@@ -16,8 +16,8 @@ use vswitch::service::{
 };
 
 use super::endpoints::{Place, service_ports};
-use super::exposure::Exposure;
-use super::host_ports::{HostPort, HostPortError, HostPorts, Reserved};
+use super::exposure::{Exposed, Exposure, exposed_by};
+use super::host_ports::{HostPort, HostPortError, HostPorts, Owner, Reserved};
 
 /// A place that clients send to. Node ports have no address.
 type FrontendKey = (Option<IpAddr>, Family, Protocol, u16);
@@ -43,7 +43,7 @@ pub struct ServiceTables {
     /// Addresses of this node that have node ports.
     node_addresses: Vec<IpAddr>,
     host_ports: HostPorts,
-    /// What each pod has in the table, by the names of its ports.
+    /// What each pod has in the table, by its id and the names of its ports.
     made_host_ports: BTreeMap<String, Vec<(String, Family)>>,
     exposure: Exposure,
 }
@@ -120,72 +120,156 @@ impl ServiceTables {
             affected.extend(self.remake_host_ports(&mut builder));
         }
         self.remake(state, affected, &mut builder);
+        // A Service may have let go of one.
+        let ids: Vec<String> = self.host_ports.ids().map(str::to_owned).collect();
+        ids.iter().for_each(|id| self.make_host_ports(id, &mut builder));
         self.finish(builder)
     }
 
-    /// Takes up the host ports of a pod of this node in place of those that it had; none remove them. `owner` is its
-    /// `namespace/name`, or whatever else names it among the pods of this node. Returns the new table.
+    /// Whether a pod of this node may have these host ports in place of those that it has.
     ///
     /// # Errors
-    /// When one of them is another pod's or a Service's, or cannot be served. Nothing is changed then.
+    /// When one of them is another pod's or a Service's, or cannot be served.
+    pub fn check_host_ports(&self, owner: &Owner, ports: &[HostPort]) -> Result<(), HostPortError> {
+        self.host_ports.check(owner, ports)?;
+        let had = self.host_ports.of(&owner.id);
+        for port in ports {
+            if let Some(address) = port.address
+                && let Some(range) = self.guarded.iter().find(|range| range.contains(address))
+            {
+                return Err(HostPortError::Guarded { address, range: *range });
+            }
+            // One that has come since has to stand back.
+            let is_new = !had.iter().any(|had| port.is_at(had));
+            let family = Family::of(port.target.0);
+            let node_port = self.table.node_port(family, port.port, port.protocol);
+            if let Some(service) = node_port.filter(|_| is_new && self.is_primary(port)) {
+                return Err(HostPortError::Taken {
+                    protocol: port.protocol,
+                    port: port.port,
+                    place: "every node".to_owned(),
+                    holder: service.name().to_owned(),
+                });
+            }
+        }
+        let mut trial = HostPorts::default();
+        trial.set(owner, ports.to_vec());
+        let mut builder = self.table.edit();
+        for (name, family) in self.made_host_ports.get(&owner.id).into_iter().flatten() {
+            builder.remove(name, *family);
+        }
+        for (_, spec) in trial.specs_of(&owner.id, &self.node_addresses) {
+            let (protocol, place) = (spec.protocol, spec.frontends.first().map(Frontend::place));
+            builder.set(spec).map_err(|error| host_port_error(error, protocol, place))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a host port is at an address that has node ports.
+    fn is_primary(&self, port: &HostPort) -> bool {
+        port.only().is_none_or(|address| self.node_addresses.contains(&address))
+    }
+
+    /// Takes up the host ports of a pod of this node in place of those that it had; none remove them. Returns the new
+    /// table.
+    ///
+    /// # Errors
+    /// As [`Self::check_host_ports`]. Nothing is changed then.
     pub fn set_host_ports(
         &mut self,
         state: &ClusterState,
-        owner: &str,
+        owner: &Owner,
         ports: Vec<HostPort>,
     ) -> Result<Arc<ServiceTable>, HostPortError> {
-        self.host_ports.check(owner, &ports)?;
+        self.check_host_ports(owner, &ports)?;
+        Ok(self.take_up_host_ports(state, owner, ports))
+    }
+
+    /// As [`Self::set_host_ports`], for ports that the pod has had all along, before a restart. What a Service has
+    /// taken meanwhile is left out, and served when it is free.
+    pub fn take_up_host_ports(
+        &mut self,
+        state: &ClusterState,
+        owner: &Owner,
+        ports: Vec<HostPort>,
+    ) -> Arc<ServiceTable> {
         let mut builder = self.table.edit();
-        for (name, family) in self.made_host_ports.get(owner).into_iter().flatten() {
-            builder.remove(name, *family);
-        }
-        let before = self.host_ports.set(owner, ports);
-        let mut made = Vec::new();
-        for spec in self.host_ports.specs_of(owner, &self.node_addresses) {
-            let name = (spec.name.clone(), spec.family);
-            let (protocol, place) = (spec.protocol, spec.frontends.first().map(Frontend::place));
-            if let Err(error) = builder.set(spec) {
-                // The table of before is still in force, and so is what was in it.
-                self.host_ports.set(owner, before.unwrap_or_default());
-                return Err(host_port_error(error, protocol, place));
-            }
-            made.push(name);
-        }
-        for (name, family) in self.made_host_ports.remove(owner).unwrap_or_default() {
-            self.conceal(&name, family);
-        }
-        let specs = self.host_ports.specs_of(owner, &self.node_addresses);
-        specs.iter().for_each(|spec| self.exposure.add(spec));
-        if !made.is_empty() {
-            self.made_host_ports.insert(owner.to_owned(), made);
-        }
+        self.unmake_host_ports(&owner.id, &mut builder);
+        self.host_ports.set(owner, ports);
+        self.make_host_ports(&owner.id, &mut builder);
         // One of them may have waited for what is free now.
         let waiting = self.problems.keys().cloned().collect();
         self.remake(state, waiting, &mut builder);
-        Ok(self.finish(builder))
+        self.finish(builder)
     }
 
-    /// Makes all host ports anew, for a node with other addresses. One that a Service has now is left out, and tried
-    /// again with the next change. Returns the Services that may get something else by it.
-    fn remake_host_ports(&mut self, builder: &mut ServiceTableBuilder) -> BTreeSet<ObjectName> {
-        for (name, family) in std::mem::take(&mut self.made_host_ports).into_values().flatten() {
+    /// What of a pod's host ports is not served, and why.
+    pub fn unserved_host_ports(&self, id: &str) -> Vec<(HostPort, String)> {
+        let missing: Vec<_> = self.missing_host_ports(id).collect();
+        if missing.is_empty() {
+            return Vec::new();
+        }
+        let mut builder = self.table.edit();
+        missing
+            .into_iter()
+            .filter_map(|(port, spec)| {
+                let (protocol, place) =
+                    (spec.protocol, spec.frontends.first().map(Frontend::place));
+                let error = builder.set(spec).err()?;
+                Some((port, host_port_error(error, protocol, place).to_string()))
+            })
+            .collect()
+    }
+
+    /// The host ports of a pod.
+    pub fn host_ports_of(&self, id: &str) -> &[HostPort] {
+        self.host_ports.of(id)
+    }
+
+    /// What is exposed of a pod's host ports.
+    pub(super) fn exposed_host_ports(&self, id: &str) -> Vec<Exposed> {
+        let made = self.made_host_ports.get(id).into_iter().flatten();
+        let made = made.filter_map(|(name, family)| self.table.service(name, *family));
+        made.flat_map(|service| exposed_by(service.spec())).collect()
+    }
+
+    fn missing_host_ports(&self, id: &str) -> impl Iterator<Item = (HostPort, ServicePort)> {
+        let made = self.made_host_ports.get(id).map_or(&[][..], Vec::as_slice);
+        let all = self.host_ports.specs_of(id, &self.node_addresses);
+        all.filter(|(_, spec)| {
+            !made.iter().any(|(name, family)| (name, *family) == (&spec.name, spec.family))
+        })
+    }
+
+    /// Puts what is missing of a pod's host ports into the next table. What a Service has is left out, and tried
+    /// again with every change of Services.
+    fn make_host_ports(&mut self, id: &str, builder: &mut ServiceTableBuilder) {
+        let missing: Vec<_> = self.missing_host_ports(id).collect();
+        for (_, spec) in missing {
+            match builder.set(spec.clone()) {
+                Ok(()) => {
+                    self.exposure.add(&spec);
+                    let made = self.made_host_ports.entry(id.to_owned()).or_default();
+                    made.push((spec.name, spec.family));
+                }
+                Err(error) => tracing::debug!("host port is not served: {error}"),
+            }
+        }
+    }
+
+    fn unmake_host_ports(&mut self, id: &str, builder: &mut ServiceTableBuilder) {
+        for (name, family) in self.made_host_ports.remove(id).unwrap_or_default() {
             builder.remove(&name, family);
             self.conceal(&name, family);
         }
-        for owner in self.host_ports.owners() {
-            let mut made = Vec::new();
-            for spec in self.host_ports.specs_of(owner, &self.node_addresses) {
-                let name = (spec.name.clone(), spec.family);
-                match builder.set(spec.clone()) {
-                    Ok(()) => {
-                        self.exposure.add(&spec);
-                        made.push(name);
-                    }
-                    Err(error) => tracing::warn!("host port is not served: {error}"),
-                }
-            }
-            self.made_host_ports.insert(owner.to_owned(), made);
-        }
+    }
+
+    /// Makes all host ports anew, for a node with other addresses. Returns the Services that may get something else
+    /// by it.
+    fn remake_host_ports(&mut self, builder: &mut ServiceTableBuilder) -> BTreeSet<ObjectName> {
+        let ids: Vec<String> = self.host_ports.ids().map(str::to_owned).collect();
+        ids.iter().for_each(|id| self.unmake_host_ports(id, builder));
+        ids.iter().for_each(|id| self.make_host_ports(id, builder));
         self.problems.keys().cloned().collect()
     }
 
@@ -589,8 +673,9 @@ mod tests {
             port: number,
             target: ([10, 244, 1, 2].into(), 80),
         };
-        let set = |node: &mut Node, owner: &str, ports: Vec<HostPort>| {
-            node.table = node.tables.set_host_ports(&node.state, owner, ports)?;
+        let set = |node: &mut Node, name: &str, ports: Vec<HostPort>| {
+            let owner = Owner { id: format!("id of {name}"), name: name.to_owned() };
+            node.table = node.tables.set_host_ports(&node.state, &owner, ports)?;
             Ok::<_, HostPortError>(())
         };
         // The node's addresses may become known later.
@@ -624,9 +709,59 @@ mod tests {
         assert_eq!(node.look().iter().filter(|line| line.contains("host ")).count(), 1);
         assert_eq!(exposed(&mut node), [at(8080), at(8082)]);
         node.tables.exposure().take_changed();
-        node.remove("a.yaml");
+        // What it had before a restart is kept for it until the Service lets go.
+        let (owner, late) =
+            (Owner { id: "late".into(), name: "default/late".into() }, vec![port(8080)]);
+        node.table = node.tables.take_up_host_ports(&node.state, &owner, late.clone());
+        let unserved = node.tables.unserved_host_ports("late");
+        assert_eq!(unserved.len(), 1);
+        assert_eq!(unserved[0].0, late[0]);
+        assert!(unserved[0].1.contains("is default/web:8080's already"), "{unserved:?}");
+        let changes = node.directory.remove_file("a.yaml");
+        let delta = node.state.apply(changes);
+        let addresses = node.tables.node_addresses().to_vec();
+        node.table = node.tables.update(&node.state, &delta.services, addresses);
+        assert_eq!(node.tables.unserved_host_ports("late"), []);
+        assert_eq!(exposed(&mut node), [at(8080), at(8082)]);
+        node.table = node.tables.take_up_host_ports(&node.state, &owner, Vec::new());
+        node.take_up(Vec::new());
         assert_eq!(exposed(&mut node), []);
         assert_eq!(node.tables.exposure().take_changed(), [at(8080), at(8082)].into());
+    }
+
+    #[test]
+    fn a_host_port_comes_after_the_node_ports_that_are_there() {
+        let mut node = Node::new("n1");
+        let here: Vec<IpAddr> = vec![[192, 0, 2, 1].into()];
+        node.table = node.tables.update(&node.state, &BTreeSet::new(), here.clone());
+        let port = |address: Option<IpAddr>, port| HostPort {
+            address,
+            protocol: Protocol::Tcp,
+            port,
+            target: ([10, 244, 1, 2].into(), 80),
+        };
+        let owner = Owner { id: "1".into(), name: "default/a".into() };
+        let early = vec![port(None, 30081)];
+        node.table = node.tables.set_host_ports(&node.state, &owner, early.clone()).unwrap();
+        let web = service(
+            "web",
+            "type: NodePort, ports: [{name: a, port: 80, nodePort: 30080}, {name: b, port: 81, nodePort: 30081}]",
+        );
+        let changes = node.directory.set_file("a.yaml", parse(&web));
+        let delta = node.state.apply(changes);
+        node.table = node.tables.update(&node.state, &delta.services, here);
+        let check = |port: HostPort| node.tables.check_host_ports(&owner, &[port, early[0]]);
+        assert_eq!(
+            check(port(None, 30080)).unwrap_err().to_string(),
+            "TCP port 30080 of every node is default/web:a's already: choose another hostPort"
+        );
+        // Node ports are not at the node's other addresses.
+        assert_eq!(check(port(Some([192, 0, 2, 77].into()), 30080)), Ok(()));
+        assert_eq!(check(port(None, 30082)), Ok(()), "what was there before stays");
+        assert_eq!(
+            check(port(Some([10, 244, 7, 7].into()), 80)).unwrap_err().to_string(),
+            "hostIP 10.244.7.7 lies in 10.244.0.0/16, which is the cluster's own: give an address of the node, or none"
+        );
     }
 
     #[test]

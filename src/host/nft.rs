@@ -68,6 +68,14 @@ pub fn change(script: &str) -> Result<(), Error> {
     run(script)
 }
 
+/// Looks whether the table has what a script of [`Ways`] asks for.
+///
+/// # Errors
+/// When it lacks any of it, or `nft` is missing or refuses.
+pub fn look(script: &str) -> Result<(), Error> {
+    run(script)
+}
+
 /// Removes the table. It is no error if there is none.
 ///
 /// # Errors

@@ -101,6 +101,13 @@ impl Ways {
         script.text()
     }
 
+    /// A script that fails when the table lacks one of these; an empty one when none of them needs the table.
+    pub fn query(&self, items: &[Exposed]) -> String {
+        let mut script = Script::default();
+        script.get.extend(items.iter().filter_map(|item| element(*item)));
+        script.text()
+    }
+
     /// Whether nothing needs the table.
     pub fn is_empty(&self) -> bool {
         self.items.iter().all(|item| matches!(item, Exposed::Address(_)))
@@ -222,13 +229,14 @@ fn chains(interface: &str) -> String {
 struct Script {
     delete: Vec<Element>,
     add: Vec<Element>,
+    get: Vec<Element>,
 }
 
 impl Script {
     /// One statement for each set and verb. What goes comes first: a way that is free may be another's now.
     fn text(&self) -> String {
         let mut text = String::new();
-        for (verb, list) in [("delete", &self.delete), ("add", &self.add)] {
+        for (verb, list) in [("delete", &self.delete), ("add", &self.add), ("get", &self.get)] {
             let mut by_set: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
             for (set, element) in list {
                 by_set.entry(set).or_default().push(element);

@@ -28,12 +28,17 @@ impl Answer {
 /// Serves `port` on all addresses of a pod or node, TCP and UDP, until the test's process ends. Each connection begins
 /// with the name of the place and the client's address; each line after that is answered with the same.
 pub(crate) fn serve(lab: &Lab, place: &str, port: u16) {
+    serve_in(&lab.namespace(place).unwrap(), place, port);
+}
+
+/// The same in a namespace that the lab has no name for.
+pub(crate) fn serve_in(namespace: &Namespace, place: &str, port: u16) {
     let open = || {
         let any: IpAddr = "::".parse().unwrap();
         let listener = TcpListener::bind((any, port)).unwrap();
         (listener, UdpSocket::bind((any, port)).unwrap())
     };
-    let (listener, socket) = lab.namespace(place).unwrap().run(open).unwrap();
+    let (listener, socket) = namespace.run(open).unwrap();
     let name = place.to_owned();
     std::thread::spawn(move || {
         let mut datagram = [0; 2000];

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -14,7 +14,7 @@ use std::process::{Child, Command, Output, Stdio};
 use crate::common::{TestLab, eventually, find, has_programs, may_make_labs, skip};
 use serde_json::{Value, json};
 use weft::admin::api::PodStatus;
-use weft::lab::{Lab, LabConfig, Namespace, socket};
+use weft::lab::{Lab, LabConfig, Namespace, WORLD, socket};
 
 const PLUGINS: &str = "/usr/lib/cni";
 
@@ -156,10 +156,46 @@ fn containers_of_podman_get_what_they_ask_for() {
         fetch_from(&lab, "n2-p1", wanted).as_deref() == Some("n1")
     });
     podman.ok(&["rm", "-f", "-t", "0", "any", "asked"]);
+    published_ports_lead_to_containers(&lab, &podman, &run);
     let left = lab.admin("n1").unwrap().pods().unwrap();
     assert_eq!(left.len(), 1, "only the lab's own: {left:?}");
     drop(podman);
     lab.finish();
+}
+
+/// `podman run -p`: to the world, to pods, and to the node; kept over a restart of the node's daemon, and given back.
+fn published_ports_lead_to_containers(
+    lab: &Lab,
+    podman: &Podman,
+    run: &impl Fn(&[&str]) -> String,
+) {
+    if find("nft").is_none() {
+        return skip("WEFT_REQUIRE_INTEROP", "nft is not installed (package nftables)");
+    }
+    let node: IpAddr = [192, 168, 77, 1].into();
+    let clients = [WORLD, "n2", "n2-p1", "n1-p1", "n1"];
+    let all_read = |port: u16, when: &str| {
+        for client in clients {
+            eventually(&format!("{when}: {client} reads from port {port}"), || {
+                fetch_port(lab, client, node, port).as_deref() == Some("n1")
+            });
+        }
+    };
+    run(&["--name", "web", "-p", "8080:80", "-p", "192.168.77.1:8081:80/tcp", "-p", "8080:80/udp"]);
+    all_read(8080, "at first");
+    all_read(8081, "at first");
+    let again = [&["run", "--rm"], &NETWORK[..], &["-p", "8080:80"]].concat();
+    let rootfs = podman.rootfs.to_string_lossy().into_owned();
+    let refused = podman.run(&[&again[..], &["--rootfs", &rootfs, "/bin/true"]].concat());
+    assert!(!refused.status.success());
+    podman.ok(&["stop", "-t", "0", "web"]);
+    for client in clients {
+        assert_eq!(fetch_port(lab, client, node, 8080), None, "{client}");
+    }
+    podman.ok(&["start", "web"]);
+    all_read(8080, "started again");
+    podman.ok(&["rm", "-f", "-t", "0", "web"]);
+    assert_eq!(fetch_port(lab, WORLD, node, 8080), None);
 }
 
 /// A containerd of a node, with a root and a socket of its own.
@@ -400,7 +436,7 @@ fn write_list(directory: &Path, lab: &Lab, node: &str) {
         "plugins": [{
             "type": "weft-cni",
             "socket": socket(lab.dir(), node),
-            "capabilities": { "ips": true, "mac": true },
+            "capabilities": { "ips": true, "mac": true, "portMappings": true },
         }],
     });
     fs::write(directory.join("10-weft.conflist"), list.to_string()).unwrap();
@@ -449,10 +485,15 @@ fn unused_of(addresses: &[IpAddr]) -> IpAddr {
 
 /// What a pod of the lab reads from the web server at `address`.
 fn fetch_from(lab: &Lab, pod: &str, address: IpAddr) -> Option<String> {
+    fetch_port(lab, pod, address, 80)
+}
+
+fn fetch_port(lab: &Lab, place: &str, address: IpAddr, port: u16) -> Option<String> {
     let mut command = Command::new("busybox");
-    command.args(["timeout", "3", "wget", "-qO-", &url(address)]);
+    let url = format!("http://{}/", SocketAddr::new(address, port));
+    command.args(["timeout", "3", "wget", "-qO-", &url]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    lab.namespace(pod).unwrap().start_inside(&mut command, false).unwrap();
+    lab.namespace(place).unwrap().start_inside(&mut command, false).unwrap();
     let output = command.spawn().unwrap().wait_with_output().unwrap();
     output.status.success().then(|| text(&output.stdout).trim().to_owned())
 }

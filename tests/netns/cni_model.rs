@@ -1,5 +1,5 @@
 //! Random ADD, DEL, CHECK, GC, kill, restart and reboot against a model that is too simple to be wrong: no address is
-//! held twice, none is lost, and none is given to somebody else before it has rested.
+//! held twice, none is lost, none is given to somebody else before it has rested, and a host port has one holder.
 //!
 //! The daemon is the real one, and so is the plugin, but for its process. Half of the containers get interfaces, the
 //! others only addresses, as from an IPAM plugin. `WEFT_SOAK_SECONDS` gives it its full length.
@@ -132,6 +132,12 @@ impl World {
         let outcome = self.call("ADD", who, &Value::Null);
         if !self.is_up {
             assert_eq!(code(&outcome), Some(11), "{outcome:?}");
+            return;
+        }
+        if let Some(port) = host_port(who)
+            && self.held.keys().any(|other| *other != who && host_port(*other) == Some(port))
+        {
+            assert_eq!(code(&outcome), Some(104), "{outcome:?}");
             return;
         }
         assert!(outcome.success, "{outcome:?}");
@@ -271,6 +277,9 @@ impl World {
         let mut config = json!({ "cniVersion": "1.1.0", "name": "weft", "type": plugin });
         if who.is_multiple_of(2) {
             config["socket"] = json!(socket);
+            let ports = host_port(who)
+                .map(|port| json!([{ "hostPort": port, "containerPort": 80, "protocol": "tcp" }]));
+            config["runtimeConfig"] = json!({ "portMappings": ports });
         } else {
             config["ipam"] = json!({ "type": "weft-cni", "socket": socket });
         }
@@ -294,6 +303,11 @@ impl World {
         assert!(Command::new("umount").arg(BOOT_ID).status().unwrap().success());
         fs::remove_file(boot_file).unwrap();
     }
+}
+
+/// The port of the node that a container asks for; some ask for the same. Those that only get addresses have none.
+fn host_port(who: usize) -> Option<usize> {
+    who.is_multiple_of(2).then_some(8000 + who / 4)
 }
 
 fn code(outcome: &Outcome) -> Option<u64> {

@@ -13,6 +13,7 @@ mod changes;
 mod cni;
 mod cni_faults;
 mod cni_model;
+mod cni_ports;
 mod conflict;
 mod dns;
 mod explain;

@@ -327,12 +327,7 @@ impl ServiceTable {
     }
 
     /// Who has this port of every node.
-    pub(crate) fn node_port(
-        &self,
-        family: Family,
-        port: u16,
-        protocol: Protocol,
-    ) -> Option<&Service> {
+    pub fn node_port(&self, family: Family, port: u16, protocol: Protocol) -> Option<&Service> {
         self.at(*self.node_ports.get(&(family, protocol, port))?)
     }
 
