@@ -25,6 +25,9 @@ pub enum Strictness {
     Lenient,
 }
 
+/// What a list is called that is for the network of the node, whatever that is called.
+pub const DEFAULT_NAME: &str = "weft";
+
 /// A configuration that was read and understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetConf {
@@ -32,6 +35,8 @@ pub struct NetConf {
     pub version: Version,
     /// `name`: the network's name.
     pub name: String,
+    /// `network`: the daemon's network, where the list has a name of its own.
+    pub network: Option<String>,
     /// `socket`: where the daemon listens.
     pub socket: PathBuf,
     /// `prevResult`: what the plugins before us in the chain did; for CHECK, what ADD promised.
@@ -70,8 +75,18 @@ const TOLD: [&str; 2] = ["cgroupPath", "io.kubernetes.cri.pod-annotations"];
 pub const CAPABILITIES: [&str; 5] = ["ips", "mac", "dns", "bandwidth", "portMappings"];
 
 /// Keys that are read, below. Of `args`, what is not known is to be ignored.
-const READ: [&str; 9] =
-    ["cniVersion", "name", "type", "prevResult", "socket", "ipam", "runtimeConfig", "args", "dns"];
+const READ: [&str; 10] = [
+    "cniVersion",
+    "name",
+    "type",
+    "prevResult",
+    "socket",
+    "network",
+    "ipam",
+    "runtimeConfig",
+    "args",
+    "dns",
+];
 
 impl NetConf {
     /// Reads a configuration.
@@ -111,6 +126,7 @@ impl NetConf {
         let mut conf = Self {
             version,
             name: name.to_owned(),
+            network: None,
             socket: socket.into(),
             previous,
             labels: BTreeMap::new(),
@@ -131,6 +147,7 @@ impl NetConf {
             };
         }
         if strictness == Strictness::Strict {
+            conf.network = text(object, "network")?.map(str::to_owned);
             conf.labels = labels_of(object)?;
             conf.ips = ips_of(object)?;
             conf.mac = mac_of(object)?;
@@ -143,6 +160,26 @@ impl NetConf {
             conf.routes = routes_of(object)?;
         }
         Ok(conf)
+    }
+
+    /// Whether pods of this list may be in the network `own`, the only one that a daemon has. One that is called
+    /// otherwise must not end up in it by mistake.
+    ///
+    /// # Errors
+    /// Code 7 when the list is for another network.
+    pub fn check_network(&self, own: &str) -> Result<(), CniError> {
+        let (key, value) = match &self.network {
+            Some(network) => ("network", network),
+            None if self.name == DEFAULT_NAME => return Ok(()),
+            None => ("name", &self.name),
+        };
+        if value == own {
+            return Ok(());
+        }
+        Err(invalid(format!(
+            "`{key}` is {value:.64?}, and this node is in the network {own:?}, the only one that its weftd has. If pods \
+             of this list are to be in that one, write \"network\": {own:?}"
+        )))
     }
 }
 
@@ -428,6 +465,25 @@ mod tests {
     }
 
     #[test]
+    fn a_list_for_another_network_is_told_from_one_with_another_name() {
+        let check = |name: &str, network: Option<&str>| {
+            let mut config = with("name", json!(name));
+            config["network"] = json!(network);
+            strict(&config).unwrap().check_network("prod").map_err(|error| error.details)
+        };
+        assert_eq!(check("weft", None), Ok(()));
+        assert_eq!(check("prod", None), Ok(()));
+        assert_eq!(check("podman", Some("prod")), Ok(()));
+        let why = check("blue", None).unwrap_err();
+        assert!(
+            why.starts_with("`name` is \"blue\", and this node is in the network \"prod\""),
+            "{why}"
+        );
+        assert!(why.ends_with("write \"network\": \"prod\""), "{why}");
+        assert!(check("weft", Some("blue")).unwrap_err().starts_with("`network` is \"blue\""));
+    }
+
+    #[test]
     fn ports_are_for_whoever_makes_the_interface() {
         let wish = json!({ "portMappings": [{ "hostPort": 8080, "containerPort": 80 }] });
         let conf = strict(&with("runtimeConfig", wish.clone())).unwrap();
@@ -452,6 +508,7 @@ mod tests {
             NetConf {
                 version: Version::V1_0_0,
                 name: "weft".into(),
+                network: None,
                 socket: DEFAULT_SOCKET.into(),
                 previous: None,
                 labels: BTreeMap::new(),

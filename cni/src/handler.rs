@@ -26,8 +26,8 @@ pub enum Verb {
     Check(Check),
     /// Release whatever of the network is not listed.
     Gc(Collect),
-    /// Say whether ADD would work.
-    Status,
+    /// Say whether ADD would work with this configuration.
+    Status(NetConf),
 }
 
 /// What ADD asks for.
@@ -147,7 +147,7 @@ pub fn interpret(request: &CniRequest) -> Result<Verb, CniError> {
         }
         Command::Status => {
             since(Version::V1_1_0, conf.version, Command::Status)?;
-            Ok(Verb::Status)
+            Ok(Verb::Status(conf))
         }
         Command::Version => Err(CniError::new(
             Code::INVALID_ENVIRONMENT,

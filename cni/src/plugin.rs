@@ -144,8 +144,8 @@ fn unanswered(verb: &Verb, socket: &Path, error: &ClientError) -> Result<(), Cni
         |code| CniError::new(code, "weftd is not available").with_details(error.to_string());
     match verb {
         // Their packets went through it.
-        Verb::Status if has_pods(socket) => Err(unavailable(Code::LIMITED)),
-        Verb::Status => Err(unavailable(Code::NOT_AVAILABLE)),
+        Verb::Status(_) if has_pods(socket) => Err(unavailable(Code::LIMITED)),
+        Verb::Status(_) => Err(unavailable(Code::NOT_AVAILABLE)),
         _ if !error.is_transient() => Err(unavailable(Code::INTERNAL)),
         Verb::Del(detach) => {
             let deletion = Deletion {

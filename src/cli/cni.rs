@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use cni::config::{CAPABILITIES, PLUGIN};
+use cni::config::{CAPABILITIES, DEFAULT_NAME, PLUGIN};
 use serde_json::{Value, json};
 
 use super::args::{CniArgs, CniCommand, CniInstallArgs};
@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(200);
 pub(super) fn run(arguments: &CniArgs, out: &mut impl Write) -> Result<()> {
     let CniCommand::Install(install) = &arguments.command;
     let admin = target(&arguments.target)?;
-    wait_until_ready(&admin, Duration::from_secs(install.wait.into()))?;
+    let network = wait_until_ready(&admin, Duration::from_secs(install.wait.into()))?;
     let program = std::env::current_exe().context("cannot find this program's file")?;
     let plugin = install.bin_dir.join(PLUGIN);
     // The list last: a runtime that sees it takes the node for ready and calls the plugin.
@@ -28,18 +28,18 @@ pub(super) fn run(arguments: &CniArgs, out: &mut impl Write) -> Result<()> {
         File::open(&program).with_context(|| format!("cannot read {}", program.display()))?;
     replace(&plugin, 0o755, file)?;
     let list = install.conf_dir.join(&install.file);
-    let text = format!("{:#}\n", network_list(install, admin.socket()));
+    let text = format!("{:#}\n", network_list(install, &network, admin.socket()));
     replace(&list, 0o644, text.as_bytes())?;
     writeln!(out, "{} and {} are written", plugin.display(), list.display())?;
     Ok(())
 }
 
-/// Only a node that can attach pods is offered to a runtime.
-fn wait_until_ready(admin: &Admin, patience: Duration) -> Result<()> {
+/// Only a node that can attach pods is offered to a runtime. Returns the name of its network.
+fn wait_until_ready(admin: &Admin, patience: Duration) -> Result<String> {
     let deadline = Instant::now() + patience;
     loop {
         let why = match admin.status() {
-            Ok(status) if status.ready => return Ok(()),
+            Ok(status) if status.ready => return Ok(status.network),
             Ok(status) => {
                 let problems: Vec<_> = status.problems.iter().map(|one| one.text.clone()).collect();
                 let lease = format!("the lease is {}", status.lease_state.name());
@@ -61,12 +61,15 @@ fn pause() {
     std::thread::sleep(LOOK);
 }
 
-fn network_list(install: &CniInstallArgs, socket: &Path) -> Value {
+fn network_list(install: &CniInstallArgs, network: &str, socket: &Path) -> Value {
     let capabilities: serde_json::Map<_, _> =
         CAPABILITIES.iter().map(|name| ((*name).to_owned(), Value::Bool(true))).collect();
     let mut plugin = json!({ "type": PLUGIN, "capabilities": capabilities });
     if socket != Path::new(cni::config::DEFAULT_SOCKET) {
         plugin["socket"] = json!(socket);
+    }
+    if ![DEFAULT_NAME, network].contains(&install.name.as_str()) {
+        plugin["network"] = json!(network);
     }
     json!({ "cniVersion": install.cni_version, "name": install.name, "plugins": [plugin] })
 }
@@ -119,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_list_is_one_that_the_plugin_takes() {
-        let install = CniInstallArgs {
+        let mut install = CniInstallArgs {
             bin_dir: "/opt/cni/bin".into(),
             conf_dir: "/etc/cni/net.d".into(),
             file: "10-weft.conflist".into(),
@@ -127,14 +130,18 @@ mod tests {
             cni_version: "1.0.0".into(),
             wait: 0,
         };
-        let list = network_list(&install, Path::new("/run/other/weftd.sock"));
+        let list = network_list(&install, "prod", Path::new("/run/other/weftd.sock"));
         let mut config = list["plugins"][0].clone();
         config["cniVersion"] = list["cniVersion"].clone();
         config["name"] = list["name"].clone();
         let conf = cni::config::NetConf::read(&config, cni::config::Strictness::Strict).unwrap();
         assert_eq!(conf.socket, Path::new("/run/other/weftd.sock"));
-        let list = network_list(&install, Path::new(cni::config::DEFAULT_SOCKET));
+        let list = network_list(&install, "prod", Path::new(cni::config::DEFAULT_SOCKET));
         assert!(list["plugins"][0].get("socket").is_none());
+        assert!(list["plugins"][0].get("network").is_none());
+        install.name = "podman".into();
+        let named = network_list(&install, "prod", Path::new(cni::config::DEFAULT_SOCKET));
+        assert_eq!(named["plugins"][0]["network"], "prod");
         assert_eq!(
             list["plugins"][0]["capabilities"],
             json!({ "ips": true, "mac": true, "dns": true, "bandwidth": true, "portMappings": true })

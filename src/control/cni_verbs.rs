@@ -24,7 +24,10 @@ impl Control {
             Verb::Del(detach) => self.del(&detach).map(|()| None),
             Verb::Check(check) => self.check(&check).map(|()| None),
             Verb::Gc(collect) => self.collect(&collect).map(|()| None),
-            Verb::Status => self.available().map(|()| None),
+            Verb::Status(conf) => {
+                conf.check_network(&self.config.network).and_then(|()| self.available())?;
+                Ok(None)
+            }
         });
         match done {
             Ok(result) => CniResponse::Result(result),
@@ -73,6 +76,7 @@ impl Control {
         if attach.conf.is_ipam {
             return self.add_addresses(attach, &attachment, pod, &wish);
         }
+        attach.conf.check_network(&self.config.network)?;
         let allocation = self
             .attach(
                 &attachment,

@@ -39,6 +39,7 @@ fn the_verbs_keep_what_the_specification_asks_for() {
     every_version_has_its_form(&lab);
     what_is_missing_is_named_at_once(&lab);
     status_says_whether_add_would_work(&lab);
+    a_list_for_another_network_does_not_share_this_one(&lab);
     without_a_daemon_the_runtime_tries_again(&mut lab);
     lab.finish();
 }
@@ -48,7 +49,7 @@ fn pods_that_come_at_once_all_get_a_network() {
     if !may_make_labs() {
         return;
     }
-    const PODS: usize = 20;
+    const PODS: usize = 100;
     let lab = TestLab::up(dual_stack("burst", 2));
     let pods: Vec<_> =
         (0..PODS).map(|n| Container::new(&lab, NODE, &format!("burst{n}"))).collect();
@@ -82,6 +83,10 @@ fn a_full_lease_refuses_the_pod_and_keeps_the_others() {
     let error = format!("{:#}", lab.add_pod(NODE).unwrap_err());
     assert!(error.contains("(code 101)") && error.contains("/30"), "{error}");
     assert!(!error.contains("DEL after that failed"), "{error}");
+    let runtime = Container::new(&lab, NODE, "status");
+    let status = runtime.call("STATUS", &runtime.config()).unwrap_err();
+    assert_eq!(status["code"], 50, "{status}");
+    assert!(text(&status).contains("no address of"), "{status}");
     let held = lab.state().pod("n1-p1").unwrap().1.addresses[0];
     assert_reaches(&lab, FAR_POD, held);
     lab.check_pod("n1-p1").unwrap();
@@ -359,6 +364,35 @@ fn what_is_missing_is_named_at_once(lab: &TestLab) {
 fn status_says_whether_add_would_work(lab: &TestLab) {
     let pod = Container::new(lab, NODE, "status");
     assert_eq!(pod.call("STATUS", &pod.config()).unwrap(), Value::Null);
+}
+
+fn a_list_for_another_network_does_not_share_this_one(lab: &TestLab) {
+    let pod = Container::new(lab, NODE, "other-list");
+    let network = lab.admin(NODE).unwrap().status().unwrap().network;
+    let mut config = pod.config();
+    config["name"] = json!("blue");
+    config["cni.dev/valid-attachments"] = json!([]);
+    for verb in ["ADD", "STATUS"] {
+        let error = pod.call(verb, &config).unwrap_err();
+        assert_eq!(error["code"], 7, "{verb}: {error}");
+        assert!(text(&error).contains("`name` is \"blue\""), "{error}");
+        assert!(text(&error).contains(&format!("\"network\": {network:?}")), "{error}");
+    }
+    assert!(!pod.has_interface("eth0"));
+    // It says that it means this one. GC of a list is about its own containers.
+    config["network"] = json!(network);
+    assert_eq!(pod.call("STATUS", &config).unwrap(), Value::Null);
+    pod.call("ADD", &config).unwrap();
+    let mut others = pod.config();
+    others["name"] = json!("green");
+    others["cni.dev/valid-attachments"] = json!([]);
+    pod.call("GC", &others).unwrap();
+    assert_eq!(pods_called(lab, "other-list"), 1);
+    pod.call("GC", &config).unwrap();
+    assert_eq!(pods_called(lab, "other-list"), 0);
+    // For DEL, nothing has to be right.
+    config["network"] = json!("red");
+    pod.call("DEL", &config).unwrap();
 }
 
 fn without_a_daemon_the_runtime_tries_again(lab: &mut TestLab) {
