@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The bucket may be overdrawn by one batch and is then waited for, so that a super-frame passes whole, and the rate
-//! over time is exact. Bytes are those of the port's counters.
+//! over time is exact. Bytes are those of IP packets ([`cost`]).
 //!
 //! What is limited costs a short lock per frame, which its source and its sinks share. A port without limits has no
 //! such thing around it.
@@ -25,7 +25,7 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use crate::frame::{Batch, Frame, Meta};
+use crate::frame::{Batch, Frame, Gso, GsoKind, Meta};
 use crate::port::{Context, PortIx, Sink, Source};
 use crate::verdict::Reason;
 
@@ -241,7 +241,7 @@ impl Source for ShapedSource {
         let mut received = Ok(());
         if wait.is_none() {
             received = self.inner.receive(context, batch);
-            let len = batch[first..].iter().map(|frame| frame.len() as u64).sum();
+            let len = batch[first..].iter().map(|frame| cost(&frame.meta, frame.data())).sum();
             wait = self.shared.lock().from_pod.as_mut().and_then(|bucket| {
                 bucket.take(len);
                 bucket.wait(now)
@@ -289,7 +289,7 @@ impl ShapedSource {
             debug_assert!(fits, "it was a frame before");
             frame.meta = meta;
             if let Some(bucket) = &mut state.to_pod {
-                bucket.take(data.len() as u64);
+                bucket.take(cost(&meta, &data));
             }
             state.spare.push(data);
             self.writer.send(context, frame);
@@ -327,7 +327,7 @@ impl Sink for ShapedSink {
             && state.to_pod.as_mut().is_none_or(|bucket| {
                 let may_pass = bucket.wait(Instant::now()).is_none();
                 if may_pass {
-                    bucket.take(len);
+                    bucket.take(cost(&frame.meta, frame.data()));
                 }
                 may_pass
             });
@@ -357,6 +357,23 @@ impl Sink for ShapedSink {
     fn flush(&mut self, context: &mut Context<'_>) {
         self.inner.flush(context);
     }
+}
+
+/// What a frame takes of a bucket: the bytes of its IP packets, without the Ethernet header. Datagrams that travel as one
+/// super-frame count with a header each, as they were sent; a TCP super-frame with its one, so that a stream gets its
+/// rate whatever its segments are.
+fn cost(meta: &Meta, data: &[u8]) -> u64 {
+    const ETHERNET_LEN: u64 = 14;
+    // RFC 791 and RFC 8200 without options, and RFC 768.
+    let headers_len = match data.get(14).map(|byte| byte >> 4) {
+        Some(6) => 40 + 8,
+        Some(_) | None => 20 + 8,
+    };
+    let more = match meta.gso {
+        Some(Gso { kind: GsoKind::Udp, segments, .. }) => u64::from(segments.saturating_sub(1)),
+        Some(Gso { kind: GsoKind::Tcp4 | GsoKind::Tcp6, .. }) | None => 0,
+    };
+    (data.len() as u64).saturating_sub(ETHERNET_LEN) + more * headers_len
 }
 
 /// A token bucket that may be overdrawn: whoever finds anything in it takes what he needs.
@@ -432,6 +449,25 @@ mod tests {
             let expected = 100_000_000 + 100_000;
             assert!(passed.abs_diff(expected) <= len + 10_000, "{len}: {passed}");
         }
+    }
+
+    #[test]
+    fn datagrams_count_alike_alone_and_together_and_a_stream_by_what_it_carries() {
+        let frame = |version: u8, headers: usize, payload: usize| {
+            let mut data = vec![0; 14 + headers + payload];
+            data[14] = version << 4;
+            data
+        };
+        let gso =
+            |kind, segments| Meta { gso: Some(Gso { kind, size: 1200, segments }), ..Meta::EMPTY };
+        for (version, headers) in [(4, 28), (6, 48)] {
+            let alone = cost(&Meta::EMPTY, &frame(version, headers, 1200));
+            assert_eq!(alone, headers as u64 + 1200);
+            let together = cost(&gso(GsoKind::Udp, 10), &frame(version, headers, 12_000));
+            assert_eq!(together, 10 * alone);
+        }
+        assert_eq!(cost(&gso(GsoKind::Tcp4, 10), &frame(4, 40, 12_000)), 12_040);
+        assert_eq!(cost(&Meta::EMPTY, &[]), 0);
     }
 
     #[test]
