@@ -18,7 +18,7 @@ pub(crate) mod wire;
 
 use std::fs;
 use std::ops::{Deref, DerefMut};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,13 @@ impl TestLab {
     #[track_caller]
     pub(crate) fn up(config: LabConfig) -> Self {
         // Not in a long $TMPDIR: the path of a Unix socket has at most 107 bytes.
-        let place = tempfile::Builder::new().prefix("weft-test-").tempdir_in("/tmp").unwrap();
+        Self::up_in(Path::new("/tmp"), config)
+    }
+
+    /// The same with all its files below `directory`.
+    #[track_caller]
+    pub(crate) fn up_in(directory: &Path, config: LabConfig) -> Self {
+        let place = tempfile::Builder::new().prefix("weft-test-").tempdir_in(directory).unwrap();
         let program = Some(PathBuf::from(env!("CARGO_BIN_EXE_weft")));
         let lab = Lab::up(&Labs::under(place.path()), LabConfig { program, ..config });
         Self { lab: lab.unwrap_or_else(|error| panic!("{error:#}")), _place: place }

@@ -2,7 +2,11 @@
 //! held twice, none is lost, none is given to somebody else before it has rested, and a host port has one holder.
 //!
 //! The daemon is the real one, and so is the plugin, but for its process. Half of the containers get interfaces, the
-//! others only addresses, as from an IPAM plugin. `WEFT_SOAK_SECONDS` gives it its full length.
+//! others only addresses, as from an IPAM plugin. `WEFT_SOAK_SECONDS` gives it its full length:
+//!
+//! ```console
+//! # WEFT_SOAK_SECONDS=60 cargo test --test netns cni_model -- --nocapture
+//! ```
 
 // Clippy takes only functions marked `#[test]` for tests, not what they call.
 #![allow(clippy::unwrap_used)]
@@ -11,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -88,7 +92,10 @@ impl World {
         let extra = format!("[ipam]\nreuse_delay_s = {}\n", REUSE_DELAY.as_secs());
         let config =
             LabConfig { nodes: 1, pods_per_node: 0, ipv6: false, extra, ..LabConfig::new("model") };
-        let lab = TestLab::up(config);
+        // In memory: it is processes that are killed, and a disk takes most of the time to sync.
+        let memory = Path::new("/dev/shm");
+        let place = if memory.is_dir() { memory } else { Path::new("/tmp") };
+        let lab = TestLab::up_in(place, config);
         let mut world = Self {
             lab,
             random: StdRng::seed_from_u64(seed),
