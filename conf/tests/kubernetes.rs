@@ -6,6 +6,11 @@
 #[allow(dead_code)]
 #[path = "../../tests/common/apiserver.rs"]
 mod apiserver;
+#[path = "../../tests/common/certificates.rs"]
+mod certificates;
+
+#[path = "kubernetes/access.rs"]
+mod access;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -166,7 +171,7 @@ impl Reader {
     async fn start(server: &ApiServer, folder: &std::path::Path, timing: Timing) -> Self {
         let kubeconfig = folder.join("kubeconfig");
         std::fs::write(&kubeconfig, server.kubeconfig()).unwrap();
-        let access = Access { kubeconfig: Some(kubeconfig), servers: Vec::new() };
+        let access = Access { kubeconfig: Some(kubeconfig), ..Access::default() };
         let source = Source::start(Api::new(access).await.unwrap(), timing, 7);
         Self { source, state: ClusterState::new(config()), anchors: Vec::new() }
     }
@@ -442,7 +447,7 @@ fn the_next_server_is_asked_when_one_does_not_answer() {
         std::fs::write(&kubeconfig, server.kubeconfig()).unwrap();
         // Port 1 is nobody's.
         let servers = vec!["http://127.0.0.1:1".to_owned(), format!("http://{}", server.address())];
-        let access = Access { kubeconfig: Some(kubeconfig), servers };
+        let access = Access { kubeconfig: Some(kubeconfig), servers, ..Access::default() };
         let api = Api::new(access).await.unwrap();
         assert!(matches!(api.get("/api/v1/nodes").await, Err(Failure::Unreachable(_))));
         api.get("/api/v1/nodes").await.unwrap();
@@ -454,7 +459,7 @@ fn the_next_server_is_asked_when_one_does_not_answer() {
 fn who_asks_and_whom_must_be_known() {
     let runtime = runtime();
     runtime.block_on(async {
-        let access = |file: &str| Access { kubeconfig: Some(file.into()), servers: Vec::new() };
+        let access = |file: &str| Access { kubeconfig: Some(file.into()), ..Access::default() };
         let error = Api::new(access("/nonexistent/kubeconfig")).await.unwrap_err();
         assert!(error.starts_with("/nonexistent/kubeconfig cannot be used"), "{error}");
     });

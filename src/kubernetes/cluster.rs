@@ -47,6 +47,7 @@ impl Cluster {
         let access = Access {
             kubeconfig: config.objects.kubeconfig.clone(),
             servers: config.objects.api_servers.iter().map(ToString::to_string).collect(),
+            ..Access::default()
         };
         let api = Api::new(access).await.map_err(anyhow::Error::msg)?;
         let seed = SysRng.try_next_u64().context("the kernel gives no random number")?;

@@ -16,7 +16,11 @@ use axum::response::{IntoResponse, Response};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::server::TlsStream;
 
 /// How often things go wrong, each as a probability.
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,6 +76,8 @@ struct World {
     requests: Vec<Recorded>,
     /// Kinds that are not there.
     absent: Vec<String>,
+    /// Who may ask; `None` for everybody.
+    tokens: Option<Vec<String>>,
     changed: watch::Sender<u64>,
 }
 
@@ -98,6 +104,7 @@ impl Store {
             rng: StdRng::seed_from_u64(seed),
             requests: Vec::new(),
             absent: Vec::new(),
+            tokens: None,
             changed: watch::Sender::new(0),
         })))
     }
@@ -119,6 +126,11 @@ impl Store {
     /// Kinds that the server has not.
     pub(crate) fn set_absent(&self, plurals: &[&str]) {
         self.lock().absent = plurals.iter().map(|plural| (*plural).to_owned()).collect();
+    }
+
+    /// Only who sends one of these bearer tokens is answered from now on.
+    pub(crate) fn set_tokens(&self, tokens: &[&str]) {
+        self.lock().tokens = Some(tokens.iter().map(|token| (*token).to_owned()).collect());
     }
 
     /// Makes or changes an object.
@@ -169,10 +181,13 @@ impl World {
             object["metadata"][field].as_str().unwrap_or_default().to_owned()
         };
         let key = (plural.to_owned(), text(&object, "namespace"), text(&object, "name"));
-        let is_new = !self.objects.contains_key(&key);
+        let known = self.objects.get(&key).map(|known| known["metadata"]["uid"].clone());
+        let is_new = known.is_none();
+        let new = || format!("0d1f5a2c-0000-4000-8000-{:012x}", self.version).into();
+        let uid = known.unwrap_or_else(new);
         let meta = &mut object["metadata"];
         meta["resourceVersion"] = self.version.to_string().into();
-        meta["uid"] = format!("0d1f5a2c-0000-4000-8000-{:012x}", self.version).into();
+        meta["uid"] = uid;
         meta["creationTimestamp"] = "2026-05-04T03:02:01Z".into();
         meta["generation"] = 1.into();
         meta["managedFields"] = json!([{
@@ -200,6 +215,7 @@ impl World {
 #[derive(Debug)]
 pub(crate) struct ApiServer {
     address: SocketAddr,
+    scheme: &'static str,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -212,6 +228,23 @@ impl ApiServer {
 
     /// Serves a store.
     pub(crate) fn serve(store: Store, listener: std::net::TcpListener) -> std::io::Result<Self> {
+        Self::run(store, listener, None)
+    }
+
+    /// Serves a store to those who speak TLS.
+    pub(crate) fn serve_tls(
+        store: Store,
+        listener: std::net::TcpListener,
+        tls: Arc<ServerConfig>,
+    ) -> std::io::Result<Self> {
+        Self::run(store, listener, Some(tls))
+    }
+
+    fn run(
+        store: Store,
+        listener: std::net::TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -220,12 +253,16 @@ impl ApiServer {
             .enable_all()
             .build()?;
         let app = Router::new().fallback(answer).with_state(store);
+        let scheme = if tls.is_some() { "https" } else { "http" };
         runtime.spawn(async move {
             let listener =
                 tokio::net::TcpListener::from_std(listener).expect("the listener does not block");
-            axum::serve(listener, app).await
+            match tls {
+                Some(tls) => axum::serve(Tls::new(listener, tls), app).await,
+                None => axum::serve(listener, app).await,
+            }
         });
-        Ok(Self { address, runtime: Some(runtime) })
+        Ok(Self { address, scheme, runtime: Some(runtime) })
     }
 
     /// Where it is.
@@ -235,13 +272,60 @@ impl ApiServer {
 
     /// The text of a kubeconfig that leads there.
     pub(crate) fn kubeconfig(&self) -> String {
+        self.kubeconfig_of("", "token: secret")
+    }
+
+    /// The same, with what else it says of the cluster and of the user: fields of YAML, in one line.
+    pub(crate) fn kubeconfig_of(&self, cluster: &str, user: &str) -> String {
+        let Self { address, scheme, .. } = self;
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
-             clusters: [{{name: lab, cluster: {{server: 'http://{}'}}}}]\n\
-             users: [{{name: node, user: {{token: secret}}}}]\n\
-             contexts: [{{name: lab, context: {{cluster: lab, user: node}}}}]\n",
-            self.address
+             clusters: [{{name: lab, cluster: {{server: '{scheme}://{address}', {cluster}}}}}]\n\
+             users: [{{name: node, user: {{{user}}}}}]\n\
+             contexts: [{{name: lab, context: {{cluster: lab, user: node}}}}]\n"
         )
+    }
+}
+
+/// Connections that have shaken hands.
+struct Tls {
+    made: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+    address: SocketAddr,
+}
+
+impl Tls {
+    fn new(listener: tokio::net::TcpListener, config: Arc<ServerConfig>) -> Self {
+        let address = listener.local_addr().expect("it is bound");
+        let (send, made) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let acceptor = TlsAcceptor::from(config);
+            while let Ok((stream, client)) = listener.accept().await {
+                let (acceptor, send) = (acceptor.clone(), send.clone());
+                // Nobody waits for who is slow; and whoever does not believe this server has gone.
+                tokio::spawn(async move {
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        let _ = send.send((stream, client)).await;
+                    }
+                });
+            }
+        });
+        Self { made, address }
+    }
+}
+
+impl axum::serve::Listener for Tls {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.made.recv().await {
+            Some(made) => made,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        Ok(self.address)
     }
 }
 
@@ -304,6 +388,8 @@ fn refusal(code: StatusCode, reason: &str, message: &str) -> Response {
 async fn answer(State(store): State<Store>, request: Request) -> Response {
     let method = request.method().clone();
     let uri = request.uri().clone();
+    let token = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+    let token = token.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned);
     let body = axum::body::to_bytes(request.into_body(), 4 << 20).await.unwrap_or_default();
     let query = |name: &str| {
         let pairs = uri.query().unwrap_or_default().split('&');
@@ -325,6 +411,9 @@ async fn answer(State(store): State<Store>, request: Request) -> Response {
     };
     {
         let mut world = store.lock();
+        if world.tokens.as_ref().is_some_and(|known| !token.is_some_and(|it| known.contains(&it))) {
+            return refusal(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized");
+        }
         let resource = match target.sub.as_str() {
             "" => target.plural.clone(),
             sub => format!("{}/{sub}", target.plural),
@@ -562,6 +651,40 @@ fn lines(
     (pieces, Fate::Goes)
 }
 
+/// What a server of 1.36 checks of an event of `events.k8s.io/v1` (pkg/apis/core/validation/events.go).
+fn check_event(target: &Target, event: &Value) -> Result<(), String> {
+    if target.plural != "events" {
+        return Ok(());
+    }
+    let text = |field: &str| event[field].as_str().unwrap_or_default();
+    for (field, len_max) in [("reportingController", 63 + 254), ("reportingInstance", 128)] {
+        if text(field).is_empty() || text(field).len() > len_max {
+            return Err(format!("{field}: Required, of at most {len_max} bytes"));
+        }
+    }
+    for field in ["action", "reason"] {
+        if text(field).is_empty() || text(field).len() > 128 {
+            return Err(format!("{field}: Required, of at most 128 bytes"));
+        }
+    }
+    if text("note").len() > 1024 {
+        return Err("note: can have at most 1024 bytes".to_owned());
+    }
+    if !["Normal", "Warning"].contains(&text("type")) {
+        return Err("type: has invalid value".to_owned());
+    }
+    // A MicroTime.
+    let is_time = text("eventTime").len() == "2026-05-04T03:02:01.000000Z".len();
+    if !is_time || !text("eventTime").ends_with('Z') {
+        return Err("eventTime: Required".to_owned());
+    }
+    match event["regarding"]["namespace"].as_str().unwrap_or_default() {
+        "" if target.namespace == "default" => Ok(()),
+        of if !of.is_empty() && of == target.namespace => Ok(()),
+        _ => Err("regarding.namespace: does not match event.namespace".to_owned()),
+    }
+}
+
 fn write(store: &Store, target: &Target, verb: &str, body: &[u8]) -> Response {
     let Ok(mut object) = serde_json::from_slice::<Value>(body) else {
         return refusal(StatusCode::BAD_REQUEST, "BadRequest", "the body is no JSON");
@@ -573,6 +696,9 @@ fn write(store: &Store, target: &Target, verb: &str, body: &[u8]) -> Response {
             object["metadata"]["name"] = format!("{prefix}{}", world.version).into();
         }
         object["metadata"]["namespace"] = target.namespace.clone().into();
+        if let Err(why) = check_event(target, &object) {
+            return refusal(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", &why);
+        }
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let key = (target.plural.clone(), target.namespace.clone(), name);
         if world.objects.contains_key(&key) {

@@ -35,16 +35,21 @@ const ANSWER_LEN_MAX: usize = 768 << 20;
 /// Most bytes of a line of a watch: etcd holds no object of more than 1.5 MB.
 const LINE_LEN_MAX: usize = 16 << 20;
 
-/// How often credentials are read again at most.
-const RENEW_PAUSE: Duration = Duration::from_secs(60);
-
 /// How to reach an API server.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
     /// The file that says it; `None` within a pod, whose service account does.
     pub kubeconfig: Option<PathBuf>,
     /// Servers to be asked instead of the one that is told there, in this order: `https://address:port`.
     pub servers: Vec<String>,
+    /// How often credentials are read again at most.
+    pub renew_pause: Duration,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self { kubeconfig: None, servers: Vec::new(), renew_pause: Duration::from_secs(60) }
+    }
 }
 
 /// API servers that are asked one after the other.
@@ -170,7 +175,7 @@ impl Api {
             Err(error) => {
                 self.turn_from(ix);
                 self.renew();
-                return Err(Failure::Unreachable(words(&error)));
+                return Err(Failure::Unreachable(advised(words(&error))));
             }
         };
         let status = response.status();
@@ -198,7 +203,7 @@ impl Api {
     fn renew(&self) {
         {
             let mut current = self.lock();
-            if current.renewing || current.made.elapsed() < RENEW_PAUSE {
+            if current.renewing || current.made.elapsed() < self.access.renew_pause {
                 return;
             }
             current.renewing = true;
@@ -222,7 +227,7 @@ impl Api {
 
 /// One client for each server; at least one.
 async fn clients(access: &Access) -> Result<Vec<(String, Client)>, String> {
-    let config = match &access.kubeconfig {
+    let mut config = match &access.kubeconfig {
         Some(file) => {
             let read = Kubeconfig::read_from(file)
                 .map_err(|error| format!("{} cannot be used: {error}", file.display()))?;
@@ -237,6 +242,17 @@ async fn clients(access: &Access) -> Result<Vec<(String, Client)>, String> {
             )
         })?,
     };
+    // As client-go, take off the end of line that people leave in a file. The file is read again when the server
+    // refuses the token.
+    let auth = &mut config.auth_info;
+    if let Some(file) = &auth.token_file {
+        let text = std::fs::read_to_string(file);
+        let text = text.map_err(|error| format!("{file} cannot be read: {error}"))?;
+        if text.trim() != text {
+            auth.token = Some(text.trim().to_owned().into());
+            auth.token_file = None;
+        }
+    }
     let mut urls = Vec::new();
     for server in &access.servers {
         let url: Uri = server.parse().map_err(|error| format!("{server} is no URL: {error}"))?;
@@ -270,6 +286,19 @@ async fn collect(response: Response<Body>) -> Result<Vec<u8>, Failure> {
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
+}
+
+/// The same, with what to do where people can do something.
+fn advised(text: String) -> String {
+    let advice = if text.contains("UnknownIssuer") || text.contains("BadSignature") {
+        ". Its certificate is not of the CA that this node was given: certificate-authority in the kubeconfig, \
+         or the service account's ca.crt"
+    } else if text.contains("not valid for name") || text.contains("NotValidForName") {
+        ". Name it under api_servers in [objects] as its certificate does"
+    } else {
+        ""
+    };
+    text + advice
 }
 
 /// An error with all its causes, each said once.
