@@ -668,42 +668,43 @@ async fn start_servers(
     Ok(servers)
 }
 
-/// Serves names until `stopped` says so. While its addresses are taken, it tries again: pods have a network
-/// without it, too.
+/// Serves names where they are to be served, until `stopped` says so. While an address is taken, it tries again:
+/// pods have a network without it, too.
 async fn serve_names(
     config: DnsConfig,
     resolver: Arc<Resolver>,
     control: SharedControl,
     mut stopped: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
-    let topic = Topic::Node(ProblemTopic::Dns);
+    let topic = || Topic::Node(ProblemTopic::Dns);
+    let mut places =
+        with(&control, |control| control.dns_addresses()).await.map_err(std::io::Error::other)?;
+    let mut dns = Dns::start(&config, &resolver, dns::PORT, &stopped);
     loop {
-        match Dns::start(&config, &resolver, dns::PORT, &stopped) {
-            Ok(dns) => {
-                with(&control, move |control| control.clear(&topic))
-                    .await
-                    .map_err(std::io::Error::other)?;
-                dns.stopped().await;
-                return Ok(());
-            }
-            Err(error) => {
-                let problem = format!(
-                    "pods' names are not answered, since port {} of {} cannot be listened on: {error}. Stop what \
-                     has it (`ss -lpn sport = :53`), choose other addresses under [dns], or set enabled = false",
-                    dns::PORT,
-                    config.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-                );
-                let topic = topic.clone();
-                with(&control, move |control| control.raise(topic, problem))
-                    .await
-                    .map_err(std::io::Error::other)?;
-            }
-        }
+        let addresses = places.borrow_and_update().clone();
+        let problem = dns.listen(&addresses).err().map(|error| {
+            format!(
+                "pods' names are not answered, since port {} of {} cannot be listened on: {error}. Stop what has \
+                 it (`ss -lpn sport = :53`), choose other addresses under [dns], or set enabled = false",
+                dns::PORT,
+                addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            )
+        });
+        let is_well = problem.is_none();
+        with(&control, move |control| match problem {
+            Some(problem) => control.raise(topic(), problem),
+            None => control.clear(&topic()),
+        })
+        .await
+        .map_err(std::io::Error::other)?;
         tokio::select! {
-            _ = stopped.wait_for(|stop| *stop) => return Ok(()),
-            () = tokio::time::sleep(LOOK) => {}
+            _ = stopped.wait_for(|stop| *stop) => break,
+            changed = places.changed() => if changed.is_err() { break },
+            () = tokio::time::sleep(LOOK), if !is_well => {}
         }
     }
+    dns.stopped().await;
+    Ok(())
 }
 
 /// The running gossip, and what has been taken up of it.

@@ -594,7 +594,8 @@ const DNS: Section = Section {
             },
             default: Default::Fixed,
             doc: "Where pods find it, at most one address per family. Each node answers there itself: no \
-                  question leaves it. They must be outside of the pods' ranges.",
+                  question leaves it. They must be outside of the pods' ranges. Where there is a Service \
+                  `kube-system/kube-dns`, it is found at the cluster IPs of that.",
         },
         Field {
             name: "ttl_s",

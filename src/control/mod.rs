@@ -248,6 +248,8 @@ pub struct Control {
     underlay: Option<Underlay>,
     /// Who answers pods' names, unless the configuration leaves that to others.
     dns: Option<Arc<Resolver>>,
+    /// Where it is to answer; nowhere without it.
+    dns_addresses: watch::Sender<Vec<IpAddr>>,
     tunnel: Option<TunnelStatus>,
     host: Option<Host>,
     paths: PathMonitor,
@@ -298,7 +300,8 @@ impl Control {
         let engine = Engine::start(&config.switch, Arc::new(empty))?;
         let numbers = PortNumbers::new(config.switch.ports_max);
         let started = Instant::now();
-        let objects = Objects::new(&config, &identity.name, started);
+        let mut objects = Objects::new(&config, &identity.name, started);
+        let dns_addresses = watch::Sender::new(objects.tables().names().to_vec());
         let seed = SysRng.try_next_u64().context("the kernel gives no random number")?;
         let (paths, findings) =
             PathMonitor::new(identity.id.vtep_mac(), engine.prober_counters(), seed);
@@ -333,6 +336,7 @@ impl Control {
             objects,
             ways: Ways::default(),
             balancers: BTreeMap::new(),
+            dns_addresses,
             plans: watch::Sender::default(),
             health_checks: watch::Sender::default(),
             announced: Report::default(),
@@ -373,7 +377,13 @@ impl Control {
 
     /// How the name server is doing; `None` when there is none.
     pub fn dns_status(&self) -> Option<DnsStatus> {
-        self.dns.as_deref().map(|resolver| DnsStatus::of(resolver, &self.config.dns))
+        let addresses = self.dns_addresses.borrow();
+        self.dns.as_deref().map(|resolver| DnsStatus::of(resolver, &self.config.dns, &addresses))
+    }
+
+    /// Where the name server is to answer, for who listens there.
+    pub fn dns_addresses(&self) -> watch::Receiver<Vec<IpAddr>> {
+        self.dns_addresses.subscribe()
     }
 
     /// What is to be announced, for who announces it.
@@ -569,9 +579,7 @@ impl Control {
         }
         if let Some(host) = &self.host {
             let mut addresses = gateways.to_vec();
-            if self.config.dns.enabled {
-                addresses.extend(&self.config.dns.addresses);
-            }
+            addresses.extend(self.dns_addresses.borrow().iter());
             host.configure(&addresses, &self.routed_ranges(), mtu)?;
         }
         Ok(())
@@ -605,7 +613,7 @@ impl Control {
             vxlan_port: self.config.overlay.vxlan_port,
             masqueraded: if masquerades { &leases } else { &[] },
             ranges: &self.config.lease.ranges,
-            dns: if self.config.dns.enabled { &self.config.dns.addresses } else { &[] },
+            dns: &self.dns_addresses.borrow(),
             ways: &self.ways,
         });
         match set {

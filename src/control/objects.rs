@@ -21,7 +21,7 @@ use super::policies::{PolicyTables, Scope};
 use super::services::ServiceTables;
 use super::{Control, Topic, gate};
 use crate::admin::api::ProblemTopic;
-use crate::dns::names;
+use crate::dns::{names, place as dns_place};
 use crate::explain::{self, Explained, Known, Query, world::World};
 use crate::policy::list::PolicyStatus;
 
@@ -95,7 +95,8 @@ impl Objects {
 
     pub(super) fn new(config: &NodeConfig, node: &str, now: Instant) -> Self {
         let services = config.allocation();
-        let names = if config.dns.enabled { config.dns.addresses.clone() } else { Vec::new() };
+        let cluster = SharedCluster::new(ClusterState::new(services.clone()));
+        let names = dns_place::addresses(&config.dns, &cluster.read());
         let balancing = config.services.balancing;
         let place = Place { node: node.into(), zone: None, balancing };
         let mut reserved = vec![
@@ -110,7 +111,7 @@ impl Objects {
         let tables = ServiceTables::new(place, &services.ranges, &config.lease.ranges, names)
             .with_reserved(reserved);
         Self {
-            cluster: SharedCluster::new(ClusterState::new(services)),
+            cluster,
             source: None,
             facts: Facts::new(node, now),
             tables,
@@ -261,7 +262,27 @@ impl Control {
         }
         self.take_up_policies(&delta);
         self.take_up_delta(&delta);
+        if dns_place::is_in(&delta.services) {
+            self.follow_dns_service();
+        }
         self.follow_balancers(&delta.services);
+    }
+
+    /// Moves the name server to where its Service says that it is.
+    fn follow_dns_service(&mut self) {
+        let objects = &mut self.objects;
+        let state = objects.cluster.read();
+        let names = dns_place::addresses(&self.config.dns, &state);
+        if names == objects.tables.names() {
+            return;
+        }
+        tracing::info!(addresses = ?names, "the name server answers here now");
+        let table = objects.tables.set_names(&state, names.clone());
+        drop(state);
+        // It listens before anybody is led there.
+        self.dns_addresses.send_replace(names);
+        self.set_services(table);
+        self.set_up_host();
     }
 
     /// Takes up this node's own pods.

@@ -78,6 +78,27 @@ impl ServiceTables {
         self
     }
 
+    /// Where this node's name server answers.
+    pub fn names(&self) -> &[IpAddr] {
+        &self.names
+    }
+
+    /// Takes up where this node's name server answers from now on. Returns the new table.
+    pub fn set_names(&mut self, state: &ClusterState, names: Vec<IpAddr>) -> Arc<ServiceTable> {
+        let before = std::mem::replace(&mut self.names, names);
+        let is_concerned = |(address, ..): &FrontendKey| {
+            address
+                .is_some_and(|address| before.contains(&address) || self.names.contains(&address))
+        };
+        let claims = self.claims.iter().filter(|(key, _)| is_concerned(key));
+        let affected = claims.flat_map(|(_, claims)| claims.iter().map(|(_, id)| id.clone()));
+        let affected: BTreeSet<ObjectName> = affected.collect();
+        let mut builder = self.table.edit();
+        builder.answered(self.names.clone());
+        self.remake(state, affected, &mut builder);
+        self.finish(builder)
+    }
+
     /// What of the table the host has to route to the switch, and whether it has changed.
     pub fn exposure(&mut self) -> &mut Exposure {
         &mut self.exposure

@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 
 use super::answer::{Answer, server_name, soa};
 use super::directory::{Directory, Endpoint, Port, Target, protocol_label, undashed};
+use super::place;
 
 /// The version of the specification, as `dns-version` tells it.
 const SPECIFICATION: &str = "1.1.0";
@@ -32,7 +33,7 @@ pub struct ClusterZones {
     domain: Name,
     ttl: u32,
     pods: PodNames,
-    /// Where this server listens.
+    /// Where this server is by its configuration.
     servers: Vec<IpAddr>,
     /// Whose reverse names are ours, with the reverse zone that contains each.
     reverse: Vec<(IpNetwork, Name)>,
@@ -116,12 +117,12 @@ impl ClusterZones {
         kind: RecordType,
     ) -> Found {
         let found = match labels {
-            [] => self.apex(name, kind),
+            [] => self.apex(directory, name, kind),
             ["dns-version"] => {
                 let text = RData::TXT(TXT::new(vec![SPECIFICATION.to_owned()]));
                 self.only(name, kind, RecordType::TXT, vec![text])
             }
-            ["ns", "dns"] => self.addresses(name, kind, self.servers.iter().copied()),
+            ["ns", "dns"] => self.addresses(name, kind, self.servers(directory)),
             ["dns" | "svc"] => self.no_data(),
             ["pod"] if self.pods != PodNames::Disabled => self.no_data(),
             [namespace, "svc"] | [namespace, "pod"] if directory.has_namespace(namespace) => {
@@ -143,14 +144,18 @@ impl ClusterZones {
         Found::Answer(found)
     }
 
-    fn apex(&self, name: &Name, kind: RecordType) -> Answer {
+    fn servers(&self, directory: &Directory) -> Vec<IpAddr> {
+        place::chosen(directory.servers(), &self.servers)
+    }
+
+    fn apex(&self, directory: &Directory, name: &Name, kind: RecordType) -> Answer {
         if kind == RecordType::SOA || kind == RecordType::ANY {
             return Answer::records(vec![soa(&self.domain, self.ttl)]);
         }
         let server = server_name(&self.domain);
         let mut answer = self.only(name, kind, RecordType::NS, vec![RData::NS(NS(server.clone()))]);
         if kind == RecordType::NS {
-            answer.additionals = self.glue(&server, self.servers.iter().copied());
+            answer.additionals = self.glue(&server, self.servers(directory));
         }
         answer
     }

@@ -84,6 +84,8 @@ pub struct Directory {
     pods_at: HashMap<IpAddr, Vec<PodName>>,
     /// Names relative to the cluster's domain, for each address that has any.
     names: HashMap<IpAddr, Vec<String>>,
+    /// Where the Service of the DNS says that it is.
+    servers: Vec<IpAddr>,
 }
 
 impl Directory {
@@ -149,6 +151,16 @@ impl Directory {
             }
             self.pods.insert(id, pod);
         }
+    }
+
+    /// Sets where the Service of the cluster's DNS says that it is; nowhere without one.
+    pub fn set_servers(&mut self, addresses: Vec<IpAddr>) {
+        self.servers = addresses;
+    }
+
+    /// Where the Service of the cluster's DNS says that it is.
+    pub fn servers(&self) -> &[IpAddr] {
+        &self.servers
     }
 
     /// Whether anybody knows of this namespace.

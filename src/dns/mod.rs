@@ -21,6 +21,7 @@ pub mod directory;
 mod exchange;
 pub mod message;
 pub mod names;
+pub mod place;
 pub mod records;
 pub mod report;
 pub mod resolver;
@@ -28,6 +29,7 @@ mod server;
 pub mod stats;
 pub mod upstream;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -144,26 +146,31 @@ pub fn answer_alone(
 /// A running name server.
 #[derive(Debug)]
 pub struct Dns {
-    servers: Vec<JoinHandle<()>>,
+    resolver: Arc<Resolver>,
+    port: u16,
+    servers: BTreeMap<IpAddr, Server>,
+    /// Where it answers, for who must not ask it.
+    own: watch::Sender<Vec<IpAddr>>,
+    upstreams: JoinHandle<()>,
+}
+
+/// What serves one address.
+#[derive(Debug)]
+struct Server {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Dns {
-    /// Listens on the configured addresses, at `port`, until `stop` says so. They need not be on an
-    /// interface yet.
-    ///
-    /// # Errors
-    /// When an address cannot be listened on.
+    /// Keeps the resolver's list of other servers true, until `stop` says so. It listens nowhere yet, and will at
+    /// `port`.
     pub fn start(
         config: &DnsConfig,
         resolver: &Arc<Resolver>,
         port: u16,
         stop: &watch::Receiver<bool>,
-    ) -> io::Result<Self> {
-        let mut servers = Vec::new();
-        for address in &config.addresses {
-            let at = SocketAddr::new(*address, port);
-            servers.extend(server::serve(at, resolver, stop)?);
-        }
+    ) -> Self {
+        let own = watch::Sender::new(config.addresses.clone());
         let upstreams = Others {
             path: config.resolv_conf.clone(),
             fixed: config.upstreams.iter().map(|upstream| upstream.address()).collect(),
@@ -175,18 +182,55 @@ impl Dns {
                     (stub.zone.name().clone(), servers)
                 })
                 .collect(),
-            own: config.addresses.clone(),
+            own: own.subscribe(),
             seen: None,
         };
-        servers.push(tokio::spawn(upstreams.keep(Arc::clone(resolver), stop.clone())));
-        Ok(Self { servers })
+        let upstreams = tokio::spawn(upstreams.keep(Arc::clone(resolver), stop.clone()));
+        Self { resolver: Arc::clone(resolver), port, servers: BTreeMap::new(), own, upstreams }
     }
 
-    /// Waits for the end of all servers, once they were told to stop.
+    /// Listens at these addresses, and at no others any more. They need not be on an interface yet. Where it
+    /// listens already, nobody notices.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on; the others are served then, and those of before as well.
+    pub fn listen(&mut self, addresses: &[IpAddr]) -> io::Result<()> {
+        self.own.send_replace(addresses.to_vec());
+        let mut first_error = None;
+        for address in addresses {
+            if self.servers.contains_key(address) {
+                continue;
+            }
+            let (stop, stopped) = watch::channel(false);
+            let at = SocketAddr::new(*address, self.port);
+            match server::serve(at, &self.resolver, &stopped) {
+                Ok(tasks) => drop(self.servers.insert(*address, Server { stop, tasks })),
+                Err(error) => drop(first_error.get_or_insert(error)),
+            }
+        }
+        if let Some(error) = first_error {
+            return Err(error);
+        }
+        // The sockets close within the pause of their threads.
+        self.servers.retain(|address, server| {
+            let stays = addresses.contains(address);
+            if !stays {
+                server.stop.send_replace(true);
+            }
+            stays
+        });
+        Ok(())
+    }
+
+    /// Ends all servers and waits for their end, and for that of everything else once it was told to stop.
     pub async fn stopped(self) {
-        for server in self.servers {
+        for server in self.servers.values() {
+            server.stop.send_replace(true);
+        }
+        let servers = self.servers.into_values().flat_map(|server| server.tasks);
+        for task in servers.chain([self.upstreams]) {
             // One that panicked has ended, too; its log line is there.
-            let _ended = server.await;
+            let _ended = task.await;
         }
     }
 }
@@ -196,7 +240,8 @@ struct Others {
     path: PathBuf,
     fixed: Vec<SocketAddr>,
     stubs: Vec<(Name, Vec<SocketAddr>)>,
-    own: Vec<IpAddr>,
+    /// Where this server itself answers.
+    own: watch::Receiver<Vec<IpAddr>>,
     /// When the file was written that was read last.
     seen: Option<SystemTime>,
 }
@@ -211,6 +256,7 @@ impl Others {
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
                 _ = look.tick() => self.take_up(&resolver, false),
+                Ok(()) = self.own.changed() => self.take_up(&resolver, true),
             }
             if Instant::now() >= next_loop_look {
                 next_loop_look = Instant::now() + LOOP_LOOK;
@@ -235,6 +281,7 @@ impl Others {
             return;
         }
         self.seen = written;
+        let own = self.own.borrow_and_update().clone();
         let read = match fs::read_to_string(&self.path) {
             Ok(text) => ResolvConf::parse(&text),
             Err(error) => {
@@ -247,7 +294,7 @@ impl Others {
         };
         let all = if self.fixed.is_empty() { read.servers } else { self.fixed.clone() };
         let (own, others): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|server| self.own.contains(&server.ip()));
+            all.into_iter().partition(|server| own.contains(&server.ip()));
         for server in own {
             tracing::warn!(%server, "this name server is this node's own: it is not asked");
         }

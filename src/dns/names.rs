@@ -6,6 +6,7 @@ use conf::cluster::{ClusterState, Delta, PodView, ServiceType, ServiceView};
 use hickory_proto::rr::Name;
 
 use super::directory::{Directory, Endpoint, Pod, Port, Target};
+use super::place;
 
 /// Takes up what is different in `state`.
 pub fn update(directory: &mut Directory, state: &ClusterState, delta: &Delta) {
@@ -14,6 +15,9 @@ pub fn update(directory: &mut Directory, state: &ClusterState, delta: &Delta) {
         let target = view.and_then(|view| target(view));
         directory.set_service(&id.namespace, &id.name, target);
         directory.set_namespace(&id.namespace, state.has_namespace(&id.namespace));
+    }
+    if place::is_in(&delta.services) {
+        directory.set_servers(place::of_service(state));
     }
     for id in &delta.pods {
         let pod = state.pod(&id.namespace, &id.name).filter(|pod| !pod.is_finished());

@@ -14,7 +14,7 @@ use super::stats::{Part, code_name};
 pub struct DnsStatus {
     /// The cluster's domain.
     pub domain: String,
-    /// Where pods find it.
+    /// Where pods find it: at the Service `kube-system/kube-dns` where there is one, else where it is configured.
     pub addresses: Vec<IpAddr>,
     /// Whether the state of the cluster is known; until then its names are answered with SERVFAIL.
     pub synced: bool,
@@ -95,8 +95,8 @@ pub struct DnsRecord {
 }
 
 impl DnsStatus {
-    /// The state of a resolver.
-    pub fn of(resolver: &Resolver, config: &conf::DnsConfig) -> Self {
+    /// The state of a resolver that answers at these addresses.
+    pub fn of(resolver: &Resolver, config: &conf::DnsConfig, addresses: &[IpAddr]) -> Self {
         let totals = resolver.stats().totals();
         let known = resolver.known();
         let (services, pods) = known.unwrap_or_default();
@@ -115,7 +115,7 @@ impl DnsStatus {
         let others = totals.others.into_iter().map(|(name, total)| (name.to_owned(), total));
         Self {
             domain: config.domain.to_string(),
-            addresses: config.addresses.clone(),
+            addresses: addresses.to_vec(),
             synced: known.is_some(),
             services,
             pods,

@@ -18,6 +18,7 @@ use vswitch::tables::{Node, Peer, Tables};
 use crate::control::compile::{self, Inputs, Pod};
 use crate::control::endpoints::Place;
 use crate::control::services::ServiceTables;
+use crate::dns::place;
 
 /// No question depends on the length of a packet.
 const MTU: u16 = 1450;
@@ -138,7 +139,7 @@ impl World {
         targets: &BTreeSet<(IpAddr, u16)>,
     ) -> Tables {
         let allocation = config.allocation();
-        let names = if config.dns.enabled { config.dns.addresses.clone() } else { Vec::new() };
+        let names = place::addresses(&config.dns, state);
         let place = Place { node: node.into(), zone: None, balancing: config.services.balancing };
         let mut services =
             ServiceTables::new(place, &allocation.ranges, &config.lease.ranges, names);

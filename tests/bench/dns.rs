@@ -65,7 +65,8 @@ fn main() {
     });
     println!("{} services taken up in {:?}", options.services, began.elapsed());
     let (stop, stopped) = watch::channel(false);
-    let server = Dns::start(&config, &resolver, PORT, &stopped).expect("the server starts");
+    let mut server = Dns::start(&config, &resolver, PORT, &stopped);
+    server.listen(&config.addresses).expect("the server starts");
 
     let quiet = run(&Options { pairs: options.pairs.min(20_000), window: 1, ..options });
     println!("one pair at a time:   {quiet}");

@@ -4,6 +4,9 @@
 #[allow(dead_code)]
 #[path = "../common/apiserver.rs"]
 mod apiserver;
+#[allow(dead_code)]
+#[path = "../common/certificates.rs"]
+mod certificates;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../common/role.rs"]

@@ -366,7 +366,8 @@ async fn a_server_that_leads_back_here_is_found_out() {
     };
     let resolver = resolver();
     let (stop, stopped) = watch::channel(false);
-    let dns = crate::dns::Dns::start(&config, &resolver, 5300, &stopped).unwrap();
+    let mut dns = crate::dns::Dns::start(&config, &resolver, 5300, &stopped);
+    dns.listen(&config.addresses).unwrap();
     let itself: SocketAddr = "127.53.1.1:5300".parse().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while resolver.upstreams().is_empty() {
@@ -393,7 +394,8 @@ async fn questions_are_answered_over_udp_and_tcp() {
     };
     let resolver = resolver();
     let (stop, stopped) = watch::channel(false);
-    let dns = crate::dns::Dns::start(&config, &resolver, 5300, &stopped).unwrap();
+    let mut dns = crate::dns::Dns::start(&config, &resolver, 5300, &stopped);
+    dns.listen(&config.addresses).unwrap();
     let mut log = resolver.stats().watch();
     let mut request = Message::new(77, MessageType::Query, OpCode::Query);
     let asked = name("10-244-1-9.default.pod.cluster.local.");
