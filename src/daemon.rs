@@ -239,7 +239,7 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
     let control = SharedControl::new(build(&config)?);
     let mut cluster = match config.objects.source {
         ObjectSource::Manifests => None,
-        ObjectSource::Kubernetes => Some(Cluster::start(&config, &control).await?),
+        ObjectSource::Kubernetes => Some(Cluster::open(&config, &control).await?),
     };
     // In a Kubernetes cluster, the Node objects say where this node is; or what they said before.
     let mut placed = match &cluster {
@@ -256,6 +256,10 @@ async fn serve(mut config: Arc<NodeConfig>, file: PathBuf) -> Result<()> {
         Ok(underlay) => underlay?,
         Err(_elapsed) => None,
     };
+    // Pods that are there come to ports for which there are policies already.
+    if let Some(cluster) = &mut cluster {
+        cluster.start(&control).await?;
+    }
     with(&control, Control::reattach).await??;
 
     // Before anybody is told that the daemon runs: what it remembers may be damaged.

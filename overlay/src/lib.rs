@@ -27,7 +27,7 @@ pub mod pods;
 pub mod seal;
 pub mod send_offload;
 mod span;
-mod state_file;
+pub mod state_file;
 pub mod subnet;
 pub mod tunnel;
 pub mod udp;

@@ -9,12 +9,18 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 
 /// Replaces the file at `path`: written beside it, synced, renamed over it, and the directory synced.
-pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
+///
+/// # Errors
+/// When a step fails. The file is then the old one, or (if only the last step failed) the new one.
+pub fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
     write_with_mode(path, content, 0o666)
 }
 
 /// The same, with other permissions than the usual ones. They hold before anything is in the file.
-pub(crate) fn write_with_mode(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
+///
+/// # Errors
+/// As of [`write`].
+pub fn write_with_mode(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
     replace(path, content, mode).map_err(|cause| Error::WriteState { path: path.to_owned(), cause })
 }
 

@@ -149,6 +149,9 @@ pub struct ApiServerStatus {
     /// For how long what is known may have been old, in seconds; `None` while it is up to date.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_s: Option<u64>,
+    /// Whether what is known was known before the daemon started, and the server has not told all of it since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub remembered: bool,
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -138,6 +138,9 @@ fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
     line("objects", format!("{accepted} accepted, {refused} refused, {ignored} ignored"))?;
     if let Some(api) = &status.api_server {
         let state = match (api.stale_s, api.synced) {
+            (Some(stale_s), _) if api.remembered => {
+                format!("STALE for {}, as known before the start", duration(stale_s))
+            }
             (None, true) => "up to date".to_owned(),
             (None, false) => "being read".to_owned(),
             (Some(stale_s), true) => format!("STALE for {}", duration(stale_s)),

@@ -153,6 +153,8 @@ pub enum Topic {
     Services(&'static str),
     /// The control plane of Kubernetes gives this node no subnet, or another one than it has.
     PodCidrs,
+    /// What is known of a Kubernetes cluster cannot be kept on disk.
+    Snapshot,
     /// What the plugin noted while no daemon ran cannot be carried out.
     Deletions,
     /// The path to the node at this underlay address carries less than both ends.
@@ -171,7 +173,7 @@ impl Topic {
             Self::Services(_) => Code::ProblemObjects,
             Self::Pod(_) | Self::Told(_) => Code::ProblemPod,
             Self::CutOff(_) => Code::ProblemCutOff,
-            Self::Lending | Self::Deletions => Code::ProblemStorage,
+            Self::Lending | Self::Snapshot | Self::Deletions => Code::ProblemStorage,
             Self::PodCidrs => Code::ProblemLease,
             Self::Node(topic) => match topic {
                 ProblemTopic::Underlay => Code::ProblemUnderlay,
@@ -204,7 +206,7 @@ impl Topic {
             Self::Sysctl(_) => ProblemTopic::Sysctl,
             Self::Services(_) => ProblemTopic::Objects,
             Self::PodCidrs => ProblemTopic::Lease,
-            Self::Lending | Self::Deletions => ProblemTopic::Storage,
+            Self::Lending | Self::Snapshot | Self::Deletions => ProblemTopic::Storage,
             Self::Pod(_) | Self::Told(_) | Self::CutOff(_) => ProblemTopic::Pod,
             Self::Path(_) => ProblemTopic::Path,
             Self::Data(_) => ProblemTopic::Data,

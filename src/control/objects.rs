@@ -1,12 +1,14 @@
 //! The objects of the cluster in the daemon: taken up as their source and the map tell, and made into the
 //! switch's table of Services.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use conf::cluster::{Change, ClusterState, Delta, ObjectName};
+use conf::cluster::{Change, ClusterState, Delta, Object, ObjectName};
+use conf::source::kubernetes::snapshot::Snapshot;
 use conf::source::kubernetes::{Health, SharedObjects};
 use conf::source::manifests::Counts;
 use conf::source::{self, Listing, SharedDirectory, Update};
@@ -19,7 +21,7 @@ use super::endpoints::Place;
 use super::facts::Facts;
 use super::policies::{PolicyTables, Scope};
 use super::services::ServiceTables;
-use super::{Control, Topic, gate};
+use super::{Control, Topic, gate, now_unix_s};
 use crate::admin::api::ProblemTopic;
 use crate::dns::{names, place as dns_place};
 use crate::explain::{self, Explained, Known, Query, world::World};
@@ -73,8 +75,11 @@ pub(super) struct Objects {
     /// When the log named them last, and whether there may be others since.
     told_at: Option<Instant>,
     untold: bool,
-    /// Since when the API server does not answer, as far as the problem tells it.
-    trouble_told: Option<Instant>,
+    /// Since when the API server does not answer, and whether all that is known is remembered, as far as the
+    /// problem tells it.
+    trouble_told: (Option<Instant>, bool),
+    /// When the objects were as they are remembered, in seconds since 1970, until the API server has told them all.
+    remembered_unix_s: Option<u64>,
 }
 
 /// Most refused objects that one change writes to the log.
@@ -120,7 +125,8 @@ impl Objects {
             told: Vec::new(),
             told_at: None,
             untold: false,
-            trouble_told: None,
+            trouble_told: (None, false),
+            remembered_unix_s: None,
         }
     }
 }
@@ -173,11 +179,58 @@ impl Control {
         self.objects.untold |= !update.changes.is_empty();
         self.change_cluster(update.changes);
         let Some(health) = self.api_health() else { return };
+        let was_remembered = health.complete && self.objects.remembered_unix_s.take().is_some();
         if health.complete && !self.objects.cluster.is_synced() {
             self.set_synced();
-            tracing::info!(server = health.server, "the objects of the cluster are known");
+        } else if !was_remembered {
+            return self.tell_trouble(&health);
         }
+        tracing::info!(server = health.server, "the objects of the cluster are known");
         self.tell_trouble(&health);
+    }
+
+    /// Takes up what was known of a Kubernetes cluster before this start: it is in force until the API server tells
+    /// what there is.
+    ///
+    /// Not what is said of pods that were attached here later: a pod of the same name may have other labels, and its
+    /// port stays shut until they are known.
+    pub fn restore_kubernetes(&mut self, snapshot: Snapshot) {
+        let Some(source::Objects::Kubernetes(objects)) = self.objects.source.clone() else {
+            return;
+        };
+        let Snapshot { taken_unix_s, objects: mut remembered, .. } = snapshot;
+        let later: BTreeSet<ObjectName> = (self.ipam.iter())
+            .filter(|held| held.record.created_unix_s >= taken_unix_s)
+            .filter_map(|held| held.record.pod.as_ref())
+            .map(|pod| ObjectName::new(pod.namespace.as_str(), pod.name.as_str()))
+            .collect();
+        remembered.retain(|object| match object {
+            Object::Pod(pod) => !later.contains(&pod.id),
+            Object::Namespace(_)
+            | Object::Node(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_)
+            | Object::Secret(_)
+            | Object::NetworkPolicy(_)
+            | Object::ClusterPolicy(_) => true,
+        });
+        let count = remembered.len();
+        let changes = objects.restore(remembered);
+        self.objects.remembered_unix_s = Some(taken_unix_s);
+        self.change_cluster(changes);
+        self.set_synced();
+        tracing::info!(
+            objects = count,
+            taken_unix_s,
+            "the cluster is taken up as it was known before"
+        );
+        self.tell_trouble(&objects.health());
+    }
+
+    /// How old the objects are that are remembered, in seconds; `None` once the API server has told them all.
+    pub(super) fn remembered_s(&self) -> Option<u64> {
+        let taken_unix_s = self.objects.remembered_unix_s?;
+        Some(now_unix_s().saturating_sub(taken_unix_s))
     }
 
     /// Looks for what is refused, now and then. Called about once a second.
@@ -200,18 +253,39 @@ impl Control {
 
     fn tell_trouble(&mut self, health: &Health) {
         let topic = Topic::Node(ProblemTopic::Kubernetes);
-        if self.objects.trouble_told == health.stale_since {
+        let remembered = self.objects.remembered_unix_s.is_some();
+        let now = (health.stale_since, remembered);
+        if self.objects.trouble_told == now {
             return;
         }
-        self.objects.trouble_told = health.stale_since;
-        let Some(reason) = &health.reason else { return self.clear(&topic) };
-        let known = if health.complete {
-            "What is known stays in force, and new pods get addresses; what has changed since is not known"
-        } else {
-            "The cluster's objects are not known yet, so its Services and names are not served"
+        self.objects.trouble_told = now;
+        let known = match (health.complete, remembered) {
+            (true, _) => {
+                "What is known stays in force, and new pods get addresses; what has changed since is not known"
+            }
+            (false, true) => {
+                "What was known before this start is in force (`weft status` says how old it is); what has changed \
+                 since is not known"
+            }
+            (false, false) => {
+                "The cluster's objects are not known yet, so its Services and names are not served"
+            }
+        };
+        let why = match &health.reason {
+            Some(reason) => format!("does not tell of the cluster: {reason}"),
+            None if remembered => "has not told of the cluster yet".to_owned(),
+            None => return self.clear(&topic),
+        };
+        let objects = &self.config.objects;
+        let is_led_there = objects.kubeconfig.is_some() || !objects.api_servers.is_empty();
+        let hint = match health.complete || is_led_there {
+            true => "",
+            false => {
+                ". Without kube-proxy nobody leads to the Service `kubernetes` yet: set api_servers under [objects]"
+            }
         };
         let text = format!(
-            "the API server {} does not tell of the cluster: {reason}. {known}. It is asked again all the time",
+            "the API server {} {why}. {known}. It is asked again all the time{hint}",
             health.server
         );
         self.raise(topic, text);

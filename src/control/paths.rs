@@ -82,6 +82,7 @@ impl Control {
                 | Topic::Lending
                 | Topic::CutOff(_)
                 | Topic::PodCidrs
+                | Topic::Snapshot
                 | Topic::Told(_)
                 | Topic::Services(_)
                 | Topic::Deletions

@@ -63,7 +63,11 @@ impl Control {
             api_server: self.api_health().map(|health| ApiServerStatus {
                 server: health.server,
                 synced: health.complete,
-                stale_s: health.stale_since.map(|since| since.elapsed().as_secs()),
+                // What is remembered is as old as it is, whatever the server does now.
+                stale_s: self
+                    .remembered_s()
+                    .or_else(|| health.stale_since.map(|since| since.elapsed().as_secs())),
+                remembered: self.remembered_s().is_some(),
                 reason: health.reason,
             }),
             uptime_s: self.started.elapsed().as_secs(),

@@ -25,7 +25,9 @@ impl Control {
     /// What the API server is to be told.
     pub fn write_back(&self) -> WriteBack {
         let cluster = self.cluster();
-        let is_candidate = cluster.is_synced() && self.is_candidate();
+        // Not by what is remembered.
+        let is_told = self.api_health().is_some_and(|health| health.complete);
+        let is_candidate = is_told && cluster.is_synced() && self.is_candidate();
         let mut all =
             WriteBack { ready: self.status().ready, is_candidate, ..WriteBack::default() };
         let state = cluster.read();

@@ -12,19 +12,34 @@ use overlay::config::LeaseConfig;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 
+use super::memory::{self, Memory};
 use super::placement::{Decision, Placement, decide};
-use crate::control::{SharedControl, Topic};
+use crate::control::{Control, SharedControl, Topic, now_unix_s};
 
 /// A cluster whose objects are kept in step.
 #[derive(Debug)]
 pub struct Cluster {
     config: Arc<NodeConfig>,
     name: String,
-    source: Source,
+    /// Nothing is asked without it.
+    source: Option<Source>,
     objects: SharedObjects,
+    memory: Memory,
     placement: Option<Placement>,
     /// Since when the Node objects are known.
     known_since: Option<Instant>,
+}
+
+/// Takes up what this node remembers of the cluster, if anything.
+fn remember(config: &NodeConfig, control: &mut Control) {
+    match memory::load(&config.paths.state, &config.network, now_unix_s()) {
+        Ok(Some(snapshot)) => control.restore_kubernetes(snapshot),
+        Ok(None) => {}
+        Err(error) => {
+            let file = config.paths.state.join(memory::FILE);
+            tracing::warn!("{} is left aside: {error}", file.display());
+        }
+    }
 }
 
 /// What follows from where this node is.
@@ -39,11 +54,11 @@ pub enum Place {
 }
 
 impl Cluster {
-    /// Starts to read the objects of the cluster, whether its API server can be reached or not.
+    /// Finds out whom to ask, and where this node was before. Nobody is asked yet.
     ///
     /// # Errors
     /// When it is not known how to reach the server, or what was decided before cannot be read.
-    pub async fn start(config: &Arc<NodeConfig>, control: &SharedControl) -> Result<Self> {
+    pub async fn open(config: &Arc<NodeConfig>, control: &SharedControl) -> Result<Self> {
         let access = Access {
             kubeconfig: config.objects.kubeconfig.clone(),
             servers: config.objects.api_servers.iter().map(ToString::to_string).collect(),
@@ -51,8 +66,7 @@ impl Cluster {
         };
         let api = Api::new(access).await.map_err(anyhow::Error::msg)?;
         let seed = SysRng.try_next_u64().context("the kernel gives no random number")?;
-        let source = Source::start(api, Timing::default(), seed);
-        let objects = source.objects();
+        let objects = SharedObjects::new(api, Timing::default(), seed);
         let state = &config.paths.state;
         let placement = Placement::load(state).with_context(|| {
             format!("cannot read {}: remove it", state.join(super::placement::FILE).display())
@@ -64,8 +78,23 @@ impl Cluster {
             control.identity().name.clone()
         });
         let name = name.await.context("the control side panicked")?;
+        let memory = Memory::new(state, &config.network);
         let config = Arc::clone(config);
-        Ok(Self { config, name, source, objects, placement, known_since: None })
+        Ok(Self { config, name, source: None, objects, memory, placement, known_since: None })
+    }
+
+    /// Takes up what this node remembers of the cluster, and starts to read its objects, whether the API server can be
+    /// reached or not.
+    ///
+    /// # Errors
+    /// When the control side has panicked.
+    pub async fn start(&mut self, control: &SharedControl) -> Result<()> {
+        let (config, control) = (Arc::clone(&self.config), control.clone());
+        let remembering =
+            tokio::task::spawn_blocking(move || remember(&config, &mut control.lock()));
+        remembering.await.context("the control side panicked")?;
+        self.source = Some(Source::resume(self.objects.clone()));
+        Ok(())
     }
 
     /// The configuration to run with, if it is known where this node is.
@@ -86,11 +115,39 @@ impl Cluster {
 
     /// Waits for what changes. May be cancelled.
     pub async fn next(&mut self) -> Update {
-        self.source.next().await
+        let Some(source) = &mut self.source else { return std::future::pending().await };
+        let update = source.next().await;
+        if !update.changes.is_empty() {
+            self.memory.note_change();
+        }
+        update
     }
 
-    /// Looks where this node is. Called about once a second, on a thread that may block.
+    /// Keeps what is known on disk, while that is what the server has.
+    fn keep_memory(&mut self, control: &SharedControl, now: Instant) {
+        let health = self.objects.health();
+        if !health.complete || health.stale_since.is_some() {
+            return;
+        }
+        let Some(outcome) = self.memory.keep(&self.objects, now, now_unix_s()) else { return };
+        let mut control = control.lock();
+        match outcome {
+            Ok(()) => control.clear(&Topic::Snapshot),
+            Err(error) => {
+                let file = self.config.paths.state.join(memory::FILE);
+                let text = format!(
+                    "{} is not written: {error}. A start without the API server would not know what the cluster \
+                     declares now. It is tried again",
+                    file.display()
+                );
+                control.raise(Topic::Snapshot, text);
+            }
+        }
+    }
+
+    /// Looks where this node is, and keeps what it knows. Called about once a second, on a thread that may block.
     pub fn look(&mut self, control: &SharedControl, now: Instant) -> Place {
+        self.keep_memory(control, now);
         if !self.objects.is_known(ObjectKind::Node) {
             return Place::Same;
         }

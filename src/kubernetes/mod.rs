@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod election;
+pub mod memory;
 pub mod placement;
 pub mod writer;
 pub mod writes;

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// An object's labels, sorted by key. Few and short, so a slice is smaller and faster than a map; a
 /// copy shares it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "Vec<(Arc<str>, Arc<str>)>")]
 pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
 
 impl Labels {
@@ -41,6 +44,12 @@ impl Labels {
     }
 }
 
+impl From<Vec<(Arc<str>, Arc<str>)>> for Labels {
+    fn from(labels: Vec<(Arc<str>, Arc<str>)>) -> Self {
+        labels.into_iter().collect()
+    }
+}
+
 impl<K: Into<Arc<str>>, V: Into<Arc<str>>> FromIterator<(K, V)> for Labels {
     /// Of several values for a key the last one counts.
     fn from_iter<I: IntoIterator<Item = (K, V)>>(labels: I) -> Self {
@@ -51,7 +60,7 @@ impl<K: Into<Arc<str>>, V: Into<Arc<str>>> FromIterator<(K, V)> for Labels {
 
 /// A `LabelSelector`: selects what meets all of its requirements. One without requirements selects
 /// everything.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LabelSelector {
     /// `matchLabels`.
     pub labels: Labels,
@@ -68,7 +77,7 @@ impl LabelSelector {
 }
 
 /// One of a selector's `matchExpressions`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Requirement {
     /// The label.
     pub key: Arc<str>,
@@ -77,7 +86,7 @@ pub struct Requirement {
 }
 
 /// What is asked of a label.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Operator {
     /// Has one of these values.
     In(Box<[Arc<str>]>),

@@ -106,7 +106,7 @@ impl fmt::Display for ObjectKind {
 }
 
 /// What tells an object from others of its kind. Cluster-wide objects have an empty namespace.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectName {
     /// The namespace.
     pub namespace: Arc<str>,
@@ -146,7 +146,7 @@ impl fmt::Display for ObjectKey {
 }
 
 /// An object of any kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Object {
     /// v1 Namespace.
     Namespace(Arc<Namespace>),
@@ -158,7 +158,8 @@ pub enum Object {
     Service(Arc<Service>),
     /// discovery.k8s.io/v1 EndpointSlice.
     EndpointSlice(Arc<EndpointSlice>),
-    /// v1 Secret.
+    /// v1 Secret. It is never written anywhere.
+    #[serde(skip)]
     Secret(Arc<Secret>),
     /// networking.k8s.io/v1 NetworkPolicy.
     NetworkPolicy(Arc<NetworkPolicy>),
@@ -265,7 +266,7 @@ impl fmt::Display for IpFamily {
 }
 
 /// v1 Service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Namespace and name.
     pub id: ObjectName,
@@ -376,7 +377,7 @@ impl ServiceType {
 }
 
 /// A port of a Service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// `name`; empty on an only port without one.
     pub name: Arc<str>,
@@ -393,7 +394,7 @@ pub struct ServicePort {
 }
 
 /// A port of an endpoint.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum TargetPort {
     /// The same at each.
     Number(u16),
@@ -402,7 +403,7 @@ pub enum TargetPort {
 }
 
 /// What a Service says of its own addresses.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClusterIp {
     /// Nothing: they are allocated.
     #[default]
@@ -449,7 +450,7 @@ pub enum TrafficDistribution {
 }
 
 /// What a Service says of load balancers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadBalancer {
     /// `spec.loadBalancerClass`.
     pub class: Option<Arc<str>>,
@@ -465,7 +466,7 @@ pub struct LoadBalancer {
 }
 
 /// discovery.k8s.io/v1 EndpointSlice.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Namespace and name.
     pub id: ObjectName,
@@ -482,7 +483,7 @@ pub struct EndpointSlice {
 }
 
 /// An endpoint in a slice.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliceEndpoint {
     /// `addresses[0]`: what further ones mean is not specified.
     pub address: IpAddr,
@@ -505,7 +506,7 @@ pub struct SliceEndpoint {
 }
 
 /// For clients where an endpoint is meant to be.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hints {
     /// `hints.forZones`.
     pub zones: Box<[Arc<str>]>,
@@ -514,7 +515,7 @@ pub struct Hints {
 }
 
 /// A port of a slice's endpoints.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlicePort {
     /// `name`; empty when there is none.
     pub name: Arc<str>,
@@ -527,7 +528,7 @@ pub struct SlicePort {
 }
 
 /// v1 Pod, as it is declared.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Namespace and name.
     pub id: ObjectName,
@@ -554,7 +555,7 @@ pub struct Pod {
 }
 
 /// A port that a container declares.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPort {
     /// `name`; empty when there is none.
     pub name: Arc<str>,
@@ -569,7 +570,7 @@ pub struct ContainerPort {
 }
 
 /// v1 Namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
     /// The name.
     pub name: Arc<str>,
@@ -578,7 +579,7 @@ pub struct Namespace {
 }
 
 /// v1 Node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// The name.
     pub name: Arc<str>,

@@ -8,12 +8,13 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 
 use super::labels::LabelSelector;
 use super::object::{ObjectKind, ObjectName, Protocol};
 
 /// networking.k8s.io/v1 NetworkPolicy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkPolicy {
     /// Namespace and name.
     pub id: ObjectName,
@@ -27,7 +28,7 @@ pub struct NetworkPolicy {
 }
 
 /// A policy of `policy.networking.k8s.io`, for pods of any namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterPolicy {
     /// ClusterNetworkPolicy, AdminNetworkPolicy or BaselineAdminNetworkPolicy.
     pub kind: ObjectKind,
@@ -46,7 +47,7 @@ pub struct ClusterPolicy {
 }
 
 /// Whether cluster-wide policies are asked before those of namespaces, or after them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PolicyTier {
     /// Before them.
     Admin,
@@ -55,7 +56,7 @@ pub enum PolicyTier {
 }
 
 /// One rule of a policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRule {
     /// `name`, of cluster-wide policies.
     pub name: Option<Arc<str>>,
@@ -68,7 +69,7 @@ pub struct PolicyRule {
 }
 
 /// What becomes of what a rule matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PolicyAction {
     /// It is accepted.
     Accept,
@@ -79,7 +80,7 @@ pub enum PolicyAction {
 }
 
 /// One of those that a rule is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PolicyPeer {
     /// Pods, but for those on their node's network.
     Pods(PodSelection),
@@ -90,7 +91,7 @@ pub enum PolicyPeer {
 }
 
 /// Which pods are meant.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PodSelection {
     /// The namespaces that they are in.
     pub namespaces: NamespaceSelection,
@@ -99,7 +100,7 @@ pub struct PodSelection {
 }
 
 /// Which namespaces are meant.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum NamespaceSelection {
     /// This one: a peer's `podSelector` alone is about the policy's own namespace.
     Own(Arc<str>),
@@ -108,7 +109,7 @@ pub enum NamespaceSelection {
 }
 
 /// `ipBlock`, or one of `networks`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct IpBlock {
     /// `cidr`.
     pub cidr: IpNetwork,
@@ -117,7 +118,7 @@ pub struct IpBlock {
 }
 
 /// Some ports of the receiver.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PolicyPort {
     /// All of a protocol, or a range.
     Numbers {
@@ -136,7 +137,7 @@ pub enum PolicyPort {
 }
 
 /// Ports from the first to the last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortRange {
     /// The first.
     pub first: u16,

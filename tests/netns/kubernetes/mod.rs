@@ -6,6 +6,7 @@
 
 mod dns;
 mod outage;
+mod snapshot;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};

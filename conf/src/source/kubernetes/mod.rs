@@ -2,12 +2,13 @@
 //!
 //! Each kind has a task, which does what its [`reflector`] says and passes on what changes. Everything that
 //! decides is pure: [`resource`] (what is watched), [`wire`] (paths and answers), [`store`] (the objects),
-//! [`reflector`] (when to ask for what). [`client`] is the way to the server.
+//! [`reflector`] (when to ask for what), [`snapshot`] (what is kept for a start without the server). [`client`] is the way to the server.
 
 pub mod client;
 pub mod objects;
 pub mod reflector;
 pub mod resource;
+pub mod snapshot;
 pub mod store;
 pub mod wire;
 
@@ -55,7 +56,11 @@ impl Source {
     /// Starts to keep objects in step with a server, whether it can be reached or not. Must be called within a
     /// tokio runtime.
     pub fn start(api: Api, timing: Timing, seed: u64) -> Self {
-        let objects = SharedObjects::new(api, timing, seed);
+        Self::resume(SharedObjects::new(api, timing, seed))
+    }
+
+    /// The same with objects that may know something already. Must be called within a tokio runtime.
+    pub fn resume(objects: SharedObjects) -> Self {
         let (send, updates) = mpsc::channel(UPDATES_MAX);
         let mut tasks = JoinSet::new();
         for ix in 0..objects.len() {

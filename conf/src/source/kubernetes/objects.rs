@@ -9,7 +9,7 @@ use super::reflector::{Reflector, Timing, Trouble};
 use super::resource::{Resource, WATCHED};
 use super::store::Fate;
 use crate::cluster::parse::{FieldProblem, Title};
-use crate::cluster::{ClusterState, ObjectKey, ObjectKind, ObjectName};
+use crate::cluster::{Change, ClusterState, Object, ObjectKey, ObjectKind, ObjectName};
 use crate::source::manifests::{
     AcceptedObject, Counts, Listing, RefusedObject, note, service_view,
 };
@@ -46,6 +46,35 @@ impl SharedObjects {
         let reflectors = (0..).zip(WATCHED).map(reflector).collect();
         let passed_on = WATCHED.iter().map(|_| AtomicBool::new(false)).collect();
         Self { api, reflectors, passed_on }
+    }
+
+    /// Takes up what is remembered of the server, before anything is asked of it: objects that are in force from now
+    /// on, and stay as they are until their kind is listed. Those of kinds that are not watched are left out.
+    /// Returns what changes by it.
+    pub fn restore(&self, remembered: Vec<Object>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for object in remembered {
+            let kind = object.key().kind;
+            let Some(ix) = WATCHED.iter().position(|resource| resource.kind == kind) else {
+                continue;
+            };
+            self.lock(ix).restore(object.clone());
+            changes.push(Change::Set(object));
+        }
+        changes
+    }
+
+    /// All objects that are in force, kind by kind.
+    pub fn in_force(&self) -> Vec<Object> {
+        let mut objects = Vec::new();
+        for reflector in self.reflectors.iter().map(lock) {
+            let fates = reflector.store().iter().map(|(_, fate)| fate);
+            objects.extend(fates.filter_map(|fate| match fate {
+                Fate::InForce { object, .. } => Some(object.clone()),
+                Fate::Refused(_) => None,
+            }));
+        }
+        objects
     }
 
     /// Who is asked.

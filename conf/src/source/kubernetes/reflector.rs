@@ -26,7 +26,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::resource::Resource;
 use super::store::{Judged, Store};
-use crate::cluster::{Change, ObjectName};
+use crate::cluster::{Change, Object, ObjectName};
 
 /// How patient a [`Reflector`] is.
 #[derive(Debug, Clone, Copy)]
@@ -191,6 +191,12 @@ impl Reflector {
             trouble: None,
             told: false,
         }
+    }
+
+    /// Takes up an object that is remembered of the server, before anything is asked of it. It stays as it is
+    /// until the first list is complete.
+    pub fn restore(&mut self, object: Object) {
+        self.store.restore(object);
     }
 
     /// What to do next.

@@ -81,6 +81,14 @@ impl Store {
         Self { kind, entries: BTreeMap::new(), deleted: BTreeMap::new(), refused: 0, list: 0 }
     }
 
+    /// Takes up an object that is not told by the server but remembered of it. The next complete list has the last
+    /// word about it. Must be called before anything else.
+    pub fn restore(&mut self, object: Object) {
+        let fate = Fate::InForce { object: object.clone(), notes: Box::default() };
+        let entry = Entry { version: None, list: self.list, fate };
+        self.entries.insert(object.key().id, entry);
+    }
+
     /// Begins a list. What is there stays until the list is complete.
     pub fn begin_list(&mut self) {
         self.list = self.list.wrapping_add(1);
@@ -199,6 +207,21 @@ mod tests {
 
     fn id(name: &str) -> ObjectName {
         ObjectName::new("", name)
+    }
+
+    #[test]
+    fn what_is_remembered_stays_until_a_list_is_complete() {
+        let mut store = Store::new(ObjectKind::Namespace);
+        for name in ["a", "b", "c"] {
+            let Fate::InForce { object, .. } = namespace(name, 5, "x").fate else { panic!() };
+            store.restore(object);
+        }
+        store.begin_list();
+        assert!(store.set_listed(namespace("a", 2, "x")).is_none(), "it is as it was");
+        assert!(matches!(store.set_listed(namespace("b", 3, "y")), Some(Change::Set(_))));
+        assert_eq!(store.counts(), (3, 0));
+        let gone = store.end_list();
+        assert!(matches!(&gone[..], [Change::Remove(key)] if key.id == id("c")));
     }
 
     #[test]
