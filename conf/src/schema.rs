@@ -494,7 +494,7 @@ const SERVICES: Section = Section {
             default: Default::Fixed,
             doc: "The ranges that cluster-wide addresses come from, at most one of each family. The first one's \
                   family is that of Services which do not say. They must not overlap with anything that \
-                  pods should reach.",
+                  pods should reach. Where the API server of a Kubernetes cluster has ServiceCIDRs, these say it.",
         },
         Field {
             name: "node_ports",

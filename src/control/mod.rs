@@ -34,6 +34,7 @@ mod paths;
 pub mod policies;
 mod ports;
 mod published;
+pub mod ranges;
 mod report;
 mod service_views;
 pub mod services;

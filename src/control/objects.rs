@@ -13,6 +13,7 @@ use conf::source::kubernetes::{Health, SharedObjects};
 use conf::source::manifests::Counts;
 use conf::source::{self, Listing, SharedDirectory, Update};
 use conf::{MetricsListen, NodeConfig};
+use ipnetwork::IpNetwork;
 use overlay::pods::{LocalPod, PodMap};
 use vswitch::policy::PolicyTable;
 use vswitch::service::Protocol;
@@ -21,7 +22,7 @@ use super::endpoints::Place;
 use super::facts::Facts;
 use super::policies::{PolicyTables, Scope};
 use super::services::ServiceTables;
-use super::{Control, Topic, gate, now_unix_s};
+use super::{Control, Topic, gate, now_unix_s, ranges};
 use crate::admin::api::ProblemTopic;
 use crate::dns::{names, place as dns_place};
 use crate::explain::{self, Explained, Known, Query, world::World};
@@ -150,6 +151,11 @@ impl Objects {
         self.source.as_ref()
     }
 
+    /// Where cluster IPs are taken from.
+    pub(super) fn service_ranges(&self) -> &[IpNetwork] {
+        self.tables.ranges()
+    }
+
     /// What is wrong with Services in the switch's table.
     pub(super) fn table_problems(&self) -> impl Iterator<Item = (&ObjectName, &str)> {
         self.tables.problems()
@@ -208,6 +214,7 @@ impl Control {
             Object::Pod(pod) => !later.contains(&pod.id),
             Object::Namespace(_)
             | Object::Node(_)
+            | Object::ServiceCidr(_)
             | Object::Service(_)
             | Object::EndpointSlice(_)
             | Object::Secret(_)
@@ -336,10 +343,34 @@ impl Control {
         }
         self.take_up_policies(&delta);
         self.take_up_delta(&delta);
+        if !delta.service_cidrs.is_empty() {
+            self.follow_service_cidrs();
+        }
         if dns_place::is_in(&delta.services) {
             self.follow_dns_service();
         }
         self.follow_balancers(&delta.services);
+    }
+
+    /// Takes cluster IPs for what the ServiceCIDRs say now.
+    fn follow_service_cidrs(&mut self) {
+        let objects = &mut self.objects;
+        let state = objects.cluster.read();
+        let (ranges, problem) = ranges::of_services(&self.config, &state);
+        let table = (ranges != objects.tables.ranges()).then(|| {
+            tracing::info!(?ranges, "cluster IPs are of these ranges now");
+            objects.tables.set_ranges(&state, ranges, &self.config.lease.ranges)
+        });
+        drop(state);
+        let topic = Topic::Services("ranges");
+        match problem {
+            Some(problem) => self.raise(topic, problem),
+            None => self.clear(&topic),
+        }
+        if let Some(table) = table {
+            self.set_services(table);
+            self.set_up_host();
+        }
     }
 
     /// Moves the name server to where its Service says that it is.

@@ -29,6 +29,8 @@ type Claim = (bool, ObjectName);
 #[derive(Debug)]
 pub struct ServiceTables {
     place: Place,
+    /// Where cluster IPs are taken from.
+    ranges: Vec<IpNetwork>,
     /// Where nobody's external IPs may be: an address there is a pod's or a Service's.
     guarded: Vec<IpNetwork>,
     /// Where this node's name server answers, whatever is declared.
@@ -56,6 +58,7 @@ impl ServiceTables {
         empty.answered(names.clone());
         Self {
             place,
+            ranges: ranges.to_vec(),
             guarded: ranges.iter().chain(pods).copied().collect(),
             names,
             table: Arc::new(empty.build(0)),
@@ -76,6 +79,28 @@ impl ServiceTables {
     pub fn with_reserved(mut self, reserved: Vec<Reserved>) -> Self {
         self.host_ports = HostPorts::new(reserved);
         self
+    }
+
+    /// Where cluster IPs are taken from.
+    pub fn ranges(&self) -> &[IpNetwork] {
+        &self.ranges
+    }
+
+    /// Takes up where cluster IPs are taken from now, and where pods' addresses are. Returns the new table.
+    pub fn set_ranges(
+        &mut self,
+        state: &ClusterState,
+        ranges: Vec<IpNetwork>,
+        pods: &[IpNetwork],
+    ) -> Arc<ServiceTable> {
+        self.guarded = ranges.iter().chain(pods).copied().collect();
+        self.ranges = ranges;
+        let mut builder = self.table.edit();
+        builder.ranges(self.ranges.clone());
+        // External IPs of any of them may lie there, or not any more.
+        let affected = state.services().map(|view| view.service.id.clone()).collect();
+        self.remake(state, affected, &mut builder);
+        self.finish(builder)
     }
 
     /// Where this node's name server answers.

@@ -14,7 +14,7 @@ impl Control {
     pub(super) fn routed_ranges(&self) -> Vec<IpNetwork> {
         let mut ranges = self.config.lease.ranges.clone();
         let families = [self.lease.v4.is_some(), self.lease.v6.is_some()];
-        let services = self.config.services.ranges.iter().copied().chain(ways::ranges());
+        let services = self.objects.service_ranges().iter().copied().chain(ways::ranges());
         ranges.extend(services.filter(|range| families[usize::from(!range.is_ipv4())]));
         ranges
     }

@@ -17,6 +17,7 @@ use vswitch::tables::{Node, Peer, Tables};
 
 use crate::control::compile::{self, Inputs, Pod};
 use crate::control::endpoints::Place;
+use crate::control::ranges;
 use crate::control::services::ServiceTables;
 use crate::dns::place;
 
@@ -138,11 +139,10 @@ impl World {
         config: &NodeConfig,
         targets: &BTreeSet<(IpAddr, u16)>,
     ) -> Tables {
-        let allocation = config.allocation();
+        let (ranges, _) = ranges::of_services(config, state);
         let names = place::addresses(&config.dns, state);
         let place = Place { node: node.into(), zone: None, balancing: config.services.balancing };
-        let mut services =
-            ServiceTables::new(place, &allocation.ranges, &config.lease.ranges, names);
+        let mut services = ServiceTables::new(place, &ranges, &config.lease.ranges, names);
         let addresses = targets.iter().map(|(address, _)| *address).collect();
         let ports = targets.iter().map(|(_, port)| *port).collect();
         let concerned: BTreeSet<ObjectName> = state

@@ -20,6 +20,8 @@ pub enum ObjectKind {
     Namespace,
     /// v1 Node.
     Node,
+    /// networking.k8s.io/v1 ServiceCIDR.
+    ServiceCidr,
     /// v1 Pod.
     Pod,
     /// v1 Service.
@@ -40,9 +42,10 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Namespace,
         Self::Node,
+        Self::ServiceCidr,
         Self::Pod,
         Self::Service,
         Self::EndpointSlice,
@@ -58,6 +61,7 @@ impl ObjectKind {
         match self {
             Self::Namespace => "Namespace",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
@@ -74,7 +78,7 @@ impl ObjectKind {
         match self {
             Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::Secret => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::NetworkPolicy => "networking.k8s.io/v1",
+            Self::NetworkPolicy | Self::ServiceCidr => "networking.k8s.io/v1",
             Self::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
             Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy => {
                 "policy.networking.k8s.io/v1alpha1"
@@ -87,6 +91,7 @@ impl ObjectKind {
         match self {
             Self::Namespace
             | Self::Node
+            | Self::ServiceCidr
             | Self::ClusterNetworkPolicy
             | Self::AdminNetworkPolicy
             | Self::BaselineAdminNetworkPolicy => false,
@@ -152,6 +157,8 @@ pub enum Object {
     Namespace(Arc<Namespace>),
     /// v1 Node.
     Node(Arc<Node>),
+    /// networking.k8s.io/v1 ServiceCIDR.
+    ServiceCidr(Arc<ServiceCidr>),
     /// v1 Pod.
     Pod(Arc<Pod>),
     /// v1 Service.
@@ -173,6 +180,9 @@ impl Object {
         let (kind, id) = match self {
             Self::Namespace(o) => (ObjectKind::Namespace, ObjectName::new("", Arc::clone(&o.name))),
             Self::Node(o) => (ObjectKind::Node, ObjectName::new("", Arc::clone(&o.name))),
+            Self::ServiceCidr(o) => {
+                (ObjectKind::ServiceCidr, ObjectName::new("", Arc::clone(&o.name)))
+            }
             Self::Pod(o) => (ObjectKind::Pod, o.id.clone()),
             Self::Service(o) => (ObjectKind::Service, o.id.clone()),
             Self::EndpointSlice(o) => (ObjectKind::EndpointSlice, o.id.clone()),
@@ -596,6 +606,15 @@ impl Node {
     pub fn zone(&self) -> Option<&Arc<str>> {
         self.labels.get("topology.kubernetes.io/zone").filter(|zone| !zone.is_empty())
     }
+}
+
+/// networking.k8s.io/v1 ServiceCIDR: where the API server takes cluster IPs from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceCidr {
+    /// The name.
+    pub name: Arc<str>,
+    /// `spec.cidrs`: one range, or one of each family.
+    pub ranges: Box<[IpNetwork]>,
 }
 
 /// v1 Secret. What it holds is never printed.

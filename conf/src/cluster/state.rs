@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
+
 use super::endpoints::{self, ServiceEndpoints};
 use super::fact::{NodeFact, PodFact, PodView};
 use super::labels::Labels;
 use super::namespaced::Namespaced;
 use super::object::{
-    EndpointSlice, Namespace, Node, Object, ObjectKey, ObjectKind, ObjectName, Pod, Secret, Service,
+    EndpointSlice, Namespace, Node, Object, ObjectKey, ObjectKind, ObjectName, Pod, Secret,
+    Service, ServiceCidr,
 };
 use super::policy::{ClusterPolicy, NetworkPolicy};
 use super::service_map::{Allocations, Authority, ServiceConfig, ServiceView, Used};
@@ -47,6 +50,8 @@ pub struct Delta {
     pub namespaces: BTreeSet<Arc<str>>,
     /// Nodes.
     pub nodes: BTreeSet<Arc<str>>,
+    /// ServiceCIDRs.
+    pub service_cidrs: BTreeSet<Arc<str>>,
     /// Secrets.
     pub secrets: BTreeSet<ObjectName>,
     /// Policies of all kinds.
@@ -65,6 +70,7 @@ impl Delta {
         self.pods.extend(later.pods);
         self.namespaces.extend(later.namespaces);
         self.nodes.extend(later.nodes);
+        self.service_cidrs.extend(later.service_cidrs);
         self.secrets.extend(later.secrets);
         self.policies.extend(later.policies);
     }
@@ -78,6 +84,7 @@ impl Delta {
 pub struct ClusterState {
     namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
     nodes: BTreeMap<Arc<str>, NodeEntry>,
+    service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
     pods: Namespaced<PodEntry>,
     services: Namespaced<Arc<ServiceView>>,
     slices: Namespaced<Arc<EndpointSlice>>,
@@ -138,6 +145,7 @@ impl ClusterState {
         Self {
             namespaces: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            service_cidrs: BTreeMap::new(),
             pods: Namespaced::default(),
             services: Namespaced::default(),
             slices: Namespaced::default(),
@@ -187,6 +195,13 @@ impl ClusterState {
             Change::Set(Object::Node(node)) => {
                 let name = Arc::clone(&node.name);
                 self.change_node(&name, work, |entry| entry.object = Some(node));
+            }
+            Change::Set(Object::ServiceCidr(cidr)) => {
+                let name = Arc::clone(&cidr.name);
+                let before = self.service_cidrs.insert(Arc::clone(&name), Arc::clone(&cidr));
+                if before.as_ref() != Some(&cidr) {
+                    work.delta.service_cidrs.insert(name);
+                }
             }
             Change::Set(Object::Pod(pod)) => {
                 let id = pod.id.clone();
@@ -252,6 +267,11 @@ impl ClusterState {
                 }
             }
             ObjectKind::Node => self.change_node(&id.name, work, |entry| entry.object = None),
+            ObjectKind::ServiceCidr => {
+                if self.service_cidrs.remove(&id.name).is_some() {
+                    work.delta.service_cidrs.insert(id.name);
+                }
+            }
             ObjectKind::Pod => {
                 if let Some(entry) = self.pods.get_mut(&id) {
                     entry.manifest = None;
@@ -689,6 +709,7 @@ impl ClusterState {
         match kind {
             ObjectKind::Namespace => self.namespaces.len(),
             ObjectKind::Node => self.nodes().count(),
+            ObjectKind::ServiceCidr => self.service_cidrs.len(),
             ObjectKind::Pod => self.pods.iter().filter(|entry| entry.manifest.is_some()).count(),
             ObjectKind::Service => self.services.len(),
             ObjectKind::EndpointSlice => self.slices.len(),
@@ -700,6 +721,11 @@ impl ClusterState {
                 self.cluster_policies.keys().filter(|(known, _)| *known == kind).count()
             }
         }
+    }
+
+    /// The ranges that ServiceCIDRs declare, in the order of their names.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = IpNetwork> {
+        self.service_cidrs.values().flat_map(|cidr| cidr.ranges.iter().copied())
     }
 
     /// How much of the pools of addresses and ports is in use.

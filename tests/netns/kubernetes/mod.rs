@@ -6,6 +6,7 @@
 
 mod dns;
 mod outage;
+mod ranges;
 mod snapshot;
 
 use std::fs;

@@ -364,6 +364,12 @@ impl ServiceTableBuilder {
         }
     }
 
+    /// Where cluster IPs are taken from.
+    pub fn ranges(&mut self, ranges: Vec<IpNetwork>) -> &mut Self {
+        self.table.ranges = ranges;
+        self
+    }
+
     /// The addresses in the ranges that the node itself answers, such as its name server's: what is sent
     /// there goes to the node.
     pub fn answered(&mut self, addresses: Vec<IpAddr>) -> &mut Self {

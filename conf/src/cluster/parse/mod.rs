@@ -334,6 +334,7 @@ fn read_kind(kind: ObjectKind, root: &Item<'_>) -> Option<Object> {
     let object = match kind {
         ObjectKind::Namespace => plain::namespace(&mut fields).map(Object::Namespace),
         ObjectKind::Node => plain::node(&mut fields).map(Object::Node),
+        ObjectKind::ServiceCidr => plain::service_cidr(&mut fields).map(Object::ServiceCidr),
         ObjectKind::Pod => pod::pod(&mut fields).map(Object::Pod),
         ObjectKind::Service => service::service(&mut fields, root).map(Object::Service),
         ObjectKind::EndpointSlice => slice::slice(&mut fields).map(Object::EndpointSlice),

@@ -1,4 +1,4 @@
-//! v1 Namespace, Node and Secret.
+//! v1 Namespace, Node and Secret; networking.k8s.io/v1 ServiceCIDR.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use super::reader::Fields;
 use super::service::range;
 use crate::cluster::labels::Labels;
 use crate::cluster::names;
-use crate::cluster::object::{Namespace, Node, Secret};
+use crate::cluster::object::{Namespace, Node, Secret, ServiceCidr};
 
 /// The label that the API server gives to every namespace.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
@@ -72,6 +72,25 @@ pub(super) fn node(object: &mut Fields<'_>) -> Option<Arc<Node>> {
         addresses: internal.into(),
         pod_cidrs: pod_cidrs.into(),
     }))
+}
+
+pub(super) fn service_cidr(object: &mut Fields<'_>) -> Option<Arc<ServiceCidr>> {
+    object.pass(&["status"]);
+    let meta = meta(object, names::dns1123_subdomain, false);
+    let mut ranges: Vec<IpNetwork> = Vec::new();
+    if let Some(mut spec) = object.map("spec") {
+        for item in spec.list("cidrs", 2) {
+            let Some(found) = item.checked(range) else { continue };
+            if ranges.iter().any(|known| known.is_ipv4() == found.is_ipv4()) {
+                item.refuse("is a second range of the same family: a ServiceCIDR has one of each");
+            }
+            ranges.push(found);
+        }
+    }
+    if ranges.is_empty() {
+        object.refuse("spec.cidrs", "has no range: give one, or one of each family".to_owned());
+    }
+    Some(Arc::new(ServiceCidr { name: meta?.name, ranges: ranges.into() }))
 }
 
 pub(super) fn secret(object: &mut Fields<'_>) -> Option<Arc<Secret>> {

@@ -18,6 +18,8 @@ pub struct Resource {
 /// `conf/kubernetes/weft.yaml`.
 pub const WATCHED: &[Resource] = &[
     Resource { kind: ObjectKind::Node, plural: "nodes", optional: false },
+    // Since 1.33.
+    Resource { kind: ObjectKind::ServiceCidr, plural: "servicecidrs", optional: true },
     Resource { kind: ObjectKind::Namespace, plural: "namespaces", optional: false },
     Resource { kind: ObjectKind::Service, plural: "services", optional: false },
     Resource { kind: ObjectKind::EndpointSlice, plural: "endpointslices", optional: false },
