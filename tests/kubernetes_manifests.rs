@@ -8,7 +8,10 @@ mod role;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use conf::source::kubernetes::resource::WATCHED;
 use conf::{MetricsListen, ObjectSource};
@@ -125,6 +128,53 @@ fn the_daemon_set_finds_its_pods_and_disturbs_little() {
     assert_eq!(pod["tolerations"][0]["operator"], "Exists");
     let version = format!("ghcr.io/weft-net/weft:{}", env!("CARGO_PKG_VERSION"));
     assert!(containers(pod).all(|container| container["image"] == version.as_str()), "{version}");
+}
+
+/// What waits for the daemon to be ready, run as it is shipped: by the shell of this machine, in a directory.
+#[test]
+fn the_runtime_gets_its_configuration_when_the_node_is_ready_and_the_end_is_at_once() {
+    let shipped = Shipped::read();
+    let container = &shipped.pod()["containers"][1];
+    let place = tempfile::tempdir().unwrap();
+    let (bin, root) = (place.path().join("bin"), place.path().display().to_string());
+    for directory in ["bin", "share", "net.d"] {
+        fs::create_dir(place.path().join(directory)).unwrap();
+    }
+    fs::copy("conf/cni/10-weft.conflist", place.path().join("share/10-weft.conflist")).unwrap();
+    let here = |text: &str| {
+        text.replace("/usr/local/share/weft", &format!("{root}/share"))
+            .replace("/host/net.d", &format!("{root}/net.d"))
+    };
+    let weft = |ready: bool| {
+        let path = bin.join("weft.new");
+        fs::write(&path, format!("#!/bin/sh\nprintf '{{\\n  \"ready\": {ready}\\n}}\\n'\n"))
+            .unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(&path, bin.join("weft")).unwrap();
+    };
+    weft(false);
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let script = here(container["command"][2].as_str().unwrap());
+    let mut shell =
+        Command::new("/bin/sh").args(["-c", &script]).env("PATH", &path).spawn().unwrap();
+    let probe = container["readinessProbe"]["exec"]["command"].as_array().unwrap();
+    let probe: Vec<String> = probe.iter().map(|word| here(word.as_str().unwrap())).collect();
+    let is_ready = || Command::new(&probe[0]).args(&probe[1..]).status().unwrap().success();
+    assert!(!is_ready());
+    weft(true);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_ready() {
+        assert!(Instant::now() < deadline, "there is no configuration");
+        std::thread::yield_now();
+    }
+    let text = fs::read_to_string(place.path().join("net.d/10-weft.conflist")).unwrap();
+    assert!(text.contains("weft-cni"), "{text}");
+    // As the runtime stops a container.
+    let stopped = Instant::now();
+    let pid = rustix::process::Pid::from_child(&shell);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(shell.wait().unwrap().success());
+    assert!(stopped.elapsed() < Duration::from_secs(5), "{:?}", stopped.elapsed());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a node of a Kubernetes cluster has to tell its API server.
 
-use conf::cluster::ObjectKind;
+use conf::cluster::{ObjectKind, ObjectName};
+use conf::source;
 
 use super::{Control, Topic};
 use crate::kubernetes::election::CANDIDATES;
@@ -37,7 +38,8 @@ impl Control {
                 let (kind, id) = (ObjectKind::Pod.as_str().to_owned(), &pod.id);
                 let (namespace, name) = (id.namespace.to_string(), id.name.to_string());
                 let (reason, note) = ("AddressConflict", text.clone());
-                all.own.push(Notice { kind, namespace, name, reason, note });
+                let uid = self.uid_of(ObjectKind::Pod, id);
+                all.own.push(Notice { kind, namespace, name, uid, reason, note });
             }
         }
         if !is_candidate {
@@ -47,7 +49,8 @@ impl Control {
         for (id, text) in self.objects.table_problems() {
             let (kind, note) = (ObjectKind::Service.as_str().to_owned(), text.to_owned());
             let (namespace, name) = (id.namespace.to_string(), id.name.to_string());
-            all.of_all.push(Notice { kind, namespace, name, reason: "AddressConflict", note });
+            let (uid, reason) = (self.uid_of(ObjectKind::Service, id), "AddressConflict");
+            all.of_all.push(Notice { kind, namespace, name, uid, reason, note });
         }
         let refused = self.objects.source().map(|source| source.refused(&state));
         for refused in refused.into_iter().flatten() {
@@ -56,9 +59,20 @@ impl Control {
                 field => format!("{field}: {}", refused.reason),
             };
             let (kind, namespace, name) = (refused.kind, refused.namespace, refused.name);
-            all.of_all.push(Notice { kind, namespace, name, reason: "Refused", note });
+            let known = ObjectKind::ALL.into_iter().find(|known| known.as_str() == kind);
+            let id = ObjectName::new(namespace.as_str(), name.as_str());
+            let uid = known.map(|kind| self.uid_of(kind, &id)).unwrap_or_default();
+            all.of_all.push(Notice { kind, namespace, name, uid, reason: "Refused", note });
         }
         all
+    }
+
+    /// What the API server tells an object from others by; empty where that is not known.
+    fn uid_of(&self, kind: ObjectKind, id: &ObjectName) -> String {
+        match self.objects.source() {
+            Some(source::Objects::Kubernetes(objects)) => objects.uid(kind, id).unwrap_or_default(),
+            Some(source::Objects::Manifests(_)) | None => String::new(),
+        }
     }
 
     /// Whether this node is one of the first living ones by name.

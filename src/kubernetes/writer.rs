@@ -61,7 +61,8 @@ impl Writer {
     async fn turn(&mut self, gathered: WriteBack) {
         let now = Instant::now();
         if gathered.ready && self.heartbeat_at.is_none_or(|at| at.elapsed() >= HEARTBEAT_PAUSE) {
-            let write = writes::network_available(&self.node, Timestamp::now());
+            let is_first = self.heartbeat_at.is_none();
+            let write = writes::network_available(&self.node, Timestamp::now(), is_first);
             if self.write(&write).await {
                 self.heartbeat_at = Some(now);
             }

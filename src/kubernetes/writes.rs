@@ -29,8 +29,11 @@ pub const LEASE: &str = "weft";
 /// Who reports events.
 const CONTROLLER: &str = "weft.io/weftd";
 
-/// Most characters of an event's note (`NoteLengthLimit`).
+/// Most bytes of an event's note (`NoteLengthLimit` of kubernetes/pkg/apis/core/validation/events.go).
 const NOTE_LEN_MAX: usize = 1024;
+
+/// Most bytes of who reports it (`ReportingInstanceLengthLimit`, likewise): less than a node's name may have.
+const INSTANCE_LEN_MAX: usize = 128;
 
 /// A request that changes something.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,18 +54,22 @@ pub fn lease_path(name: Option<&str>) -> String {
     name.map_or_else(|| root.clone(), |name| format!("{root}/{name}"))
 }
 
-/// Says of a node that its network is there: a cloud's controller taints nodes until somebody does.
-pub fn network_available(node: &str, wall: Timestamp) -> Write {
+/// Says of a node that its network is there: a cloud's controller taints nodes until somebody does. `is_first` is
+/// whether this daemon says it for the first time; later, nothing but the heartbeat changes.
+pub fn network_available(node: &str, wall: Timestamp, is_first: bool) -> Write {
     let now = format!("{wall:.0}");
+    let mut condition = json!({
+        "type": "NetworkUnavailable", "status": "False", "reason": "WeftIsUp",
+        "message": "weftd carries this node's pods", "lastHeartbeatTime": now
+    });
+    if is_first {
+        condition["lastTransitionTime"] = now.into();
+    }
     Write {
         method: "PATCH",
         path: format!("/api/v1/nodes/{node}/status"),
         media_type: STRATEGIC,
-        body: json!({"status": {"conditions": [{
-            "type": "NetworkUnavailable", "status": "False", "reason": "WeftIsUp",
-            "message": "weftd carries this node's pods",
-            "lastHeartbeatTime": now, "lastTransitionTime": now
-        }]}}),
+        body: json!({"status": {"conditions": [condition]}}),
     }
 }
 
@@ -75,6 +82,8 @@ pub struct Notice {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// `metadata.uid`, by which `kubectl describe` finds the events of an object; empty where it is not known.
+    pub uid: String,
     /// In one word.
     pub reason: &'static str,
     /// In a sentence.
@@ -87,7 +96,13 @@ pub fn event(notice: &Notice, node: &str, wall: Timestamp) -> Write {
     let namespace = if notice.namespace.is_empty() { "default" } else { &notice.namespace };
     let version = ObjectKind::ALL.into_iter().find(|kind| kind.as_str() == notice.kind);
     let version = version.map_or("v1", ObjectKind::api_version);
-    let note: String = notice.note.chars().take(NOTE_LEN_MAX).collect();
+    let note = cut(&notice.note, NOTE_LEN_MAX);
+    let mut regarding = json!({
+        "apiVersion": version, "kind": notice.kind, "namespace": notice.namespace, "name": notice.name
+    });
+    if !notice.uid.is_empty() {
+        regarding["uid"] = notice.uid.as_str().into();
+    }
     Write {
         method: "POST",
         path: format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"),
@@ -96,13 +111,15 @@ pub fn event(notice: &Notice, node: &str, wall: Timestamp) -> Write {
             "apiVersion": "events.k8s.io/v1", "kind": "Event",
             "metadata": {"generateName": "weft-", "namespace": namespace},
             "eventTime": micros(wall), "type": "Warning", "reason": notice.reason, "action": "Serve",
-            "note": note, "reportingController": CONTROLLER, "reportingInstance": node,
-            "regarding": {
-                "apiVersion": version, "kind": notice.kind, "namespace": notice.namespace,
-                "name": notice.name
-            }
+            "note": note, "reportingController": CONTROLLER,
+            "reportingInstance": cut(node, INSTANCE_LEN_MAX), "regarding": regarding
         }),
     }
+}
+
+/// The beginning of a text, of so many bytes at most.
+fn cut(text: &str, len_max: usize) -> &str {
+    &text[..text.floor_char_boundary(len_max)]
 }
 
 /// Which Services of type LoadBalancer are to have which addresses, and have others.
@@ -197,6 +214,7 @@ mod tests {
             kind: "EndpointSlice".into(),
             namespace: "shop".into(),
             name: "web-1".into(),
+            uid: "0d1f5a2c-0000-4000-8000-000000000001".into(),
             reason: "Refused",
             note: "x".repeat(5000),
         };
@@ -205,8 +223,37 @@ mod tests {
         assert_eq!(write.path, "/apis/events.k8s.io/v1/namespaces/shop/events");
         assert_eq!(write.body["regarding"]["apiVersion"], "discovery.k8s.io/v1");
         assert_eq!(write.body["note"].as_str().map(str::len), Some(NOTE_LEN_MAX));
+        assert_eq!(write.body["regarding"]["uid"], notice.uid);
         assert_eq!(write.body["eventTime"], "1970-01-01T00:00:00.000000Z");
         notice.namespace.clear();
         assert!(event(&notice, "n1", wall).path.contains("/namespaces/default/"));
+    }
+
+    #[test]
+    fn limits_of_events_are_bytes() {
+        let notice = Notice {
+            kind: "Service".into(),
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: String::new(),
+            reason: "Refused",
+            note: format!("x{}", "\u{e4}".repeat(1000)),
+        };
+        let node = "n".repeat(253);
+        let body = event(&notice, &node, Timestamp::UNIX_EPOCH).body;
+        assert_eq!(body["note"].as_str().map(str::len), Some(NOTE_LEN_MAX - 1));
+        assert_eq!(body["reportingInstance"].as_str().map(str::len), Some(INSTANCE_LEN_MAX));
+        assert!(body["regarding"].get("uid").is_none(), "an empty one would match no object");
+    }
+
+    #[test]
+    fn a_heartbeat_is_no_transition() {
+        let condition = |is_first| {
+            network_available("n1", Timestamp::UNIX_EPOCH, is_first).body["status"]["conditions"][0]
+                .clone()
+        };
+        assert_eq!(condition(true)["lastTransitionTime"], "1970-01-01T00:00:00Z");
+        assert!(condition(false).get("lastTransitionTime").is_none());
+        assert_eq!(condition(false)["lastHeartbeatTime"], "1970-01-01T00:00:00Z");
     }
 }

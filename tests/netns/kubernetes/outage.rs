@@ -68,6 +68,8 @@ fn a_cluster_lives_with_its_api_server_and_without() {
     });
     let events = store.all("events");
     assert_eq!(events.len(), 1, "one node tells, and once: {events:?}");
+    let refused = store.get("endpointslices", "default", "by-name").unwrap();
+    assert_eq!(events[0]["regarding"]["uid"], refused["metadata"]["uid"]);
     assert!(events[0]["note"].as_str().unwrap().starts_with("addressType: names"), "{events:?}");
 
     // Every request is in the role, and all of the role is used.

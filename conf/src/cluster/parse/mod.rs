@@ -279,6 +279,11 @@ impl ApiObject {
         self.meta("resourceVersion")
     }
 
+    /// `metadata.uid`; empty when it has none.
+    pub fn uid(&self) -> &str {
+        self.meta("uid")
+    }
+
     /// A field of text at the top; empty when there is none.
     pub fn text(&self, field: &str) -> &str {
         self.0.field(field).and_then(Node::as_text).unwrap_or_default()

@@ -104,6 +104,12 @@ impl SharedObjects {
             .any(|(resource, passed_on)| resource.kind == kind && passed_on.load(Ordering::Acquire))
     }
 
+    /// `metadata.uid` of an object, where the server has told it.
+    pub fn uid(&self, kind: ObjectKind, id: &ObjectName) -> Option<String> {
+        let ix = WATCHED.iter().position(|resource| resource.kind == kind)?;
+        self.lock(ix).store().uid(id)
+    }
+
     /// How the objects stand with the API server.
     pub fn health(&self) -> Health {
         let complete = self.passed_on.iter().all(|passed_on| passed_on.load(Ordering::Acquire));

@@ -13,6 +13,7 @@ const TOMBSTONES_MAX: usize = 4096;
 pub struct Judged {
     name: ObjectName,
     version: Option<u64>,
+    uid: Option<u128>,
     fate: Fate,
 }
 
@@ -26,7 +27,7 @@ impl Judged {
             }
             Err(problems) => Fate::Refused(problems.into_boxed_slice()),
         };
-        Some(Self { name, version: number(object.version()), fate })
+        Some(Self { name, version: number(object.version()), uid: uid_number(object.uid()), fate })
     }
 }
 
@@ -40,6 +41,20 @@ pub fn name_of(object: &ApiObject) -> Option<ObjectName> {
 /// whatever comes is new.
 pub fn number(version: &str) -> Option<u64> {
     version.parse().ok()
+}
+
+/// A UID as a number, which takes less memory. API servers give random UUIDs (RFC 9562 §5.4); others are not kept.
+fn uid_number(uid: &str) -> Option<u128> {
+    let digits: String = uid.split('-').collect();
+    let is_uuid = uid.len() == 36 && digits.len() == 32;
+    u128::from_str_radix(&digits, 16).ok().filter(|_| is_uuid)
+}
+
+/// The same as a UID again.
+fn uid_text(number: u128) -> String {
+    let digits = format!("{number:032x}");
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]);
+    parts.join("-")
 }
 
 /// What became of an object.
@@ -59,6 +74,7 @@ pub enum Fate {
 #[derive(Debug)]
 struct Entry {
     version: Option<u64>,
+    uid: Option<u128>,
     /// The list that has named it last.
     list: u32,
     fate: Fate,
@@ -85,7 +101,7 @@ impl Store {
     /// word about it. Must be called before anything else.
     pub fn restore(&mut self, object: Object) {
         let fate = Fate::InForce { object: object.clone(), notes: Box::default() };
-        let entry = Entry { version: None, list: self.list, fate };
+        let entry = Entry { version: None, uid: None, list: self.list, fate };
         self.entries.insert(object.key().id, entry);
     }
 
@@ -137,8 +153,8 @@ impl Store {
     }
 
     fn set(&mut self, judged: Judged) -> Option<Change> {
-        let Judged { name, version, fate } = judged;
-        let entry = Entry { version, list: self.list, fate };
+        let Judged { name, version, uid, fate } = judged;
+        let entry = Entry { version, uid, list: self.list, fate };
         let after = in_force(&entry).cloned();
         self.refused += usize::from(after.is_none());
         let before = self.entries.insert(name.clone(), entry);
@@ -180,6 +196,11 @@ impl Store {
         self.entries.iter().map(|(name, entry)| (name, &entry.fate))
     }
 
+    /// `metadata.uid` of an object.
+    pub fn uid(&self, name: &ObjectName) -> Option<String> {
+        self.entries.get(name)?.uid.map(uid_text)
+    }
+
     /// How many objects there are, and how many of them are refused.
     pub fn counts(&self) -> (usize, usize) {
         (self.entries.len(), self.refused)
@@ -207,6 +228,15 @@ mod tests {
 
     fn id(name: &str) -> ObjectName {
         ObjectName::new("", name)
+    }
+
+    #[test]
+    fn uids_come_back_as_they_were() {
+        let uid = "0d1f5a2c-0000-4000-8000-00000000a001";
+        assert_eq!(uid_number(uid).map(uid_text).as_deref(), Some(uid));
+        for none in ["", "n1", "0d1f5a2c00004000800000000000a0011234", "é".repeat(18).as_str()] {
+            assert_eq!(uid_number(none), None, "{none}");
+        }
     }
 
     #[test]
