@@ -9,7 +9,8 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::common::{TestLab, eventually, find, has_programs, may_make_labs};
+use crate::common::{eventually, find, has_programs, may_make_labs};
+use crate::control_plane::{Source, SourcedLab};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -32,6 +33,15 @@ records = [\"db.lab.example A 192.0.2.7\", \"*.apps.lab.example CNAME db.lab.exa
 
 #[test]
 fn pods_resolve_names_of_the_cluster_of_the_lab_and_of_the_world() {
+    pods_resolve_names(Source::Manifests);
+}
+
+#[test]
+fn pods_resolve_names_of_the_cluster_of_an_api_server() {
+    pods_resolve_names(Source::Kubernetes);
+}
+
+fn pods_resolve_names(source: Source) {
     if !may_make_labs() || !has_programs(&PROGRAMS) {
         return;
     }
@@ -39,7 +49,7 @@ fn pods_resolve_names_of_the_cluster_of_the_lab_and_of_the_world() {
     config.nodes = 2;
     config.pods_per_node = 1;
     config.extra = DNS.to_owned();
-    let lab = TestLab::up(config);
+    let lab = SourcedLab::up(source, config);
     let world = World::start(&lab);
     pods_have_names(&lab);
     records_of_the_configuration_are_answered(&lab);

@@ -18,6 +18,7 @@ mod cni_faults;
 mod cni_model;
 mod cni_ports;
 mod conflict;
+mod control_plane;
 mod dns;
 mod explain;
 mod health;

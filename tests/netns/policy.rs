@@ -9,7 +9,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::common::{TestLab, eventually, may_make_labs};
+use crate::common::{eventually, may_make_labs};
+use crate::control_plane::{Source, SourcedLab};
 use vswitch::service::Protocol;
 use vswitch::verdict::Reason;
 use weft::admin::api::PolicyEnforcement;
@@ -43,15 +44,15 @@ struct Pod {
 
 /// Three namespaces with three pods each, of which every two are on one node or on two.
 struct World {
-    lab: TestLab,
+    lab: SourcedLab,
     pods: Vec<Pod>,
     protocols: Vec<Protocol>,
 }
 
 impl World {
-    fn up(name: &str) -> Self {
+    fn up(source: Source, name: &str) -> Self {
         let config = LabConfig { pods_per_node: 0, ..LabConfig::new(name) };
-        let mut lab = TestLab::up(config);
+        let mut lab = SourcedLab::up(source, config);
         let namespaces: String = NAMESPACES
             .iter()
             .map(|ns| format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {ns}, labels: {{ns: {ns}}}}}\n"))
@@ -409,10 +410,19 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn each_policy_lets_through_what_it_says_and_no_more() {
+    each_policy(Source::Manifests);
+}
+
+#[test]
+fn each_policy_of_an_api_server_lets_through_what_it_says_and_no_more() {
+    each_policy(Source::Kubernetes);
+}
+
+fn each_policy(source: Source) {
     if !may_make_labs() {
         return;
     }
-    let world = World::up("policy");
+    let world = World::up(source, "policy");
     let cases = cases();
     assert!(cases.len() > 40, "{}", cases.len());
     for (what, yaml, expected) in cases {
@@ -428,10 +438,19 @@ fn each_policy_lets_through_what_it_says_and_no_more() {
 
 #[test]
 fn changes_of_policies_and_labels_take_hold_under_traffic() {
+    changes(Source::Manifests);
+}
+
+#[test]
+fn changes_of_policies_and_labels_of_an_api_server_take_hold_under_traffic() {
+    changes(Source::Kubernetes);
+}
+
+fn changes(source: Source) {
     if !may_make_labs() {
         return;
     }
-    let world = World::up("policy-changes");
+    let world = World::up(source, "policy-changes");
     let pod = |labels: &str| {
         format!(
             "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: '{{pod y/a}}', namespace: y, labels: {{{labels}}}}}\nspec: {{containers: [{{name: c, image: i}}]}}\n"
@@ -496,7 +515,7 @@ fn a_denial_is_counted_named_and_told() {
     if !may_make_labs() {
         return;
     }
-    let world = World::up("policy-denied");
+    let world = World::up(Source::Manifests, "policy-denied");
     world.apply(&policy("x", "deny-all", "{podSelector: {}}"));
     world.expect("x is isolated", |_, to, _, _| to.0 != "x");
     let server = world.pod(("x", "b"));

@@ -11,7 +11,8 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use crate::common::service::{
     Connection, PATIENCE, address, ask, refused_at_once, serve, silent, slice, tcp, udp,
 };
-use crate::common::{TestLab, eventually, has_programs, may_make_labs, run};
+use crate::common::{eventually, has_programs, may_make_labs, run};
+use crate::control_plane::{Source, SourcedLab};
 use vswitch::verdict::Reason;
 use weft::lab::{Family, LabConfig, Plan, UNDERLAY, WORLD};
 
@@ -109,16 +110,25 @@ spec:
 const PORT: u16 = 8080;
 
 struct Place {
-    lab: TestLab,
+    lab: SourcedLab,
 }
 
 #[test]
 fn every_service_for_every_client() {
+    every_service(Source::Manifests);
+}
+
+#[test]
+fn every_service_of_an_api_server_for_every_client() {
+    every_service(Source::Kubernetes);
+}
+
+fn every_service(source: Source) {
     if !has_programs(&[("nft", "nftables"), ("ip", "iproute2")]) || !may_make_labs() {
         return;
     }
     let config = LabConfig { extra: CONFIG.to_owned(), ..LabConfig::new("services") };
-    let place = Place { lab: TestLab::up(config) };
+    let place = Place { lab: SourcedLab::up(source, config) };
     place.declare();
     for (ix, step) in Place::STEPS.iter().enumerate() {
         eprintln!("step {ix}");
