@@ -772,3 +772,21 @@ stringData: {tls.key: new}
         ]
     );
 }
+
+#[test]
+fn service_cidrs_have_one_range_of_each_family() {
+    let cidrs = |list: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: more}}\nspec: {{cidrs: {list}}}\n\
+             status: {{conditions: [{{type: Ready, status: 'True'}}]}}\n"
+        )
+    };
+    let Object::ServiceCidr(both) = accepted(&cidrs("[10.43.0.0/16, 'fd00:43::/112']")) else {
+        panic!()
+    };
+    assert_eq!((both.name.as_ref(), both.ranges.len()), ("more", 2));
+    let wrong = |list: &str| refused(&cidrs(list)).join("\n");
+    assert!(wrong("[10.43.0.0/16, 10.44.0.0/16]").contains("spec.cidrs[1]: is a second range"));
+    assert!(wrong("[]").contains("spec.cidrs: has no range"));
+    assert!(wrong("[10.43.0.0]").contains("spec.cidrs[0]"));
+}
