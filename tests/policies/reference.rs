@@ -4,6 +4,8 @@
 //! of labels, no compiled rules. Sentences in quotes are those of `k8s.io/api/networking/v1` and
 //! `sigs.k8s.io/network-policy-api`.
 
+#![allow(clippy::unwrap_used, reason = "only tests are in here")]
+
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
