@@ -104,7 +104,8 @@ fn mtu(socket: &UdpSocket, name: &CStr) -> io::Result<u16> {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name) {
-        *to = from.cast_signed();
+        // Signed here, and unsigned on other machines.
+        *to = libc::c_char::from_ne_bytes([*from]);
     }
     // SAFETY: the descriptor is open, and `request` is an `ifreq` with a terminated name, which is what
     // this request reads and writes.

@@ -263,7 +263,8 @@ pub(crate) fn interface_request(name: &str) -> Option<libc::ifreq> {
     // SAFETY: `ifreq` is plain integers and pointers, for which all zeroes are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (target, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *target = byte.cast_signed();
+        // Signed here, and unsigned on other machines.
+        *target = libc::c_char::from_ne_bytes([byte]);
     }
     Some(request)
 }
