@@ -26,6 +26,7 @@ pub struct Counter(AtomicU64);
 
 impl Counter {
     /// Adds `n`. Only the owning worker calls this, so no read-modify-write instruction is needed.
+    #[inline]
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
@@ -98,6 +99,7 @@ impl WorkerCounters {
     }
 
     /// The counters of a local port; `None` beyond the limit that they were made with.
+    #[inline]
     pub fn port(&self, port: crate::ix::PortIx) -> Option<&PortCounters> {
         self.ports.get(port.ix())
     }

@@ -27,6 +27,7 @@ impl Mac {
     }
 
     /// Whether the group bit is set: multicast or broadcast (IEEE 802-2014 §8.2.2).
+    #[inline]
     pub fn is_multicast(self) -> bool {
         self.0[0] & 1 == 1
     }

@@ -39,6 +39,8 @@ pub struct Tables {
     masquerade: Masquerade,
     /// Everything that may be a Service's address, but for the ranges of cluster IPs.
     service_filter: AddressFilter,
+    /// Whether there is any such address or range.
+    has_service_addresses: bool,
     policies: Arc<PolicyTable>,
     established: Established,
 }
@@ -184,6 +186,7 @@ pub enum Route {
 
 impl Tables {
     /// Finds where `address` leads.
+    #[inline(always)]
     pub fn route(&self, address: IpAddr) -> Route {
         let route = match address {
             IpAddr::V4(v4) => self.routes_v4.get(v4.to_bits()),
@@ -208,6 +211,7 @@ impl Tables {
     }
 
     /// The node at `ix`.
+    #[inline]
     pub fn peer(&self, ix: NodeIx) -> Option<&Peer> {
         self.peers.get(ix.ix())
     }
@@ -223,6 +227,7 @@ impl Tables {
     }
 
     /// All Services.
+    #[inline]
     pub fn services(&self) -> &ServiceTable {
         &self.services
     }
@@ -235,10 +240,12 @@ impl Tables {
     /// Whether a packet to `address` may be to a Service. Seldom wrong if it says yes, and never if it says no.
     #[inline]
     pub fn may_be_service(&self, address: IpAddr) -> bool {
-        self.service_filter.may_hold(address) || self.services.is_in_range(address)
+        self.has_service_addresses
+            && (self.service_filter.may_hold(address) || self.services.is_in_range(address))
     }
 
     /// All pods with the policies for them.
+    #[inline]
     pub fn policies(&self) -> &PolicyTable {
         &self.policies
     }
@@ -324,6 +331,7 @@ impl TablesBuilder {
             services: Arc::new(ServiceTable::empty()),
             masquerade: Masquerade::default(),
             service_filter: AddressFilter::empty(),
+            has_service_addresses: false,
             policies: Arc::new(PolicyTable::off()),
             established: Established::default(),
         };
@@ -405,6 +413,7 @@ impl TablesBuilder {
             let own = tables.services.node_addresses().iter().copied();
             peers.chain(own).chain(tables.node.underlay).for_each(|node| filter.insert(node));
         }
+        self.tables.has_service_addresses = !filter.is_empty() || self.tables.services.has_ranges();
         self.tables.service_filter = filter;
         self.tables
     }

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::service::halves;
+
 /// A Bloom filter with one hash. Never wrong when it says no; says yes wrongly for about one address of sixteen.
 #[derive(Debug, Clone)]
 pub(crate) struct AddressFilter {
@@ -28,6 +30,11 @@ impl AddressFilter {
         self.bits[word] |= bit;
     }
 
+    /// Whether nothing was put in.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bits.iter().all(|word| *word == 0)
+    }
+
     /// Whether `address` may have been put in.
     #[inline]
     pub(crate) fn may_hold(&self, address: IpAddr) -> bool {
@@ -41,9 +48,7 @@ impl AddressFilter {
         let folded = match address {
             IpAddr::V4(v4) => u64::from(v4.to_bits()),
             IpAddr::V6(v6) => {
-                let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v6.octets();
-                let upper = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
-                let lower = u64::from_ne_bytes([i, j, k, l, m, n, o, p]);
+                let [upper, lower] = halves(v6.to_bits());
                 upper.rotate_left(29) ^ lower.wrapping_mul(GOLDEN)
             }
         };
@@ -81,5 +86,6 @@ mod tests {
             assert!(wrong < 59_000 / 10, "{wrong}");
         }
         assert!(!AddressFilter::empty().may_hold(IpAddr::from([0; 4])));
+        assert!(AddressFilter::empty().is_empty());
     }
 }

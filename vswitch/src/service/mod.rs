@@ -17,6 +17,7 @@ mod decide;
 mod filter;
 mod maglev;
 mod pool;
+mod ranges;
 mod shared;
 mod table;
 
@@ -251,13 +252,26 @@ fn mix(value: u64) -> u64 {
 }
 
 /// An address as two words, for [`stable_hash`].
+#[inline]
 pub(crate) fn address_words(address: IpAddr) -> [u64; 2] {
-    let bits = match address {
-        IpAddr::V4(v4) => u128::from(v4.to_bits()),
-        IpAddr::V6(v6) => v6.to_bits(),
-    };
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bits.to_be_bytes();
-    [u64::from_be_bytes([a, b, c, d, e, f, g, h]), u64::from_be_bytes([i, j, k, l, m, n, o, p])]
+    match address {
+        IpAddr::V4(v4) => [0, v4.to_bits().into()],
+        IpAddr::V6(v6) => halves(v6.to_bits()),
+    }
+}
+
+/// Multiplies, and folds the upper and the lower half of the product together.
+#[inline]
+pub(crate) fn fold(a: u64, b: u64) -> u64 {
+    let [upper, lower] = halves(u128::from(a) * u128::from(b));
+    lower ^ upper
+}
+
+/// The upper and the lower half.
+#[inline]
+pub(crate) fn halves(bits: u128) -> [u64; 2] {
+    // Neither can be too large.
+    [bits >> 64, bits & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or(0))
 }
 
 #[cfg(test)]

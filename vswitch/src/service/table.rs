@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 
 use crate::service::filter::AddressFilter;
 use crate::service::pool::{Pick, Pool};
+use crate::service::ranges::Ranges;
 use crate::service::shared::{Names, Slots};
 use crate::service::{
     Algorithm, Endpoint, EndpointState, Family, Frontend, FrontendKind, Protocol, ServicePort,
@@ -21,7 +22,7 @@ pub struct ServiceTable {
     /// Changes whenever anything in the table does.
     generation: u64,
     /// Where cluster IPs are taken from.
-    ranges: Vec<IpNetwork>,
+    ranges: Ranges,
     /// Addresses in the ranges that the node itself answers.
     answered: Vec<IpAddr>,
     /// Addresses of this node that have NodePorts, beside its underlay address.
@@ -304,10 +305,15 @@ impl ServiceTable {
         &self.filter
     }
 
+    /// Whether cluster IPs are taken from anywhere.
+    pub(crate) fn has_ranges(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
     /// Whether cluster IPs are taken from where `address` is, and the node does not answer there itself.
     #[inline]
     pub(crate) fn is_in_range(&self, address: IpAddr) -> bool {
-        self.ranges.iter().any(|range| range.contains(address)) && !self.answered.contains(&address)
+        self.ranges.contain(address) && !self.answered.contains(&address)
     }
 
     /// Whether all of `address` is Services'.
@@ -349,7 +355,7 @@ impl ServiceTableBuilder {
         Self {
             table: ServiceTable {
                 generation: 0,
-                ranges,
+                ranges: Ranges::new(&ranges),
                 answered: Vec::new(),
                 node_addresses: Vec::new(),
                 services: Slots::default(),
@@ -366,7 +372,7 @@ impl ServiceTableBuilder {
 
     /// Where cluster IPs are taken from.
     pub fn ranges(&mut self, ranges: Vec<IpNetwork>) -> &mut Self {
-        self.table.ranges = ranges;
+        self.table.ranges = Ranges::new(&ranges);
         self
     }
 
