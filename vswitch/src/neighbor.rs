@@ -18,6 +18,7 @@ use crate::wire::{
 
 /// Whether the packet is a neighbor discovery message. Such a message is for the link and is never
 /// forwarded, whatever its addresses.
+#[inline]
 pub fn is_discovery(ip: &Ip) -> bool {
     ip.source.is_ipv6()
         && matches!(ip.transport, Transport::Icmp { kind: ROUTER_SOLICITATION..=REDIRECT, .. })

@@ -31,6 +31,7 @@ pub struct Header {
 ///
 /// # Errors
 /// [`Reason::Malformed`] when it is cut short, [`Reason::VlanTagged`] when a tag follows.
+#[inline]
 pub fn read(frame: &[u8]) -> Result<(&Header, &[u8]), Reason> {
     let (header, rest) = Header::ref_from_prefix(frame).map_err(|_| Reason::Malformed)?;
     if TAGS.contains(&header.ethertype.get()) {

@@ -6,7 +6,7 @@ use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::verdict::Reason;
-use crate::wire::checksum::{self, Sum};
+use crate::wire::checksum::Sum;
 use crate::wire::{ETHERNET_LEN, Fragment, Ip, read_transport};
 
 /// Length of a header without options.
@@ -54,7 +54,7 @@ impl Header {
     }
 }
 
-/// Reads the packet behind an Ethernet header. Padding may follow it.
+/// Reads the packet behind an Ethernet header, and returns what `with` makes of it. Padding may follow it.
 ///
 /// A packet that asks for a source route is refused as RFC 7126 §4.3 and §4.4 advise: its destination
 /// address is not where it is going.
@@ -62,8 +62,8 @@ impl Header {
 /// # Errors
 /// [`Reason::Malformed`] when a length contradicts another, the header's checksum is wrong, the
 /// fragment passes 65 535 bytes, or layer 4 of a whole packet is cut short.
-#[inline]
-pub(super) fn read(packet: &[u8]) -> Result<Ip, Reason> {
+#[inline(always)]
+pub(super) fn read<T>(packet: &[u8], with: impl FnOnce(Ip) -> T) -> Result<T, Reason> {
     let (header, _) = Header::ref_from_prefix(packet).map_err(|_| Reason::Malformed)?;
     let header_len = header.header_len();
     let total_len = usize::from(header.total_len.get());
@@ -87,7 +87,7 @@ pub(super) fn read(packet: &[u8]) -> Result<Ip, Reason> {
     let flags_fragment = header.flags_fragment.get();
     let fragment = read_fragment(flags_fragment, payload.len())?;
     let (transport, _) = read_transport(header.protocol, fragment, payload, true)?;
-    Ok(Ip {
+    Ok(with(Ip {
         source: Ipv4Addr::from(header.source).into(),
         destination: Ipv4Addr::from(header.destination).into(),
         ttl: header.ttl,
@@ -98,7 +98,7 @@ pub(super) fn read(packet: &[u8]) -> Result<Ip, Reason> {
         protocol: header.protocol,
         transport_offset: ETHERNET_LEN + header_len,
         transport,
-    })
+    }))
 }
 
 fn read_fragment(flags_fragment: u16, payload_len: usize) -> Result<Fragment, Reason> {
@@ -136,18 +136,27 @@ fn check_options(mut options: &[u8]) -> Result<(), Reason> {
 ///
 /// # Panics
 /// If `packet` is shorter than a header.
+#[inline(always)]
 pub fn decrement_ttl(packet: &mut [u8]) {
-    let before = u16::from_be_bytes([packet[8], packet[9]]);
-    packet[8] = packet[8].saturating_sub(1);
-    let after = u16::from_be_bytes([packet[8], packet[9]]);
-    let old = u16::from_be_bytes([packet[10], packet[11]]);
-    packet[10..12].copy_from_slice(&checksum::update(old, before, after).to_be_bytes());
+    let header = &mut packet[..HEADER_LEN];
+    if header[8] == 0 {
+        return;
+    }
+    header[8] -= 1;
+    // What the sum has lost its complement gains; 0xffff is 0.
+    let (sum, carry) = u16::from_be_bytes([header[10], header[11]]).overflowing_add(0x0100);
+    let sum = sum.wrapping_add(u16::from(carry || sum == u16::MAX));
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Transport;
+    use crate::wire::{Transport, checksum};
+
+    fn read(packet: &[u8]) -> Result<Ip, Reason> {
+        super::read(packet, |ip| ip)
+    }
 
     /// A ping, as `ping -c 1 -s 0` sends it.
     #[rustfmt::skip]
@@ -268,5 +277,16 @@ mod tests {
         }
         decrement_ttl(&mut packet);
         assert_eq!(read(&packet).unwrap().ttl, 0);
+    }
+
+    #[test]
+    fn every_checksum_is_updated_as_the_rfc_says() {
+        for old in 0..=u16::MAX {
+            let mut packet = PING;
+            packet[10..12].copy_from_slice(&old.to_be_bytes());
+            decrement_ttl(&mut packet);
+            let new = checksum::update(old, 0x4001, 0x3f01);
+            assert_eq!(packet[10..12], new.to_be_bytes(), "{old:#06x}");
+        }
     }
 }

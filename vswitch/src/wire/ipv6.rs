@@ -49,7 +49,7 @@ impl Header {
     }
 }
 
-/// Reads the packet behind an Ethernet header. Padding may follow it.
+/// Reads the packet behind an Ethernet header, and returns what `with` makes of it. Padding may follow it.
 ///
 /// Two kinds of packets are refused so that no stage can be deceived about where a packet goes and what
 /// it carries: those that ask for a source route with hops left, whose destination address is not where
@@ -59,8 +59,8 @@ impl Header {
 /// # Errors
 /// [`Reason::Malformed`], for these, and when a length contradicts another, there are more than
 /// [`EXTENSIONS_MAX`] extension headers, the fragment passes 65 535 bytes, or layer 4 is cut short.
-#[inline]
-pub(super) fn read(packet: &[u8]) -> Result<Ip, Reason> {
+#[inline(always)]
+pub(super) fn read<T>(packet: &[u8], with: impl FnOnce(Ip) -> T) -> Result<T, Reason> {
     let (header, rest) = Header::ref_from_prefix(packet).map_err(|_| Reason::Malformed)?;
     let payload_len = usize::from(header.payload_len.get());
     let payload = rest.get(..payload_len).ok_or(Reason::Malformed)?;
@@ -73,7 +73,7 @@ pub(super) fn read(packet: &[u8]) -> Result<Ip, Reason> {
     if is_cut {
         return Err(Reason::Malformed);
     }
-    Ok(Ip {
+    Ok(with(Ip {
         source: Ipv6Addr::from(header.source).into(),
         destination: Ipv6Addr::from(header.destination).into(),
         ttl: header.hop_limit,
@@ -84,7 +84,7 @@ pub(super) fn read(packet: &[u8]) -> Result<Ip, Reason> {
         protocol: chain.protocol,
         transport_offset: ETHERNET_LEN + HEADER_LEN + chain.len,
         transport,
-    })
+    }))
 }
 
 /// The extension headers of a packet.
@@ -200,6 +200,7 @@ fn read_fragment(field: [u8; 2], payload_len: usize) -> Result<Fragment, Reason>
 ///
 /// # Panics
 /// If `packet` is shorter than a header.
+#[inline(always)]
 pub fn decrement_hop_limit(packet: &mut [u8]) {
     packet[7] = packet[7].saturating_sub(1);
 }
@@ -208,6 +209,10 @@ pub fn decrement_hop_limit(packet: &mut [u8]) {
 mod tests {
     use super::*;
     use crate::wire::Transport;
+
+    fn read(packet: &[u8]) -> Result<Ip, Reason> {
+        super::read(packet, |ip| ip)
+    }
 
     const UDP: u8 = 17;
     const DATAGRAM: [u8; 8] = [0x12, 0x34, 0, 53, 0, 8, 0xaa, 0xbb];

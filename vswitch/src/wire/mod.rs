@@ -33,17 +33,23 @@ pub const ETHERNET_LEN: usize = 14;
 /// [`Reason::VlanTagged`] when it is of a kind that is not carried.
 pub fn parse(frame: &[u8]) -> Result<Headers, Reason> {
     let (header, rest) = ethernet::read(frame)?;
-    let network = match header.ethertype.get() {
-        ethernet::IPV4 => Network::Ip(ipv4::read(rest)?),
-        ethernet::IPV6 => Network::Ip(ipv6::read(rest)?),
-        ethernet::ARP => arp::read(rest).map(|_| Network::Arp)?,
-        _ => return Err(Reason::EtherType),
+    // What each arm ends with is written where it is wanted, and not moved there.
+    let with = |network| Headers {
+        destination: Mac(header.destination),
+        source: Mac(header.source),
+        network,
     };
-    Ok(Headers { destination: Mac(header.destination), source: Mac(header.source), network })
+    match header.ethertype.get() {
+        ethernet::IPV4 => ipv4::read(rest, |ip| with(Network::Ip(ip))),
+        ethernet::IPV6 => ipv6::read(rest, |ip| with(Network::Ip(ip))),
+        ethernet::ARP => arp::read(rest).map(|_| with(Network::Arp)),
+        _ => Err(Reason::EtherType),
+    }
 }
 
 /// Reads the layer 4 header at the start of `payload`. Also returns whether it is cut short, which only
 /// a first fragment's may be.
+#[inline(always)]
 fn read_transport(
     protocol: u8,
     fragment: Fragment,
@@ -90,6 +96,7 @@ fn read_icmp(payload: &[u8]) -> Option<Transport> {
 ///
 /// # Panics
 /// If [`parse`] did not find an IP packet in `frame`.
+#[inline(always)]
 pub fn decrement_ttl(frame: &mut [u8]) {
     let packet = &mut frame[ETHERNET_LEN..];
     if packet[0] >> 4 == 4 {

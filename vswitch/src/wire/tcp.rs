@@ -66,6 +66,7 @@ impl Header {
 }
 
 /// Reads a header with room for all of its options in `bytes`; `None` if there is none.
+#[inline]
 pub fn read(bytes: &[u8]) -> Option<&Header> {
     let (header, _) = Header::ref_from_prefix(bytes).ok()?;
     (header.header_len() >= HEADER_LEN && header.header_len() <= bytes.len()).then_some(header)

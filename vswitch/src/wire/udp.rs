@@ -28,6 +28,7 @@ pub struct Header {
 
 /// Reads a header whose length is no shorter than itself; `None` if there is none. The payload may be
 /// cut short, as in a first fragment.
+#[inline]
 pub fn read(bytes: &[u8]) -> Option<&Header> {
     let (header, _) = Header::ref_from_prefix(bytes).ok()?;
     (usize::from(header.length.get()) >= HEADER_LEN).then_some(header)
