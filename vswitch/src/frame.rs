@@ -108,16 +108,19 @@ impl Frame {
     }
 
     /// The frame's bytes, from the Ethernet header on.
+    #[inline(always)]
     pub fn data(&self) -> &[u8] {
         &self.buffer[self.start..self.start + self.len]
     }
 
     /// The frame's bytes, to change in place.
+    #[inline(always)]
     pub fn data_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[self.start..self.start + self.len]
     }
 
     /// Length in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -128,6 +131,7 @@ impl Frame {
     }
 
     /// Forgets bytes and meta data, so that the buffer can be filled anew.
+    #[inline]
     pub fn clear(&mut self) {
         self.start = HEADROOM;
         self.len = 0;
@@ -149,6 +153,7 @@ impl Frame {
     ///
     /// # Panics
     /// If the headroom left is smaller than `prefix`.
+    #[inline]
     pub fn prefix_mut(&mut self, prefix: usize) -> &mut [u8] {
         &mut self.buffer[self.start - prefix..self.start]
     }
@@ -157,6 +162,7 @@ impl Frame {
     ///
     /// # Panics
     /// If the headroom left is smaller than `prefix`.
+    #[inline]
     pub fn data_with_prefix(&self, prefix: usize) -> &[u8] {
         &self.buffer[self.start - prefix..self.start + self.len]
     }
@@ -165,18 +171,21 @@ impl Frame {
     ///
     /// # Panics
     /// If `len` passes the end of the buffer.
+    #[inline]
     pub fn set_len(&mut self, len: usize) {
         assert!(self.start + len <= self.buffer.len(), "frame longer than its buffer");
         self.len = len;
     }
 
     /// Bytes that can still be appended.
+    #[inline]
     pub fn tail_room(&self) -> usize {
         self.buffer.len() - self.start - self.len
     }
 
     /// Appends `bytes`. Returns whether they fitted; if not, nothing is changed.
     #[must_use]
+    #[inline]
     pub fn append(&mut self, bytes: &[u8]) -> bool {
         let end = self.start + self.len;
         let Some(room) = self.buffer.get_mut(end..end + bytes.len()) else {
@@ -188,6 +197,7 @@ impl Frame {
     }
 
     /// How many packets the frame stands for: the unit of every packet counter.
+    #[inline]
     pub fn packets(&self) -> u64 {
         self.meta.gso.map_or(1, |gso| u64::from(gso.segments))
     }
@@ -223,6 +233,7 @@ impl Pool {
     }
 
     /// Takes an empty frame; `None` when all are in use.
+    #[inline]
     pub fn take(&mut self) -> Option<Frame> {
         if let Some(frame) = self.free.pop() {
             return Some(frame);
@@ -235,6 +246,7 @@ impl Pool {
     }
 
     /// Gives a frame back.
+    #[inline]
     pub fn put(&mut self, mut frame: Frame) {
         debug_assert!(self.free.len() < self.frames_max, "a frame from elsewhere was put back");
         if self.free.len() < self.frames_max {

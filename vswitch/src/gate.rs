@@ -57,8 +57,8 @@ pub(crate) struct Packet<'p> {
     /// As its sender wrote it.
     pub(crate) ip: &'p Ip,
     pub(crate) translated: Option<&'p Translated>,
-    /// The flow that it is of, if it is not translated.
-    pub(crate) plain: Option<Hit>,
+    /// The flow that it is of, or that it is an error about.
+    pub(crate) hit: Option<&'p Hit>,
 }
 
 /// Who really sends what to whom.
@@ -99,23 +99,49 @@ impl Sides<'_> {
 
 impl<'t> Stage<'t> {
     /// Finds out whether the packet goes on.
-    #[inline(never)]
+    #[inline]
     pub(crate) fn admit(&self, packet: &Packet<'_>) -> Result<(), Reason> {
+        if let Some(hit) = packet.hit
+            && hit.is_admitted(self.policies().generation())
+            && self.goes_on(packet, hit)
+        {
+            return Ok(());
+        }
+        self.admit_slowly(packet)
+    }
+
+    /// Lets a whole packet of a flow pass that is admitted, unless it may ask for a connection against the flow's
+    /// direction.
+    #[inline]
+    fn goes_on(&self, packet: &Packet<'_>, hit: &Hit) -> bool {
+        let ip = packet.ip;
+        let has_ports = matches!(ip.transport, Transport::Tcp { .. } | Transport::Udp { .. });
+        if !has_ports || ip.fragment != Fragment::Whole {
+            return false;
+        }
+        let mark = flows::mark(packet.frame, ip);
+        let asks = hit.direction == Way::Reply && flows::opens(hit.packed().protocol(), mark);
+        if !asks && hit.is_plain() {
+            self.note(packet, hit, mark);
+        }
+        !asks
+    }
+
+    #[inline(never)]
+    fn admit_slowly(&self, packet: &Packet<'_>) -> Result<(), Reason> {
         let ip = packet.ip;
         if ip.fragment == Fragment::Later {
             return self.admit_later_fragment(packet);
         }
-        let hit = packet.translated.and_then(|translated| translated.hit().copied());
-        let hit = hit.or(packet.plain);
         if let Some(tuple) = Tuple::of(ip) {
-            let admitted = match hit {
-                Some(hit) => self.follow(packet, &hit, &tuple),
+            let admitted = match packet.hit {
+                Some(hit) => self.follow(packet, hit, &tuple),
                 None => self.begin(packet, &tuple),
             };
             return admitted.inspect(|()| self.note_fragment(packet, tuple));
         }
-        if let Some(hit) = hit {
-            return self.admit_error(packet, &hit);
+        if let Some(hit) = packet.hit {
+            return self.admit_error(packet, hit);
         }
         self.admit_portless(packet)
     }
@@ -139,9 +165,9 @@ impl<'t> Stage<'t> {
         if opens && hit.direction == Way::Reply {
             let ends = Ends {
                 from: tuple.source.0,
-                to: hit.to.destination.0,
+                to: hit.to().destination.0,
                 protocol: tuple.protocol,
-                port: hit.to.destination.1,
+                port: hit.to().destination.1,
                 is_masqueraded: false,
             };
             let is_stopped = hit.is_plain() && !hit.was_admitted();
@@ -181,17 +207,17 @@ impl<'t> Stage<'t> {
         let ends = match hit.direction {
             Way::Original => Ends {
                 from: tuple.source.0,
-                to: hit.to.destination.0,
+                to: hit.to().destination.0,
                 protocol: tuple.protocol,
-                port: hit.to.destination.1,
-                is_masqueraded: hit.to.source.0 != tuple.source.0,
+                port: hit.to().destination.1,
+                is_masqueraded: hit.to().source.0 != tuple.source.0,
             },
             Way::Reply => Ends {
-                from: hit.to.destination.0,
+                from: hit.to().destination.0,
                 to: tuple.source.0,
                 protocol: tuple.protocol,
                 port: tuple.source.1,
-                is_masqueraded: hit.to.destination.0 != tuple.destination.0,
+                is_masqueraded: hit.to().destination.0 != tuple.destination.0,
             },
         };
         match self.judge(&ends, packet.frame.packets()) {
@@ -279,6 +305,7 @@ impl<'t> Stage<'t> {
         admitted.inspect(|()| self.note_fragment(packet, tuple.unwrap_or_else(anything)))
     }
 
+    #[inline]
     fn note(&self, packet: &Packet<'_>, hit: &Hit, mark: u8) {
         let (packets, bytes) = (packet.frame.packets(), packet.frame.len() as u64);
         self.flows.note(hit, self.now, packets, bytes, mark);

@@ -13,11 +13,11 @@
 
 use std::net::IpAddr;
 
-use crate::flows::{FlowProtocol, Tuple};
+use crate::flows::{FlowProtocol, Packed, Tuple};
 use crate::frame::{Checksum, Frame};
 use crate::service::Protocol;
 use crate::verdict::Reason;
-use crate::wire::checksum::{self, Change, Sum};
+use crate::wire::checksum::{Change, Sum};
 use crate::wire::{ETHERNET_LEN, Fragment, Ip, Transport, icmp, ipv4, ipv6, sctp, tcp, udp};
 
 /// Gives the packet in `frame`, of which [`crate::wire::parse`] said `ip`, the addresses and ports of `to`. A later
@@ -26,35 +26,47 @@ use crate::wire::{ETHERNET_LEN, Fragment, Ip, Transport, icmp, ipv4, ipv6, sctp,
 /// # Errors
 /// [`Reason::FragmentUnknown`] for a fragment of an SCTP packet whose ports would change: its CRC covers what is
 /// in the others. The frame is then as it was.
-pub fn translate(frame: &mut Frame, ip: &Ip, to: &Tuple) -> Result<(), Reason> {
+#[inline(always)]
+pub fn translate(frame: &mut Frame, ip: &Ip, to: &Packed) -> Result<(), Reason> {
+    match ip.transport {
+        Transport::Tcp { .. } => translate_summed::<{ tcp::CHECKSUM_OFFSET }>(frame, ip, to),
+        Transport::Udp { .. } => translate_summed::<{ udp::CHECKSUM_OFFSET }>(frame, ip, to),
+        Transport::Sctp { .. } => return translate_sctp(frame, ip, to),
+        // A later fragment.
+        Transport::Icmp { .. } | Transport::Other => {
+            set_addresses(&mut frame.data_mut()[ETHERNET_LEN..], to);
+        }
+    }
+    Ok(())
+}
+
+/// A TCP segment or UDP datagram, or the first fragment of one, with its checksum at `OFFSET`.
+#[inline]
+fn translate_summed<const OFFSET: usize>(frame: &mut Frame, ip: &Ip, to: &Packed) {
     let is_partial = is_partial(frame, ip);
-    if ip.fragment == Fragment::Later {
-        set_addresses(&mut frame.data_mut()[ETHERNET_LEN..], to.source.0, to.destination.0);
-        return Ok(());
-    }
-    let ports = [to.source.1, to.destination.1];
-    if let Transport::Sctp { source, destination } = ip.transport {
-        let changes = [source, destination] != ports;
-        if changes && ip.fragment != Fragment::Whole {
-            return Err(Reason::FragmentUnknown);
-        }
-        let (packet, end) = (frame.data_mut(), ETHERNET_LEN + ip.len);
-        set_addresses(&mut packet[ETHERNET_LEN..], to.source.0, to.destination.0);
-        if changes {
-            sctp::set_ports(&mut packet[ip.transport_offset..end], ports[0], ports[1]);
-        }
-        return Ok(());
-    }
+    let is_udp = OFFSET == udp::CHECKSUM_OFFSET;
     let data = frame.data_mut();
-    let addresses = set_addresses(&mut data[ETHERNET_LEN..], to.source.0, to.destination.0);
+    let addresses = set_addresses(&mut data[ETHERNET_LEN..], to);
     let segment = &mut data[ip.transport_offset..];
-    let change = set_ports(segment, ports, addresses);
-    let Some(offset) = checksum::checksum_offset(ip.transport) else { return Ok(()) };
-    let is_udp = matches!(ip.transport, Transport::Udp { .. });
+    let change = set_ports(segment, to.port_bytes(), addresses);
     if is_partial {
-        write_at(segment, offset, |sum| addresses.update_sum(sum));
+        write_at(segment, OFFSET, |sum| addresses.update_sum(sum));
     } else {
-        write_at(segment, offset, |field| update(change, is_udp, field));
+        write_at(segment, OFFSET, |field| update(change, is_udp, field));
+    }
+}
+
+fn translate_sctp(frame: &mut Frame, ip: &Ip, to: &Packed) -> Result<(), Reason> {
+    let ports = [to.source_port(), to.destination_port()];
+    let Transport::Sctp { source, destination } = ip.transport else { return Ok(()) };
+    let changes = [source, destination] != ports;
+    if changes && ip.fragment != Fragment::Whole {
+        return Err(Reason::FragmentUnknown);
+    }
+    let (packet, end) = (frame.data_mut(), ETHERNET_LEN + ip.len);
+    set_addresses(&mut packet[ETHERNET_LEN..], to);
+    if changes {
+        sctp::set_ports(&mut packet[ip.transport_offset..end], ports[0], ports[1]);
     }
     Ok(())
 }
@@ -135,15 +147,18 @@ pub fn translate_error(frame: &mut Frame, ip: &Ip, quoted: &Quoted, to: &Tuple) 
     let (source, destination) = error_addresses(ip, &quoted.tuple.inverse(), to);
     let end = ETHERNET_LEN + ip.len;
     let data = frame.data_mut();
-    let outer = set_addresses(&mut data[ETHERNET_LEN..], source, destination);
+    // The ports are not looked at.
+    let outer = Tuple { source: (source, 0), destination: (destination, 0), ..*to }.packed();
+    let outer = set_addresses(&mut data[ETHERNET_LEN..], &outer);
     // All that changes: the headers, and of layer 4's as much as is quoted of the longest.
     let changing = quoted.start..end.min(quoted.transport + tcp::HEADER_LEN);
     let before = Sum::of(&data[changing.clone()]);
 
     let quote = to.inverse();
     let (header, rest) = data[quoted.start..end].split_at_mut(quoted.transport - quoted.start);
-    let inner = set_addresses(header, quote.source.0, quote.destination.0);
-    let change = set_ports(rest, [quote.source.1, quote.destination.1], inner);
+    let packed = quote.packed();
+    let inner = set_addresses(header, &packed);
+    let change = set_ports(rest, packed.port_bytes(), inner);
     // As far as it is quoted. SCTP's cannot be known: only its beginning is here.
     let offset = match quote.protocol {
         FlowProtocol::Tcp => Some(tcp::CHECKSUM_OFFSET),
@@ -169,6 +184,7 @@ pub fn translate_error(frame: &mut Frame, ip: &Ip, quoted: &Quoted, to: &Tuple) 
 
 /// Whether the field holds the pseudo-header's sum. What a packet carries may be partial, too, and is no concern
 /// of its own checksum.
+#[inline]
 fn is_partial(frame: &Frame, ip: &Ip) -> bool {
     matches!(frame.meta.checksum, Checksum::Partial { start, .. }
         if usize::from(start) == ip.transport_offset)
@@ -185,40 +201,43 @@ fn is_error(ip: &Ip) -> bool {
 }
 
 /// Writes addresses into the header of an IP packet of the same family, and IPv4's checksum.
-fn set_addresses(packet: &mut [u8], source: IpAddr, destination: IpAddr) -> Change {
-    match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let [a, b, c, d] = source.octets();
-            let [e, f, g, h] = destination.octets();
-            let addresses = &mut packet[12..20];
-            let change = replace(addresses, &[a, b, c, d, e, f, g, h], Change::default());
-            write_at(packet, V4_CHECKSUM_OFFSET, |field| change.update(field));
-            change
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let change = replace(&mut packet[8..24], &source.octets(), Change::default());
-            replace(&mut packet[24..40], &destination.octets(), change)
-        }
-        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
-            debug_assert!(false, "a flow has one family");
-            Change::default()
-        }
+#[inline(always)]
+fn set_addresses(packet: &mut [u8], to: &Packed) -> Change {
+    if to.is_v4() {
+        let header = first_chunk_mut::<{ ipv4::HEADER_LEN }>(packet);
+        let change = replace(first_chunk_mut(&mut header[12..]), &to.v4_bytes(), Change::default());
+        write_at(header, V4_CHECKSUM_OFFSET, |field| change.update(field));
+        return change;
     }
+    let header = first_chunk_mut::<{ ipv6::HEADER_LEN }>(packet);
+    let (parts, _) = header[8..].as_chunks_mut::<8>();
+    parts
+        .iter_mut()
+        .zip(to.v6_bytes())
+        .fold(Change::default(), |change, (part, address)| replace(part, &address, change))
 }
 
 /// Writes ports into a layer 4 header, and adds that to `change`.
-fn set_ports(segment: &mut [u8], [source, destination]: [u16; 2], change: Change) -> Change {
-    let ([a, b], [c, d]) = (source.to_be_bytes(), destination.to_be_bytes());
-    replace(&mut segment[..4], &[a, b, c, d], change)
+#[inline]
+fn set_ports(segment: &mut [u8], ports: [u8; 4], change: Change) -> Change {
+    replace(first_chunk_mut(segment), &ports, change)
 }
 
-fn replace(place: &mut [u8], with: &[u8], change: Change) -> Change {
+#[inline]
+fn replace<const N: usize>(place: &mut [u8; N], with: &[u8; N], change: Change) -> Change {
     let change = change.of(place, with);
-    place.copy_from_slice(with);
+    *place = *with;
     change
 }
 
+/// The first bytes of a header that has as many.
+#[inline]
+fn first_chunk_mut<const N: usize>(bytes: &mut [u8]) -> &mut [u8; N] {
+    bytes.first_chunk_mut().expect("the packet was parsed")
+}
+
 /// A UDP checksum of zero means none, and one that comes out as zero is sent as its other form (RFC 768).
+#[inline]
 fn update(change: Change, is_udp: bool, field: u16) -> u16 {
     match (is_udp, field) {
         (true, 0) => 0,
@@ -230,6 +249,7 @@ fn update(change: Change, is_udp: bool, field: u16) -> u16 {
     }
 }
 
+#[inline]
 fn write_at(bytes: &mut [u8], offset: usize, change: impl FnOnce(u16) -> u16) {
     let field = &mut bytes[offset..offset + 2];
     let value = change(u16::from_be_bytes([field[0], field[1]]));

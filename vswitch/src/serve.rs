@@ -11,6 +11,9 @@
 //!            plain, after a handful of instructions
 //! ```
 //!
+//! For a packet of a flow that was found right by the Services in force, one look at the table of flows is all: see
+//! [`Stage::serve`]. All others take [`Stage::serve_slowly`], which would find the same.
+//!
 //! **No stale state.** A flow says by which generation of Services it was last found right. With any other, its next
 //! packet from the client is judged anew ([`Stage::is_right`]):
 //!
@@ -29,7 +32,8 @@
 use std::net::IpAddr;
 
 use crate::flows::{
-    self, Direction, FlowProtocol, FlowTable, FragmentKey, Hit, NewFlow, Refused, Ticks, Tuple,
+    self, Direction, FlowProtocol, FlowTable, FragmentKey, Hit, NewFlow, Packed, Refused, Ticks,
+    Tuple,
 };
 use crate::frame::Frame;
 use crate::nat::{self, Quoted};
@@ -39,7 +43,7 @@ use crate::service::{
 };
 use crate::tables::{PortKind, Tables};
 use crate::verdict::Reason;
-use crate::wire::{self, Fragment, Ip, Transport};
+use crate::wire::{self, Fragment, Ip};
 
 /// What the stage works with.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +58,7 @@ pub(crate) struct Stage<'t> {
     pub(crate) chance: u64,
 }
 
-/// What the stage finds.
+/// What the stage finds. It is large, so it is looked at where it is, and not moved.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Served {
     /// The packet is what it seems. It may be of a flow that is followed.
@@ -73,69 +77,62 @@ pub(crate) struct Turned {
     pub(crate) is_told: bool,
 }
 
-/// A packet of a flow.
+/// A packet that belongs to a flow to a Service.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Translated {
-    what: What,
-    /// Its new addresses and ports.
-    to: Tuple,
-    /// The flow; a later fragment does not know it. Of an error: that of the packet which it is about.
-    hit: Option<Hit>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum What {
-    /// A packet of the flow itself, or a part of one.
-    Packet,
-    /// An ICMP error about one.
-    Error(Quoted),
+pub(crate) enum Translated {
+    /// A packet of the flow, with its ports.
+    Packet(Hit),
+    /// A later fragment of one, with its new addresses: it does not know the flow.
+    Fragment(Packed),
+    /// An ICMP error about a packet that answers those of the flow.
+    Error(Quoted, Hit),
 }
 
 impl Translated {
-    /// The packet as it is routed: with its addresses on the other side.
-    pub(crate) fn routed(&self, ip: &Ip) -> Ip {
-        let (source, destination) = match &self.what {
-            What::Packet => (self.to.source.0, self.to.destination.0),
-            What::Error(quoted) => nat::error_addresses(ip, &quoted.tuple.inverse(), &self.to),
+    /// Where the packet goes. The port, too: a pod must not reach what it may not by way of a Service.
+    #[inline]
+    pub(crate) fn destination(&self) -> (IpAddr, u16) {
+        let to = match self {
+            Self::Packet(hit) | Self::Error(_, hit) => hit.packed(),
+            Self::Fragment(to) => to,
         };
-        // The ports, too: a pod must not reach what it may not by way of a Service.
-        let transport = match (ip.transport, self.what) {
-            (Transport::Udp { .. }, What::Packet) => {
-                Transport::Udp { source: self.to.source.1, destination: self.to.destination.1 }
-            }
-            (transport, _) => transport,
-        };
-        Ip { source, destination, transport, ..*ip }
+        (to.destination(), to.destination_port())
     }
 
     /// The flow, if this is a packet of it that knows, or an error about one.
+    #[inline]
     pub(crate) fn hit(&self) -> Option<&Hit> {
-        self.hit.as_ref()
+        match self {
+            Self::Packet(hit) | Self::Error(_, hit) => Some(hit),
+            Self::Fragment(_) => None,
+        }
     }
 
     /// What the error quotes that this is.
     pub(crate) fn quoted(&self) -> Option<&Quoted> {
-        match &self.what {
-            What::Packet => None,
-            What::Error(quoted) => Some(quoted),
+        match self {
+            Self::Error(quoted, _) => Some(quoted),
+            Self::Packet(_) | Self::Fragment(_) => None,
         }
     }
 
     /// Whether the packet is a client's.
     pub(crate) fn is_original(&self) -> bool {
-        matches!(self.what, What::Packet)
-            && self.hit.is_some_and(|hit| hit.direction == Direction::Original)
+        matches!(self, Self::Packet(hit) if hit.direction == Direction::Original)
     }
 
     /// Writes the new addresses and ports into the packet.
+    #[inline(always)]
     pub(crate) fn apply(&self, frame: &mut Frame, ip: &Ip) -> Result<(), Reason> {
-        match &self.what {
-            What::Packet => nat::translate(frame, ip, &self.to),
-            What::Error(quoted) => {
-                nat::translate_error(frame, ip, quoted, &self.to);
-                Ok(())
+        let to = match self {
+            Self::Packet(hit) => hit.packed(),
+            Self::Fragment(to) => to,
+            Self::Error(quoted, hit) => {
+                nat::translate_error(frame, ip, quoted, &hit.to());
+                return Ok(());
             }
-        }
+        };
+        nat::translate(frame, ip, to)
     }
 }
 
@@ -143,24 +140,57 @@ impl<'t> Stage<'t> {
     /// Finds out what becomes of the packet in `frame`.
     #[inline]
     pub(crate) fn serve(&self, frame: &Frame, ip: &Ip) -> Served {
-        let may_ask = self.client.is_some() || self.tables.services().has_host_ports();
-        let is_asked = may_ask && self.tables.may_be_service(ip.destination);
-        if !is_asked && self.flows.is_empty() {
-            return Served::Plain(None);
+        if self.flows.is_empty() {
+            return if self.may_be_asked(ip) {
+                self.serve_slowly(frame, ip)
+            } else {
+                Served::Plain(None)
+            };
         }
-        let has_ports = matches!(ip.transport, Transport::Tcp { .. } | Transport::Udp { .. });
-        if !is_asked && has_ports && ip.fragment == Fragment::Whole {
-            match Tuple::of(ip).and_then(|tuple| self.flows.find(&tuple, self.now)) {
-                None => return Served::Plain(None),
-                Some(hit) if hit.is_plain() => return Served::Plain(Some(hit)),
-                Some(hit) if hit.direction == Direction::Reply => {
-                    return self.follow(frame, ip, hit);
+        if ip.fragment == Fragment::Whole
+            && let Some(tuple) = Packed::of(ip)
+        {
+            match self.flows.find_packed(&tuple, self.now) {
+                // Most packets end here, or with the next one.
+                Some(hit) if self.goes_on(&hit, frame, ip) => {
+                    if hit.is_plain() {
+                        return Served::Plain(Some(hit));
+                    }
+                    self.note(&hit, frame, ip);
+                    return Served::Translated(Translated::Packet(hit));
                 }
-                // The Service is gone.
-                Some(_) => {}
+                None if !self.may_be_asked(ip) => return Served::Plain(None),
+                Some(_) | None => {}
             }
         }
         self.serve_slowly(frame, ip)
+    }
+
+    /// Whether the packet may be to a Service. Seldom wrong if it says yes, and never if it says no.
+    #[inline(always)]
+    fn may_be_asked(&self, ip: &Ip) -> bool {
+        let may_ask = self.client.is_some() || self.tables.services().has_host_ports();
+        may_ask && self.tables.may_be_service(ip.destination)
+    }
+
+    /// Whether a packet goes where its flow went so far, as far as that can be said at once.
+    #[inline]
+    fn goes_on(&self, hit: &Hit, frame: &Frame, ip: &Ip) -> bool {
+        let is_checked = hit.is_checked(self.tables.services().generation());
+        match (hit.is_plain(), hit.direction) {
+            (true, _) => is_checked || !self.may_be_asked(ip),
+            (false, Direction::Reply) => true,
+            (false, Direction::Original) => {
+                let protocol = hit.packed().protocol();
+                is_checked && !flows::opens(protocol, flows::mark(frame, ip))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn note(&self, hit: &Hit, frame: &Frame, ip: &Ip) {
+        let mark = flows::mark(frame, ip);
+        self.flows.note(hit, self.now, frame.packets(), frame.len() as u64, mark);
     }
 
     /// Whom the packet is from.
@@ -170,13 +200,6 @@ impl<'t> Stage<'t> {
             Some(PortKind::Host) => Class::of_host(self.tables, source),
             None => Class::Peer,
         }
-    }
-
-    /// Sends a packet where its flow goes.
-    fn follow(&self, frame: &Frame, ip: &Ip, hit: Hit) -> Served {
-        let mark = flows::mark(frame, ip);
-        self.flows.note(&hit, self.now, frame.packets(), frame.len() as u64, mark);
-        Served::Translated(Translated { what: What::Packet, to: hit.to, hit: Some(hit) })
     }
 
     #[inline(never)]
@@ -191,8 +214,10 @@ impl<'t> Stage<'t> {
                 None => self.decide_portless(ip),
             },
         };
-        if let (Served::Translated(translated), Some(key)) = (&served, fragment_key(frame, ip)) {
-            self.flows.fragments().note(key, translated.to, self.now);
+        if let (Served::Translated(translated), Some(key)) = (&served, fragment_key(frame, ip))
+            && let Some(hit) = translated.hit()
+        {
+            self.flows.fragments().note(key, hit.to(), self.now);
         }
         served
     }
@@ -202,8 +227,14 @@ impl<'t> Stage<'t> {
         let found = self.flows.find(&tuple, self.now);
         if let Some(hit) = found.filter(Hit::is_plain) {
             let generation = self.tables.services().generation();
-            if hit.is_checked(generation) || self.is_no_service(&tuple) {
-                self.flows.set_checked(&hit, generation);
+            if hit.is_checked(generation) || !self.may_be_asked(ip) {
+                return Served::Plain(Some(hit));
+            }
+            if self.is_no_service(&tuple) {
+                // A reply says nothing about the address that its flow was sent to.
+                if hit.direction == Direction::Original {
+                    self.flows.set_checked(&hit, generation);
+                }
                 return Served::Plain(Some(hit));
             }
             // The address has become a Service's.
@@ -227,7 +258,8 @@ impl<'t> Stage<'t> {
                 Err(turned) => return Served::Refused(turned),
             },
         };
-        self.follow(frame, ip, hit)
+        self.note(&hit, frame, ip);
+        Served::Translated(Translated::Packet(hit))
     }
 
     /// Whether a packet is to no Service.
@@ -262,7 +294,7 @@ impl<'t> Stage<'t> {
             return lives_on;
         };
         let Choice { service, pool, policy, .. } = choice;
-        let (address, port) = hit.to.destination;
+        let (address, port) = hit.to().destination;
         if service.id() != hit.service {
             return lives_on;
         }
@@ -342,11 +374,7 @@ impl<'t> Stage<'t> {
         let is_its_sender = ip.destination == tuple.destination.0;
         match self.flows.find(&tuple, self.now).filter(|_| is_its_sender) {
             Some(hit) if hit.is_plain() => Served::Plain(Some(hit)),
-            Some(hit) => Served::Translated(Translated {
-                what: What::Error(quoted),
-                to: hit.to,
-                hit: Some(hit),
-            }),
+            Some(hit) => Served::Translated(Translated::Error(quoted, hit)),
             None => self.decide_portless(ip),
         }
     }
@@ -355,7 +383,7 @@ impl<'t> Stage<'t> {
         let found =
             fragment_key(frame, ip).and_then(|key| self.flows.fragments().find(&key, self.now));
         match found {
-            Some(to) => Served::Translated(Translated { what: What::Packet, to, hit: None }),
+            Some(to) => Served::Translated(Translated::Fragment(to.packed())),
             None => match self.decide_portless(ip) {
                 Served::Refused(_) => Served::Refused(drop(Reason::FragmentUnknown)),
                 Served::Plain(_) | Served::Translated(_) => Served::Plain(None),

@@ -9,13 +9,15 @@
 //!
 //! [`Switch::forward`] drains a batch and does the accounting; `decide` is the pipeline. There is no other
 //! control flow of a frame. Nothing here allocates, locks, logs or reads the clock.
+//!
+//! What every frame meets is inlined always: a call and the values that it hands over cost as much as what it does.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::Config;
-use crate::flows::{FlowTable, Hit, Ticks};
+use crate::flows::{FlowTable, Ticks};
 use crate::frame::{BATCH_MAX, Batch, Frame, GsoKind, Ingress, Meta};
 use crate::icmp_error::{self, Ends, Error, RateLimit};
 use crate::mac::Mac;
@@ -143,35 +145,36 @@ impl Switch {
 
         // Serve: to whom it really goes, and from whom it really comes. The frame keeps what its sender wrote
         // until nothing can be refused any more.
-        let (translated, flow) = match self.serve(round, sender, frame, ip) {
-            Served::Plain(flow) => (None, flow),
-            Served::Translated(translated) => (Some(translated), None),
-            Served::Refused(Turned { reason, is_told: false }) => return Verdict::Drop(reason),
+        let served = self.serve(round, sender, frame, ip);
+        let (translated, hit) = match &served {
+            Served::Plain(hit) => (None, hit.as_ref()),
+            Served::Translated(translated) => (Some(translated), translated.hit()),
+            Served::Refused(Turned { reason, is_told: false }) => return Verdict::Drop(*reason),
             Served::Refused(Turned { reason, is_told: true }) => {
-                return self.turn_away(round, frame, headers, ip, reason);
+                return self.turn_away(round, frame, headers, ip, *reason);
             }
         };
-        let written = ip;
-        let routed = translated.as_ref().map(|translated| translated.routed(written));
-        let ip = routed.as_ref().unwrap_or(written);
-        if routed.is_some() && sender.is_pod() && is_for_tunnel(tables, ip) {
-            return Verdict::Drop(Reason::TunnelPort);
-        }
 
         // Route: where it leaves, if anywhere.
-        let way = match &translated {
+        let way = match translated {
             None => route(tables, sender, ip),
-            Some(_) => route_translated(tables, ip),
+            Some(translated) => {
+                let (address, port) = translated.destination();
+                if sender.is_pod() && is_tunnel(tables, ip, address, port) {
+                    return Verdict::Drop(Reason::TunnelPort);
+                }
+                route_translated(tables, address)
+            }
         };
         let egress = match way {
             Way::Out(egress) => egress,
             Way::Router => return self.answer(round, frame, headers, ip),
             Way::Nowhere(reason) => return Verdict::Drop(reason),
             Way::Unreachable(error) => {
-                let Some(translated) = &translated else {
+                let Some(translated) = translated else {
                     return self.refuse(round, frame, headers, Reason::NoSuchAddress, error);
                 };
-                return self.lose(round, frame, headers, written, translated);
+                return self.lose(round, frame, headers, ip, translated);
             }
         };
         let next = match Next::find(tables, egress) {
@@ -180,12 +183,13 @@ impl Switch {
         };
 
         // Gate: the policies for both ends let it through.
-        let of_service = translated.as_ref().map_or(Gate::OPEN, |_| tables.gate_of_translated());
+        let of_service = translated.map_or(Gate::OPEN, |_| tables.gate_of_translated());
         let gate = sender.gate().and(next.gate).and(of_service);
-        if !gate.is_open()
-            && let Err(reason) = self.pass(round, gate, frame, written, translated.as_ref(), flow)
-        {
-            return Verdict::Drop(reason);
+        if !gate.is_open() {
+            let packet = gate::Packet { frame, ip, translated, hit };
+            if let Err(reason) = self.pass(round, gate, &packet) {
+                return Verdict::Drop(reason);
+            }
         }
 
         // TTL: the switch and its host are one router.
@@ -197,7 +201,7 @@ impl Switch {
                 headers,
                 Reason::TtlExpired,
                 Error::TimeExceeded,
-                speaker(&translated, written),
+                speaker(translated, ip),
             );
         }
 
@@ -208,13 +212,13 @@ impl Switch {
         };
         if too_long && (ip.dont_fragment || frame.meta.gso.is_some()) {
             let error = Error::TooBig { mtu: next.mtu };
-            let speaker = speaker(&translated, written);
+            let speaker = speaker(translated, ip);
             return self.refuse_as(round, frame, headers, Reason::TooBig, error, speaker);
         }
 
         // Rewrite: everything that every fragment has is written before it is cut.
-        if let Some(translated) = &translated
-            && let Err(reason) = translated.apply(frame, written)
+        if let Some(translated) = translated
+            && let Err(reason) = translated.apply(frame, ip)
         {
             return Verdict::Drop(reason);
         }
@@ -255,22 +259,20 @@ impl Switch {
         stage.serve(frame, ip)
     }
 
-    /// Asks the policies about the packet in `frame`.
+    /// Asks the policies about a packet.
+    #[inline]
     fn pass(
         &self,
         round: &Round<'_, '_>,
         gate: Gate,
-        frame: &Frame,
-        ip: &Ip,
-        translated: Option<&Translated>,
-        plain: Option<Hit>,
+        packet: &gate::Packet<'_>,
     ) -> Result<(), Reason> {
         if gate.is_shut() {
             return Err(Reason::PolicyPending);
         }
         let stage =
             gate::Stage { tables: round.context.tables, flows: &self.flows, now: round.ticks };
-        stage.admit(&gate::Packet { frame, ip, translated, plain })
+        stage.admit(packet)
     }
 
     /// Tells the sender of the packet in `frame` that nobody serves it, as the one that it was sent to would.
@@ -306,7 +308,7 @@ impl Switch {
             self.reset(round, frame, written);
             return Verdict::Drop(Reason::EndpointGone);
         }
-        let speaker = speaker(&Some(*translated), written);
+        let speaker = speaker(Some(translated), written);
         let error = Error::HostUnreachable;
         self.refuse_as(round, frame, headers, Reason::NoSuchAddress, error, speaker)
     }
@@ -488,7 +490,11 @@ pub(crate) fn foresee(tables: &Tables, kind: PortKind, ip: &Ip, is_translated: b
     if sender.is_pod() && is_for_tunnel(tables, ip) {
         return Foreseen::Dropped(Reason::TunnelPort);
     }
-    let way = if is_translated { route_translated(tables, ip) } else { route(tables, sender, ip) };
+    let way = if is_translated {
+        route_translated(tables, ip.destination)
+    } else {
+        route(tables, sender, ip)
+    };
     match way {
         Way::Out(Egress::Port(PortIx::HOST)) => Foreseen::Forwarded("to the node, or by way of it"),
         Way::Out(Egress::Port(_)) => Foreseen::Forwarded("to a pod on this node"),
@@ -617,22 +623,32 @@ fn is_group(address: IpAddr) -> bool {
 /// Later fragments pass: a datagram's ports are in its first fragment, and without that one the rest is
 /// harmless. A first fragment that is too short for them is held back. ([`wire::parse`] refuses those
 /// of IPv6, and chains of extension headers whose end it does not see.)
+#[inline(always)]
 fn is_for_tunnel(tables: &Tables, ip: &Ip) -> bool {
+    let port = if let Transport::Udp { destination, .. } = ip.transport { destination } else { 0 };
+    is_tunnel(tables, ip, ip.destination, port)
+}
+
+/// The same of a packet that goes to another address and port than it says.
+#[inline(always)]
+fn is_tunnel(tables: &Tables, ip: &Ip, address: IpAddr, port: u16) -> bool {
     let suspicious = match ip.transport {
-        Transport::Udp { destination, .. } => {
-            [tables.node.vxlan_port, tables.node.gossip_port].contains(&destination)
-        }
+        Transport::Udp { .. } => [tables.node.vxlan_port, tables.node.gossip_port].contains(&port),
         Transport::Other => ip.protocol == udp::PROTOCOL && ip.fragment != Fragment::Later,
         Transport::Tcp { .. } | Transport::Sctp { .. } | Transport::Icmp { .. } => false,
     };
     // An address outside may be that of a node which this one has not heard of. The host would send such
     // a packet on under its own address, and the other node would take it for this node's.
-    suspicious
-        && match tables.route(ip.destination) {
-            Route::Host | Route::Outside => true,
-            Route::Node(_) => tables.is_node(ip.destination),
-            Route::Port(_) | Route::Router | Route::Nobody => false,
-        }
+    suspicious && may_be_node(tables, address)
+}
+
+#[inline(never)]
+fn may_be_node(tables: &Tables, address: IpAddr) -> bool {
+    match tables.route(address) {
+        Route::Host | Route::Outside => true,
+        Route::Node(_) => tables.is_node(address),
+        Route::Port(_) | Route::Router | Route::Nobody => false,
+    }
 }
 
 /// Where a packet goes.
@@ -646,9 +662,22 @@ enum Way {
     Unreachable(Error),
 }
 
+#[inline(always)]
 fn route(tables: &Tables, sender: Sender<'_>, ip: &Ip) -> Way {
-    const HOST: Egress = Egress::Port(PortIx::HOST);
     match (tables.route(ip.destination), sender) {
+        (Route::Port(port), _) => Way::Out(Egress::Port(port)),
+        (Route::Node(node), Sender::Port(entry)) if entry.kind == PortKind::Pod => {
+            Way::Out(Egress::Node(node))
+        }
+        (route, sender) => route_seldom(tables, sender, ip, route),
+    }
+}
+
+/// The way of what does not go from or to a pod.
+#[inline(never)]
+fn route_seldom(tables: &Tables, sender: Sender<'_>, ip: &Ip, route: Route) -> Way {
+    const HOST: Egress = Egress::Port(PortIx::HOST);
+    match (route, sender) {
         (Route::Port(port), _) => Way::Out(Egress::Port(port)),
         (Route::Host, _) => Way::Out(HOST),
         (Route::Nobody, _) => Way::Unreachable(Error::HostUnreachable),
@@ -681,9 +710,10 @@ fn route(tables: &Tables, sender: Sender<'_>, ip: &Ip) -> Way {
 }
 
 /// Where a packet of a flow goes: the switch itself has chosen its destination.
-fn route_translated(tables: &Tables, ip: &Ip) -> Way {
+#[inline(always)]
+fn route_translated(tables: &Tables, destination: IpAddr) -> Way {
     const HOST: Egress = Egress::Port(PortIx::HOST);
-    match tables.route(ip.destination) {
+    match tables.route(destination) {
         Route::Port(port) => Way::Out(Egress::Port(port)),
         Route::Node(node) => Way::Out(Egress::Node(node)),
         Route::Host => Way::Out(HOST),
@@ -694,8 +724,8 @@ fn route_translated(tables: &Tables, ip: &Ip) -> Way {
 }
 
 /// Who tells a client what became of its packet: the Service, which is all that it knows.
-fn speaker(translated: &Option<Translated>, written: &Ip) -> Option<IpAddr> {
-    translated.as_ref().filter(|translated| translated.is_original()).map(|_| written.destination)
+fn speaker(translated: Option<&Translated>, written: &Ip) -> Option<IpAddr> {
+    translated.filter(|translated| translated.is_original()).map(|_| written.destination)
 }
 
 /// Where an error to `sender` leaves.
@@ -734,6 +764,7 @@ struct Next {
 }
 
 impl Next {
+    #[inline(always)]
     fn find(tables: &Tables, egress: Egress) -> Result<Self, Reason> {
         match egress {
             Egress::Port(port) => {
@@ -756,6 +787,7 @@ impl Next {
 }
 
 /// Length of the longest IP packet that the frame stands for.
+#[inline(always)]
 fn packet_len_max(frame: &Frame, ip: &Ip) -> Result<usize, Reason> {
     let Some(gso) = frame.meta.gso else {
         return Ok(ip.len);

@@ -24,7 +24,7 @@ use vswitch::service::{
     ServiceTableBuilder, TrafficPolicy,
 };
 use vswitch::tables::{Masquerade, Tables};
-use vswitch::verdict::Reason;
+use vswitch::verdict::{Egress, Reason};
 use vswitch::wire::checksum;
 
 const A: &str = "10.244.1.2";
@@ -465,6 +465,50 @@ fn a_change_of_policy_reaches_flows_of_services() {
     assert_eq!(tcp(&mut bench, (B, 8080), (SMALL, 4000), ACK), INGRESS, "and not as B's own");
     bench.tables = of(3, None);
     assert_eq!(tcp(&mut bench, (SMALL, 4001), (VIP, 80), SYN), None);
+}
+
+#[test]
+fn an_address_that_becomes_a_services_does_so_for_its_next_packet_whatever_replies_come_first() {
+    let external = |name: &str, address: &str, port| ServicePort {
+        name: name.to_owned(),
+        family: Family::V4,
+        protocol: Protocol::Tcp,
+        frontends: vec![Frontend::ExternalIp { address: ip(address), port }],
+        endpoints: vec![Endpoint {
+            address: ip(B),
+            port: 8080,
+            is_local: true,
+            is_near: true,
+            state: EndpointState::Ready,
+        }],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        algorithm: Algorithm::Maglev,
+        affinity: None,
+    };
+    let tables = |generation, services: Vec<ServicePort>| {
+        let mut table = ServiceTableBuilder::new(vec![]);
+        services.into_iter().for_each(|service| table.set(service).unwrap());
+        let mut builder = tables_builder();
+        builder.port(PortIx::HOST, host_port());
+        builder.services(Arc::new(table.build(generation)));
+        let rules = isolated(vec![allow(Peers::Everybody, &[])]);
+        builder.policies(Arc::new(policies(1, egress_of(A, rules))), Established::Recheck);
+        builder.build()
+    };
+    // A port of A's own address is a Service's, so replies to A have to be looked at, too.
+    let own = || external("shop/own:", A, 9999);
+    let mut bench = Bench::with_tables(tables(1, vec![own()]));
+    let egress = |bench: &mut Bench, source: End<'_>, destination: End<'_>, flags| {
+        let out = bench.run(sender(source.0).0, &tcp_bytes(source, destination, flags));
+        out.into_iter().map(|(egress, _)| egress).collect::<Vec<_>>()
+    };
+    let (client, world) = ((A, 4000), (WORLD, 80));
+    assert_eq!(egress(&mut bench, client, world, SYN), [Egress::Port(PortIx::HOST)]);
+    assert_eq!(egress(&mut bench, world, client, SYN | ACK), [Egress::Port(POD_A)]);
+    bench.tables = tables(2, vec![own(), external("shop/taken:", WORLD, 80)]);
+    assert_eq!(egress(&mut bench, world, client, ACK), [Egress::Port(POD_A)]);
+    assert_eq!(egress(&mut bench, client, world, ACK), [Egress::Port(POD_B)]);
 }
 
 #[test]

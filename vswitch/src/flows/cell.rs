@@ -16,16 +16,33 @@ pub(super) struct Cell<const N: usize> {
     words: [AtomicU64; N],
 }
 
+/// The words of a [`Cell`] while they are read.
+#[derive(Clone, Copy)]
+pub(super) struct Words<'c, const N: usize>(&'c [AtomicU64; N]);
+
+impl<const N: usize> Words<'_, N> {
+    #[inline]
+    pub(super) fn get(self, ix: usize) -> u64 {
+        self.0[ix].load(Ordering::Relaxed)
+    }
+}
+
 impl<const N: usize> Cell<N> {
     /// Reads the words, and which writing they are of. `None` while they are being written.
-    #[inline]
     pub(super) fn read(&self) -> Option<(u32, [u64; N])> {
+        self.read_with(|words| std::array::from_fn(|ix| words.get(ix)))
+    }
+
+    /// Lets `read` take what it needs of the words, and tells which writing they are of. `None` while they are being
+    /// written: `read` may then have seen words of different writings, and what it made of them is thrown away.
+    #[inline]
+    pub(super) fn read_with<T>(&self, read: impl FnOnce(Words<'_, N>) -> T) -> Option<(u32, T)> {
         let before = self.sequence.load(Ordering::Acquire);
-        let words = std::array::from_fn(|ix| self.words[ix].load(Ordering::Relaxed));
+        let made = read(Words(&self.words));
         // The words before the number: it is the second load that must not come first.
         fence(Ordering::Acquire);
         let after = self.sequence.load(Ordering::Relaxed);
-        (before == after && before & 1 == 0).then_some((epoch(before), words))
+        (before == after && before & 1 == 0).then(|| (epoch(before), made))
     }
 
     /// Writes the words, and returns which writing this is: never 0. Only one thread may do so at a time.
@@ -52,6 +69,7 @@ impl<const N: usize> Cell<N> {
 }
 
 /// Counts writings. It wraps after four billion, by when nobody remembers the first.
+#[inline]
 fn epoch(sequence: u64) -> u32 {
     let [.., a, b, c, d] = (sequence >> 1).to_be_bytes();
     u32::from_be_bytes([a, b, c, d])

@@ -61,7 +61,7 @@ fn of_two_workers_one_enters_the_flow_and_both_get_it() {
         let thread = thread::spawn(move || other.insert(&flow(1, 8, false), Ticks(0)).unwrap());
         let mine = table.insert(&flow(1, 9, false), Ticks(0)).unwrap();
         let theirs = thread.join().unwrap();
-        assert_eq!(mine.to, theirs.to);
+        assert_eq!(mine.to(), theirs.to());
         assert_eq!(table.len(), 1);
     });
 }
@@ -75,7 +75,7 @@ fn two_clients_never_get_the_same_port() {
         let thread = thread::spawn(move || other.insert(&flow(1, 9, true), Ticks(0)).unwrap());
         let mine = table.insert(&flow(2, 9, true), Ticks(0)).unwrap();
         let theirs = thread.join().unwrap();
-        assert_ne!(mine.to.source, theirs.to.source);
+        assert_ne!(mine.to().source, theirs.to().source);
         assert_eq!(table.len(), 2);
     });
 }
@@ -92,15 +92,15 @@ fn a_slot_that_changes_hands_is_never_taken_for_the_flow_that_it_was() {
             other.insert(&flow(2, 9, false), Ticks(0)).unwrap()
         });
         if let Some(found) = table.find(&flow(1, 8, false).original, Ticks(0)) {
-            assert_eq!(found.to, old.to);
+            assert_eq!(found.to(), old.to());
             table.note(&found, Ticks(0), 1, 60, tcp::flag::RST);
             table.remove(&found);
         }
         let new = thread.join().unwrap();
         let found = table.find(&flow(2, 9, false).original, Ticks(0));
         assert_eq!(
-            found.map(|hit| hit.to),
-            Some(new.to),
+            found.map(|hit| hit.to()),
+            Some(new.to()),
             "a late packet of the old one harms nobody"
         );
         assert_eq!(table.len(), 1);

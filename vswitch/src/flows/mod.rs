@@ -42,11 +42,11 @@ use std::time::{Duration, Instant};
 use crossbeam::utils::CachePadded;
 
 pub use affinity::Affinity;
-use cell::Cell;
+use cell::{Cell, Words};
 pub use fragments::{FragmentKey, Fragments};
 use state::Seen;
-pub use tuple::{FlowProtocol, Tuple};
-use tuple::{HashKeys, TUPLE_WORDS, TupleWords};
+pub use tuple::{FlowProtocol, Packed, Tuple};
+use tuple::{HashKeys, TUPLE_WORDS};
 pub use view::FlowView;
 
 use crate::frame::Frame;
@@ -165,6 +165,12 @@ pub(crate) const PLAIN: u64 = 0;
 const NEVER: u32 = 0;
 /// Both tuples and the Service's id.
 const NAMES: usize = 2 * TUPLE_WORDS + 1;
+/// Where in the names the tuple of the client's packets begins.
+const ORIGINAL: usize = 0;
+/// Where that of the replies begins.
+const REPLY: usize = TUPLE_WORDS;
+/// Where the Service's id stands.
+const SERVICE: usize = 2 * TUPLE_WORDS;
 /// Positions per bucket: as many as there are bytes in a word of tags.
 const WAYS: usize = 8;
 /// Shards at most. Two workers seldom meet in one.
@@ -181,16 +187,22 @@ const CONNECTION_PLACES: usize = 1 << 14;
 const FLOWS_PER_CLIENT: usize = 8;
 
 /// What a packet says about the state of its flow: TCP's flags, or the type of SCTP's first chunk.
+#[inline]
 pub fn mark(frame: &Frame, ip: &Ip) -> u8 {
-    let segment = frame.data().get(ip.transport_offset..).unwrap_or_default();
     match ip.transport {
-        Transport::Tcp { .. } => segment.get(tcp::FLAGS_OFFSET).copied().unwrap_or(0),
-        Transport::Sctp { .. } => sctp::first_chunk(segment).unwrap_or(0),
+        Transport::Tcp { .. } => {
+            frame.data().get(ip.transport_offset + tcp::FLAGS_OFFSET).copied().unwrap_or(0)
+        }
+        Transport::Sctp { .. } => {
+            let packet = frame.data().get(ip.transport_offset..).unwrap_or_default();
+            sctp::first_chunk(packet).unwrap_or(0)
+        }
         Transport::Udp { .. } | Transport::Icmp { .. } | Transport::Other => 0,
     }
 }
 
 /// Whether a packet with this [`mark`] asks for a new connection.
+#[inline]
 pub fn opens(protocol: FlowProtocol, mark: u8) -> bool {
     use tcp::flag::{ACK, RST, SYN};
     match protocol {
@@ -205,35 +217,49 @@ pub fn opens(protocol: FlowProtocol, mark: u8) -> bool {
 pub struct Hit {
     ix: u32,
     epoch: u32,
+    seen: Seen,
     /// The direction of the packet.
     pub direction: Direction,
-    /// The packet's tuple on the other side of the switch.
-    pub to: Tuple,
+    to: Packed,
     /// The Service that the flow came by; 0 if it is not translated.
     pub service: u64,
-    is_established: bool,
-    is_closing: bool,
-    is_checked_by: u32,
-    is_admitted_by: u32,
+    /// As in the slot.
+    checked: u64,
+    /// As in the slot.
+    admitted: u64,
 }
 
 impl Hit {
+    /// The packet's tuple on the other side of the switch.
+    pub fn to(&self) -> Tuple {
+        self.to.unpacked()
+    }
+
+    /// The same, in words.
+    #[inline]
+    pub fn packed(&self) -> &Packed {
+        &self.to
+    }
+
     /// Whether the endpoint has answered.
     pub fn is_established(&self) -> bool {
-        self.is_established
+        self.seen.has(Seen::REPLIED)
     }
 
     /// Whether one side has begun to close.
     pub fn is_closing(&self) -> bool {
-        self.is_closing
+        self.seen.is_closing()
     }
 
     /// Whether the flow was found right by the Services of `generation`.
+    #[inline]
     pub fn is_checked(&self, generation: u64) -> bool {
-        self.is_checked_by == lower_32(generation)
+        // A note that was made of another flow says nothing about this one.
+        self.checked == join(self.epoch, lower_32(generation))
     }
 
     /// Whether the flow is only followed, and not translated.
+    #[inline]
     pub fn is_plain(&self) -> bool {
         self.service == PLAIN
     }
@@ -241,12 +267,13 @@ impl Hit {
     /// Whether the policies of `generation` have admitted the flow.
     #[inline]
     pub fn is_admitted(&self, generation: u64) -> bool {
-        self.is_admitted_by != NEVER && self.is_admitted_by == lower_32(generation)
+        let generation = lower_32(generation);
+        generation != NEVER && self.admitted == join(self.epoch, generation)
     }
 
     /// Whether any policies have, and none has denied it since.
     pub fn was_admitted(&self) -> bool {
-        self.is_admitted_by != NEVER
+        upper_32(self.admitted) == self.epoch && lower_32(self.admitted) != NEVER
     }
 }
 
@@ -368,7 +395,7 @@ impl FlowTable {
 
     /// A number that nobody outside can foresee, for the `turn`th time that a client is left to chance.
     pub fn chance(&self, tuple: &Tuple, turn: u64) -> u64 {
-        stable_hash(self.keys.hash(&tuple.words()), &[turn])
+        stable_hash(self.keys.hash(&tuple.packed()), &[turn])
     }
 
     /// Connections to an endpoint that are not over. Endpoints may share a count, few do.
@@ -377,16 +404,24 @@ impl FlowTable {
     }
 
     /// Finds the flow that a packet with `tuple` belongs to.
-    #[inline]
     pub fn find(&self, tuple: &Tuple, now: Ticks) -> Option<Hit> {
-        let words = tuple.words();
-        let hash = self.keys.hash(&words);
-        let (bucket, tag) = self.bucket_of(hash);
+        self.find_packed(&tuple.packed(), now)
+    }
+
+    /// The same.
+    #[inline]
+    pub fn find_packed(&self, tuple: &Packed, now: Ticks) -> Option<Hit> {
+        let (bucket, tag) = self.bucket_of(self.keys.hash(tuple));
         let candidates = equal_bytes(self.tags[bucket].load(Ordering::Acquire), tag);
         if candidates == 0 {
             return None;
         }
-        self.find_among(bucket, candidates, &words, now)
+        // There is seldom another.
+        let hit = self.look_at(bucket, candidates, tuple, now);
+        if hit.is_some() || candidates & (candidates - 1) == 0 {
+            return hit;
+        }
+        self.find_among(bucket, candidates & (candidates - 1), tuple, now)
     }
 
     #[inline(never)]
@@ -394,55 +429,59 @@ impl FlowTable {
         &self,
         bucket: usize,
         mut candidates: u64,
-        words: &TupleWords,
+        tuple: &Packed,
         now: Ticks,
     ) -> Option<Hit> {
         while candidates != 0 {
-            let way = (candidates.trailing_zeros() / 8) as usize;
-            candidates &= candidates - 1;
-            let position = Position::of(self.positions[bucket].0[way].load(Ordering::Acquire));
-            let hit = position.and_then(|position| self.look(position, words, now));
+            let hit = self.look_at(bucket, candidates, tuple, now);
             if hit.is_some() {
                 return hit;
             }
+            candidates &= candidates - 1;
         }
         None
     }
 
-    /// The flow at `position`, if it is alive and has `words` in that direction.
-    fn look(&self, position: Position, words: &TupleWords, now: Ticks) -> Option<Hit> {
+    /// The flow at the first of `candidates`, which is not 0, if it is alive and has `tuple` in that direction.
+    #[inline]
+    fn look_at(&self, bucket: usize, candidates: u64, tuple: &Packed, now: Ticks) -> Option<Hit> {
+        let way = (candidates.trailing_zeros() / 8) as usize;
+        let position = Position::of(self.positions[bucket].0[way].load(Ordering::Acquire))?;
         let slot = self.slots.get(position.slot())?;
-        let (epoch, names) = slot.names.read()?;
-        let (original, reply) = split(&names);
-        let (own, other) = match position.direction {
-            Direction::Original => (original, reply),
-            Direction::Reply => (reply, original),
+        let (own, other, track) = match position.direction {
+            Direction::Original => (ORIGINAL, REPLY, &slot.original),
+            Direction::Reply => (REPLY, ORIGINAL, &slot.reply),
         };
-        if epoch != position.epoch || own != *words {
+        let (epoch, found) = slot.names.read_with(|words: Words<'_, NAMES>| {
+            tuple.is_in(|ix| words.get(own + ix)).then(|| {
+                let other = Packed::from_words(|ix| words.get(other + ix));
+                (other.inverse(), words.get(SERVICE))
+            })
+        })?;
+        let (to, service) = found?;
+        if epoch != position.epoch {
             return None;
         }
-        let protocol = Tuple::from_words(&own)?.protocol;
         let seen = slot.live(epoch)?;
-        if slot.is_expired(seen, protocol, now) {
+        // Who was here a moment ago is not over. Otherwise both directions are asked, and the state.
+        let is_fresh = now.since(Ticks(track.last.load(Ordering::Relaxed))) <= state::TIMEOUT_MIN;
+        if !is_fresh && slot.is_expired(seen, tuple.protocol(), now) {
             return None;
         }
-        let checked = slot.checked.load(Ordering::Relaxed);
-        let admitted = slot.admitted.load(Ordering::Relaxed);
         Some(Hit {
             ix: position.ix,
             epoch,
+            seen,
             direction: position.direction,
-            to: Tuple::from_words(&other)?.inverse(),
-            service: names[NAMES - 1],
-            is_established: seen.has(Seen::REPLIED),
-            is_closing: seen.is_closing(),
-            // A note that was made of another flow says nothing about this one; no generation is this.
-            is_checked_by: if upper_32(checked) == epoch { lower_32(checked) } else { u32::MAX },
-            is_admitted_by: if upper_32(admitted) == epoch { lower_32(admitted) } else { NEVER },
+            to,
+            service,
+            checked: slot.checked.load(Ordering::Relaxed),
+            admitted: slot.admitted.load(Ordering::Relaxed),
         })
     }
 
     /// Notes a packet of the flow. `mark` is what [`mark`] says of it.
+    #[inline(always)]
     pub fn note(&self, hit: &Hit, now: Ticks, packets: u64, bytes: u64, mark: u8) {
         let Some(slot) = self.slots.get(ix_of(hit.ix)) else { return };
         let track = match hit.direction {
@@ -462,9 +501,19 @@ impl FlowTable {
         self.advance(slot, hit, mark);
     }
 
+    #[inline]
     fn advance(&self, slot: &Slot, hit: &Hit, mark: u8) {
-        let protocol = hit.to.protocol;
-        let mut state = slot.state.load(Ordering::Relaxed);
+        let protocol = hit.to.protocol();
+        let state = slot.state.load(Ordering::Relaxed);
+        let seen = Seen(lower_32(state));
+        if seen.after(protocol, hit.direction, mark) != seen {
+            self.advance_from(slot, hit, mark, state);
+        }
+    }
+
+    #[inline(never)]
+    fn advance_from(&self, slot: &Slot, hit: &Hit, mark: u8, mut state: u64) {
+        let protocol = hit.to.protocol();
         loop {
             let seen = Seen(lower_32(state));
             if upper_32(state) != hit.epoch || !seen.has(Seen::LIVE) || seen.has(Seen::DEAD) {
@@ -525,7 +574,7 @@ impl FlowTable {
     /// # Errors
     /// When there is no room, or no port.
     pub fn insert(&self, new: &NewFlow, now: Ticks) -> Result<Hit, Refused> {
-        let original = new.original.words();
+        let original = new.original.packed();
         let hash = self.keys.hash(&original);
         let address = new.masquerade.unwrap_or(new.original.source.0);
         // What is not translated keeps its port.
@@ -537,7 +586,7 @@ impl FlowTable {
                 destination: (address, port),
                 protocol: new.original.protocol,
             };
-            match self.try_insert(new, &original, hash, &reply.words(), now) {
+            match self.try_insert(new, &original, hash, &reply.packed(), now) {
                 Attempt::Done(hit) => return Ok(hit),
                 Attempt::Full => return Err(Refused::Full),
                 Attempt::Taken => {}
@@ -553,8 +602,9 @@ impl FlowTable {
         if turn == 0 {
             return (new.masquerade.is_none() || own >= PORT_MIN).then_some(own);
         }
-        let words = new.original.words();
-        let start = stable_hash(words[0], &words[1..]);
+        let packed = new.original.packed();
+        let [meta, addresses @ ..] = packed.words();
+        let start = stable_hash(*meta, addresses);
         // Neighbours would run into each other.
         let ports = u64::from(u16::MAX - PORT_MIN) + 1;
         let jump = if turn < PORTS_TRIED / 2 { turn } else { turn.wrapping_mul(hash | 1) };
@@ -565,9 +615,9 @@ impl FlowTable {
     fn try_insert(
         &self,
         new: &NewFlow,
-        original: &TupleWords,
+        original: &Packed,
         hash: u64,
-        reply: &TupleWords,
+        reply: &Packed,
         now: Ticks,
     ) -> Attempt {
         let places = [self.bucket_of(hash), self.bucket_of(self.keys.hash(reply))];
@@ -755,9 +805,9 @@ impl FlowTable {
         &self.connections[scale(hash, self.connections.len())]
     }
 
-    fn find_locked(&self, bucket: usize, tag: u8, words: &TupleWords, now: Ticks) -> Option<Hit> {
+    fn find_locked(&self, bucket: usize, tag: u8, tuple: &Packed, now: Ticks) -> Option<Hit> {
         let candidates = equal_bytes(self.tags[bucket].load(Ordering::Relaxed), tag);
-        self.find_among(bucket, candidates, words, now)
+        self.find_among(bucket, candidates, tuple, now)
     }
 
     fn set(&self, bucket: usize, way: usize, tag: u8, position: Position) {
@@ -813,6 +863,7 @@ enum Attempt {
 
 impl Slot {
     /// What was seen of the flow of `epoch`, if it is this one and alive.
+    #[inline]
     fn live(&self, epoch: u32) -> Option<Seen> {
         let state = self.state.load(Ordering::Acquire);
         let seen = Seen(lower_32(state));
@@ -843,13 +894,13 @@ impl Slot {
     /// Who serves the flow of `epoch`, if it is this one.
     fn endpoint(&self, epoch: u32) -> Option<(IpAddr, u16)> {
         let (read_epoch, names) = self.names.read()?;
-        let reply = Tuple::from_words(&split(&names).1)?;
-        (read_epoch == epoch).then_some(reply.source)
+        let reply = split(&names).1;
+        (read_epoch == epoch).then(|| (reply.source(), reply.source_port()))
     }
 
     fn protocol(&self) -> Option<FlowProtocol> {
         let (_, names) = self.names.read()?;
-        Some(Tuple::from_words(&split(&names).0)?.protocol)
+        Some(split(&names).0.protocol())
     }
 }
 
@@ -878,14 +929,15 @@ impl Position {
     }
 }
 
-fn split(names: &[u64; NAMES]) -> (TupleWords, TupleWords) {
-    let [a, b, c, d, e, f, g, h, i, j, _] = *names;
-    ([a, b, c, d, e], [f, g, h, i, j])
+/// The tuples of both directions.
+fn split(names: &[u64; NAMES]) -> (Packed, Packed) {
+    let at = |start: usize| Packed::from_words(|ix| names[start + ix]);
+    (at(ORIGINAL), at(REPLY))
 }
 
-fn join_names(original: &TupleWords, reply: &TupleWords, service: u64) -> [u64; NAMES] {
-    let [a, b, c, d, e] = *original;
-    let [f, g, h, i, j] = *reply;
+fn join_names(original: &Packed, reply: &Packed, service: u64) -> [u64; NAMES] {
+    let [a, b, c, d, e] = *original.words();
+    let [f, g, h, i, j] = *reply.words();
     [a, b, c, d, e, f, g, h, i, j, service]
 }
 
@@ -894,19 +946,23 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+#[inline]
 fn ix_of(ix: u32) -> usize {
     usize::try_from(ix).unwrap_or(usize::MAX)
 }
 
+#[inline]
 fn join(upper: u32, lower: u32) -> u64 {
     u64::from(upper) << 32 | u64::from(lower)
 }
 
+#[inline]
 fn upper_32(word: u64) -> u32 {
     let [a, b, c, d, ..] = word.to_be_bytes();
     u32::from_be_bytes([a, b, c, d])
 }
 
+#[inline]
 fn lower_32(word: u64) -> u32 {
     let [.., a, b, c, d] = word.to_be_bytes();
     u32::from_be_bytes([a, b, c, d])

@@ -47,6 +47,7 @@ impl Seen {
 
     /// What is seen after one more packet. `mark` is as [`super::mark`] makes it.
     #[must_use]
+    #[inline]
     pub(super) fn after(self, protocol: FlowProtocol, direction: Direction, mark: u8) -> Self {
         let mut seen = match direction {
             Direction::Reply => self.with(Self::REPLIED),
@@ -151,6 +152,9 @@ impl fmt::Debug for Seen {
 
 // Those of Linux (Documentation/networking/nf_conntrack-sysctl.rst), but for two that kube-proxy sets
 // (`--conntrack-tcp-timeout-established`, `--conntrack-tcp-timeout-close-wait`).
+
+/// Every flow is remembered for so long.
+pub(super) const TIMEOUT_MIN: Ticks = Ticks(RESET_S * Ticks::PER_S);
 
 /// After a reset or an abort.
 const RESET_S: u32 = 10;

@@ -39,7 +39,7 @@ fn new(original: Tuple, endpoint: u8, masquerade: Option<u8>) -> NewFlow {
 
 /// What the endpoint sends back, for a flow that was just entered.
 fn reply_of(hit: &Hit) -> Tuple {
-    hit.to.inverse()
+    hit.to().inverse()
 }
 
 #[test]
@@ -49,12 +49,12 @@ fn both_directions_find_the_flow_and_say_where_the_other_side_is() {
     assert_eq!(table.find(&flow, Ticks(0)), None);
     let hit = table.insert(&new(flow, 9, None), Ticks(0)).unwrap();
     assert_eq!(hit.direction, Direction::Original);
-    assert_eq!(hit.to.source, flow.source);
-    assert_eq!(hit.to.destination, (address(9), 8080));
+    assert_eq!(hit.to().source, flow.source);
+    assert_eq!(hit.to().destination, (address(9), 8080));
     assert_eq!(table.find(&flow, Ticks(0)), Some(hit));
     let back = table.find(&reply_of(&hit), Ticks(0)).unwrap();
     assert_eq!(back.direction, Direction::Reply);
-    assert_eq!(back.to, flow.inverse());
+    assert_eq!(back.to(), flow.inverse());
     assert_eq!((back.service, table.len()), (SERVICE, 1));
     assert!(hit.is_checked(1) && !hit.is_checked(2));
     table.set_checked(&hit, 2);
@@ -69,14 +69,14 @@ fn both_directions_find_the_flow_and_say_where_the_other_side_is() {
 fn a_masquerading_client_keeps_its_port_if_that_is_free_and_not_a_low_one() {
     let table = table(1024);
     let first = table.insert(&new(original(1, 40_000), 9, Some(50)), Ticks(0)).unwrap();
-    assert_eq!(first.to.source, (address(50), 40_000));
+    assert_eq!(first.to().source, (address(50), 40_000));
     let second = table.insert(&new(original(2, 40_000), 9, Some(50)), Ticks(0)).unwrap();
-    assert_eq!(second.to.source.0, address(50));
-    assert_ne!(second.to.source.1, 40_000);
+    assert_eq!(second.to().source.0, address(50));
+    assert_ne!(second.to().source.1, 40_000);
     let low = table.insert(&new(original(3, 22), 9, Some(50)), Ticks(0)).unwrap();
-    assert!(low.to.source.1 >= PORT_MIN);
+    assert!(low.to().source.1 >= PORT_MIN);
     let elsewhere = table.insert(&new(original(4, 40_000), 8, Some(50)), Ticks(0)).unwrap();
-    assert_eq!(elsewhere.to.source.1, 40_000, "towards another endpoint it is free");
+    assert_eq!(elsewhere.to().source.1, 40_000, "towards another endpoint it is free");
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn after_a_restart_a_flow_gets_the_port_that_it_had() {
     let ports = |seed| {
         let table = FlowTable::new(1024, seed, Instant::now());
         let flows = (1..20).map(|client| new(original(client, 40_000), 9, Some(50)));
-        flows.map(|flow| table.insert(&flow, Ticks(0)).unwrap().to.source.1).collect::<Vec<_>>()
+        flows.map(|flow| table.insert(&flow, Ticks(0)).unwrap().to().source.1).collect::<Vec<_>>()
     };
     assert_eq!(ports(1), ports(2));
 }
@@ -96,9 +96,9 @@ fn replies_that_could_not_be_told_apart_get_ports_of_their_own() {
     let by_another = Tuple { destination: (IpAddr::from([10, 96, 0, 2]), 53), ..by_one_address };
     let first = table.insert(&new(by_one_address, 9, None), Ticks(0)).unwrap();
     let second = table.insert(&new(by_another, 9, None), Ticks(0)).unwrap();
-    assert_ne!(first.to, second.to);
-    assert_eq!(second.to.source.0, address(1), "the address is the client's own");
-    assert_eq!(table.find(&reply_of(&second), Ticks(0)).unwrap().to, by_another.inverse());
+    assert_ne!(first.to(), second.to());
+    assert_eq!(second.to().source.0, address(1), "the address is the client's own");
+    assert_eq!(table.find(&reply_of(&second), Ticks(0)).unwrap().to(), by_another.inverse());
 }
 
 #[test]
@@ -337,13 +337,13 @@ proptest! {
                     };
                     let known = model.find(&tuple).map(|(original, _)| model.flows[&original].0);
                     let found = table.find(&tuple, now);
-                    prop_assert_eq!(found.map(|hit| hit.to.inverse()), known);
+                    prop_assert_eq!(found.map(|hit| hit.to().inverse()), known);
                     let hit = match found {
                         Some(hit) => hit,
                         None => {
                             let flow = new(tuple, 100 + endpoint, masquerade.then_some(50));
                             let hit = table.insert(&flow, now).unwrap();
-                            let reply = hit.to.inverse();
+                            let reply = hit.to().inverse();
                             prop_assert_eq!(reply.source, flow.endpoint);
                             prop_assert!(model.find(&reply).is_none(), "{:?} is somebody's", reply);
                             let seen = Seen::LIVE.with(Seen::COUNTED);
@@ -363,7 +363,7 @@ proptest! {
                     let tuple = all[which.index(all.len())];
                     let (reply, seen, last) = model.flows.get_mut(&tuple).unwrap();
                     let hit = table.find(reply, now).unwrap();
-                    prop_assert_eq!((hit.direction, hit.to), (Direction::Reply, tuple.inverse()));
+                    prop_assert_eq!((hit.direction, hit.to()), (Direction::Reply, tuple.inverse()));
                     table.note(&hit, now, 1, 60, mark);
                     *seen = seen.after(FlowProtocol::Tcp, Direction::Reply, mark);
                     *last = now;
@@ -385,8 +385,8 @@ proptest! {
         }
         model.expire(now);
         for (tuple, (reply, ..)) in &model.flows {
-            prop_assert_eq!(table.find(tuple, now).unwrap().to, reply.inverse());
-            prop_assert_eq!(table.find(reply, now).unwrap().to, tuple.inverse());
+            prop_assert_eq!(table.find(tuple, now).unwrap().to(), reply.inverse());
+            prop_assert_eq!(table.find(reply, now).unwrap().to(), tuple.inverse());
         }
         let counted = model.flows.values().filter(|(_, seen, _)| seen.has(Seen::COUNTED)).count();
         table.sweep(now, 0, 1);
@@ -416,18 +416,18 @@ fn threads_never_share_a_tuple_by_mistake() {
             match table.insert(&flow, now) {
                 Ok(hit) => {
                     // It may be another thread's, and gone again.
-                    assert_eq!(hit.to.destination.1, 8080);
-                    let reply = hit.to.inverse();
+                    assert_eq!(hit.to().destination.1, 8080);
+                    let reply = hit.to().inverse();
                     if let Some(back) = table.find(&reply, now) {
                         assert_eq!(back.direction, Direction::Reply);
                         if client >= 200 && c & 4 != 0 {
                             assert_eq!(
-                                back.to,
+                                back.to(),
                                 tuple.inverse(),
                                 "only this thread has this client"
                             );
                         }
-                        assert_eq!(back.to.source, tuple.destination, "a torn read");
+                        assert_eq!(back.to().source, tuple.destination, "a torn read");
                         table.note(&back, now, 1, 60, ACK);
                     }
                     if c & 8 == 0 {
@@ -479,20 +479,20 @@ fn a_flow_that_is_not_translated_keeps_its_port_and_counts_for_nobody() {
         protocol: FlowProtocol::Tcp,
     };
     let hit = table.insert(&NewFlow::plain(flow, 1, 7), Ticks(0)).unwrap();
-    assert_eq!((hit.to, hit.is_plain()), (flow, true));
+    assert_eq!((hit.to(), hit.is_plain()), (flow, true));
     assert!(hit.is_admitted(7) && !hit.is_admitted(8));
     let back = table.find(&flow.inverse(), Ticks(0)).unwrap();
-    assert_eq!((back.to, back.direction), (flow.inverse(), Direction::Reply));
+    assert_eq!((back.to(), back.direction), (flow.inverse(), Direction::Reply));
     assert_eq!(table.connections((address(9), 8080)), 0);
     table.set_admitted(&back, 8);
     assert!(table.find(&flow, Ticks(0)).unwrap().is_admitted(8));
 
     // Towards a Service the same port is taken, and so the flow gets another one.
     let served = table.insert(&new(original(1, 40_000), 9, None), Ticks(0)).unwrap();
-    assert_ne!(served.to.source.1, 40_000);
+    assert_ne!(served.to().source.1, 40_000);
     assert!(!served.was_admitted() && !served.is_plain());
     // The other way around there is none to be had.
-    let other = Tuple { source: (address(1), served.to.source.1), ..flow };
+    let other = Tuple { source: (address(1), served.to().source.1), ..flow };
     let refused = table.insert(&NewFlow::plain(other, 1, 7), Ticks(0));
     assert_eq!(refused, Err(Refused::NoPort));
 }

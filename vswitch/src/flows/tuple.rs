@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::service::Protocol;
+use crate::service::{Protocol, address_words, fold};
 use crate::wire::{Fragment, Ip, Transport, icmp};
 
 /// The protocol of a flow: all of Services', and those without ports, whose flows are only followed.
@@ -86,8 +86,13 @@ pub struct Tuple {
     pub protocol: FlowProtocol,
 }
 
-/// A [`Tuple`] as it is stored and compared.
-pub(crate) type TupleWords = [u64; TUPLE_WORDS];
+/// A [`Tuple`] as it is hashed, stored, compared and written into packets.
+///
+/// The first word has both ports, the protocol and the family; the others have the addresses. Those of IPv4 share a
+/// word, which leaves less to do, and the last three are 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packed([u64; TUPLE_WORDS]);
+
 pub(crate) const TUPLE_WORDS: usize = 5;
 
 impl Tuple {
@@ -140,48 +145,160 @@ impl Tuple {
         Self { source: self.destination, destination: self.source, protocol: self.protocol }
     }
 
-    /// IPv4 addresses share a word, which leaves less to hash.
+    /// The tuple in words.
     #[inline]
-    pub(crate) fn words(&self) -> TupleWords {
-        let ports = u64::from(self.source.1) << 48 | u64::from(self.destination.1) << 32;
-        let meta = ports | u64::from(self.protocol.number()) << 8;
-        match (self.source.0, self.destination.0) {
+    pub fn packed(&self) -> Packed {
+        let number = self.protocol.number();
+        Packed::new(self.source, self.destination, number)
+    }
+}
+
+impl Packed {
+    /// The tuple of a packet that has one: TCP, UDP or SCTP with its ports.
+    #[inline(always)]
+    pub fn of(ip: &Ip) -> Option<Self> {
+        let (protocol, source, destination) = match ip.transport {
+            Transport::Tcp { source, destination, .. } => (Protocol::Tcp, source, destination),
+            Transport::Udp { source, destination } => (Protocol::Udp, source, destination),
+            Transport::Sctp { source, destination } => (Protocol::Sctp, source, destination),
+            Transport::Icmp { .. } | Transport::Other => return None,
+        };
+        debug_assert!(ip.fragment != Fragment::Later, "later fragments have no ports");
+        Some(Self::new((ip.source, source), (ip.destination, destination), protocol.number()))
+    }
+
+    #[inline(always)]
+    fn new(source: (IpAddr, u16), destination: (IpAddr, u16), protocol: u8) -> Self {
+        let ports = u64::from(source.1) << 48 | u64::from(destination.1) << 32;
+        let meta = ports | u64::from(protocol) << 8;
+        Self(match (source.0, destination.0) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let addresses =
                     u64::from(source.to_bits()) << 32 | u64::from(destination.to_bits());
                 [meta | FAMILY_V4, addresses, 0, 0, 0]
             }
             (source, destination) => {
-                let ([a, b], [c, d]) = (halves(source), halves(destination));
+                let ([a, b], [c, d]) = (address_words(source), address_words(destination));
                 [meta | FAMILY_V6, a, b, c, d]
             }
+        })
+    }
+
+    /// The tuple in full.
+    pub fn unpacked(&self) -> Tuple {
+        Tuple {
+            source: (self.source(), self.source_port()),
+            destination: (self.destination(), self.destination_port()),
+            protocol: self.protocol(),
         }
     }
 
-    /// The tuple that has these words.
-    pub(crate) fn from_words(words: &TupleWords) -> Option<Self> {
-        let [meta, a, b, c, d] = *words;
-        let [p, q, r, s, _, _, protocol, family] = meta.to_be_bytes();
-        let (source_port, destination_port) =
-            (u16::from_be_bytes([p, q]), u16::from_be_bytes([r, s]));
-        let (source, destination) = match u64::from(family) {
-            FAMILY_V4 => {
-                let [e, f, g, h, i, j, k, l] = a.to_be_bytes();
-                (Ipv4Addr::from([e, f, g, h]).into(), Ipv4Addr::from([i, j, k, l]).into())
-            }
-            FAMILY_V6 => (whole(a, b), whole(c, d)),
-            _ => return None,
-        };
-        Some(Self {
-            source: (source, source_port),
-            destination: (destination, destination_port),
-            protocol: FlowProtocol::from_number(protocol),
-        })
+    /// The tuple of an answer.
+    #[must_use]
+    #[inline]
+    pub fn inverse(self) -> Self {
+        const PORT: u64 = 0xffff;
+        let Self([meta, a, b, c, d]) = self;
+        let swapped = (meta & PORT << 32) << 16 | (meta >> 16) & PORT << 32;
+        let meta = swapped | meta & 0xffff_ffff;
+        Self(if self.is_v4() { [meta, a.rotate_left(32), 0, 0, 0] } else { [meta, c, d, a, b] })
+    }
+
+    /// Whether the addresses are of IPv4.
+    #[inline]
+    pub fn is_v4(&self) -> bool {
+        is_v4(self.0[0])
+    }
+
+    /// From where.
+    pub fn source(&self) -> IpAddr {
+        let Self([_, a, b, ..]) = *self;
+        if self.is_v4() { v4_halves(a).0.into() } else { whole(a, b) }
+    }
+
+    /// To where.
+    #[inline]
+    pub fn destination(&self) -> IpAddr {
+        let Self([_, a, _, c, d]) = *self;
+        if self.is_v4() { v4_halves(a).1.into() } else { whole(c, d) }
+    }
+
+    /// The source's port.
+    pub fn source_port(&self) -> u16 {
+        let [a, b, ..] = self.0[0].to_be_bytes();
+        u16::from_be_bytes([a, b])
+    }
+
+    /// The destination's port.
+    #[inline]
+    pub fn destination_port(&self) -> u16 {
+        let [_, _, a, b, ..] = self.0[0].to_be_bytes();
+        u16::from_be_bytes([a, b])
+    }
+
+    /// The protocol.
+    #[inline]
+    pub fn protocol(&self) -> FlowProtocol {
+        let [.., number, _] = self.0[0].to_be_bytes();
+        FlowProtocol::from_number(number)
+    }
+
+    /// Both ports, as they stand in a header.
+    #[inline]
+    pub(crate) fn port_bytes(&self) -> [u8; 4] {
+        let [a, b, c, d, ..] = self.0[0].to_be_bytes();
+        [a, b, c, d]
+    }
+
+    /// Both addresses of IPv4, as they stand in a header.
+    #[inline]
+    pub(crate) fn v4_bytes(&self) -> [u8; 8] {
+        self.0[1].to_be_bytes()
+    }
+
+    /// Both addresses of IPv6 in four parts, as they stand in a header.
+    #[inline]
+    pub(crate) fn v6_bytes(&self) -> [[u8; 8]; 4] {
+        let Self([_, a, b, c, d]) = *self;
+        [a, b, c, d].map(u64::to_be_bytes)
+    }
+
+    /// The words.
+    #[inline]
+    pub(crate) fn words(&self) -> &[u64; TUPLE_WORDS] {
+        &self.0
+    }
+
+    /// The tuple that `word` has the words of, if that is `self`. Asks for no more of them than it needs.
+    #[inline]
+    pub(super) fn is_in(&self, word: impl Fn(usize) -> u64) -> bool {
+        let Self([meta, a, b, c, d]) = *self;
+        meta == word(0)
+            && a == word(1)
+            && (is_v4(meta) || (b == word(2) && c == word(3) && d == word(4)))
+    }
+
+    /// The tuple that `word` has the words of: those that [`Packed::words`] gave.
+    #[inline]
+    pub(super) fn from_words(word: impl Fn(usize) -> u64) -> Self {
+        let meta = word(0);
+        if is_v4(meta) {
+            return Self([meta, word(1), 0, 0, 0]);
+        }
+        Self([meta, word(1), word(2), word(3), word(4)])
     }
 }
 
-fn halves(address: IpAddr) -> [u64; 2] {
-    crate::service::address_words(address)
+#[inline]
+fn is_v4(meta: u64) -> bool {
+    meta & 0xff == FAMILY_V4
+}
+
+/// Source and destination.
+#[inline]
+fn v4_halves(addresses: u64) -> (Ipv4Addr, Ipv4Addr) {
+    let [a, b, c, d, e, f, g, h] = addresses.to_be_bytes();
+    (Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(e, f, g, h))
 }
 
 fn whole(upper: u64, lower: u64) -> IpAddr {
@@ -203,28 +320,15 @@ impl HashKeys {
 
     /// Hashes with multiplications whose upper and lower halves are folded together, as foldhash does.
     #[inline]
-    pub(crate) fn hash(&self, words: &TupleWords) -> u64 {
+    pub(crate) fn hash(&self, tuple: &Packed) -> u64 {
         let [k0, k1, k2, k3, k4, k5] = self.0;
-        let [meta, a, b, c, d] = *words;
+        let Packed([meta, a, b, c, d]) = *tuple;
         let first = fold(meta ^ k0, a ^ k1);
         if meta & 0xff == FAMILY_V4 {
             return fold(first ^ k2, k3);
         }
         fold(first ^ fold(b ^ k2, c ^ k3), d ^ k4 ^ k5)
     }
-}
-
-#[inline]
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    let [lower, upper] = halves_of(product);
-    lower ^ upper
-}
-
-#[inline]
-fn halves_of(value: u128) -> [u64; 2] {
-    // Neither half can be too large.
-    [value & u128::from(u64::MAX), value >> 64].map(|half| u64::try_from(half).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -252,19 +356,22 @@ mod tests {
     proptest! {
         #[test]
         fn words_say_it_all(tuple in tuples(), other in tuples()) {
-            prop_assert_eq!(Tuple::from_words(&tuple.words()), Some(tuple));
-            prop_assert_eq!(tuple.words() == other.words(), tuple == other);
+            let packed = tuple.packed();
+            prop_assert_eq!(packed.unpacked(), tuple);
+            prop_assert_eq!(packed.inverse(), tuple.inverse().packed());
+            prop_assert_eq!(Packed::from_words(|ix| packed.words()[ix]), packed);
+            prop_assert_eq!(packed == other.packed(), tuple == other);
+            prop_assert_eq!(packed.is_in(|ix| other.packed().words()[ix]), tuple == other);
         }
 
         #[test]
         fn every_part_counts_for_the_hash(tuple in tuples(), at in 0_usize..5, bit in 0_u32..64) {
             let keys = HashKeys::new(9);
-            let mut words = tuple.words();
-            words[at] ^= 1 << bit;
-            if let Some(other) = Tuple::from_words(&words)
-                && other.words() == words
-            {
-                prop_assert_ne!(keys.hash(&words), keys.hash(&tuple.words()));
+            let mut changed = tuple.packed();
+            changed.0[at] ^= 1 << bit;
+            // Of what is no tuple, nothing is said.
+            if changed.is_v4() == tuple.packed().is_v4() && changed.unpacked().packed() == changed {
+                prop_assert_ne!(keys.hash(&changed), keys.hash(&tuple.packed()));
             }
         }
     }
@@ -279,7 +386,7 @@ mod tests {
                 destination: (IpAddr::from([10, 0, 0, 2]), 80),
                 protocol: FlowProtocol::Tcp,
             };
-            used[usize::try_from(keys.hash(&tuple.words()) >> 58).unwrap()] += 1;
+            used[usize::try_from(keys.hash(&tuple.packed()) >> 58).unwrap()] += 1;
         }
         assert!(used.iter().all(|count| (50..160).contains(count)), "{used:?}");
     }

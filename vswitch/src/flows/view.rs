@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::flows::state::Seen;
-use crate::flows::{FlowProtocol, FlowTable, PLAIN, Ticks, Tuple, lower_32, split};
+use crate::flows::{FlowProtocol, FlowTable, PLAIN, SERVICE, Ticks, lower_32, split};
 use crate::service::{Family, Service, ServiceTable};
 use crate::sync::Ordering;
 
@@ -80,7 +80,7 @@ impl FlowTable {
         let (epoch, names) = slot.names.read()?;
         let seen: Seen = slot.live(epoch)?;
         let (original, reply) = split(&names);
-        let (original, reply) = (Tuple::from_words(&original)?, Tuple::from_words(&reply)?);
+        let (original, reply) = (original.unpacked(), reply.unpacked());
         let protocol = original.protocol;
         let (idle, timeout) = (now.since(slot.last()), seen.timeout(protocol));
         if idle > timeout {
@@ -95,7 +95,7 @@ impl FlowTable {
             frontend: original.destination,
             endpoint: reply.source,
             seen_as: reply.destination,
-            service: names[names.len() - 1],
+            service: names[SERVICE],
             state: seen.name(protocol),
             age: duration(now.since(created)),
             idle: duration(idle),

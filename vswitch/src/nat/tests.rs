@@ -9,7 +9,7 @@ use super::*;
 use crate::frame::{Gso, GsoKind};
 use crate::icmp_error::{self, Ends, Error};
 use crate::offload::Cut;
-use crate::wire::{self, Network};
+use crate::wire::{self, Network, checksum};
 
 fn ip_of(frame: &Frame) -> Ip {
     let Network::Ip(ip) = wire::parse(frame.data()).unwrap().network else { panic!("ARP") };
@@ -161,11 +161,11 @@ proptest! {
     fn whole_packets((from, to) in pairs(ALL), payload in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut frame = frame_of(&packet(&from, &payload));
         let ip = ip_of(&frame);
-        translate(&mut frame, &ip, &to).unwrap();
+        translate(&mut frame, &ip, &to.packed()).unwrap();
         prop_assert_eq!(judge(frame.data()), (to, payload.clone()));
         // And back: not a byte differs, but for a UDP checksum's other zero.
         let ip = ip_of(&frame);
-        translate(&mut frame, &ip, &from).unwrap();
+        translate(&mut frame, &ip, &from.packed()).unwrap();
         prop_assert_eq!(judge(frame.data()), (from, payload));
     }
 
@@ -176,7 +176,7 @@ proptest! {
     ) {
         let mut frame = partial(&from, &payload, None);
         let (ip, meta) = (ip_of(&frame), frame.meta);
-        translate(&mut frame, &ip, &to).unwrap();
+        translate(&mut frame, &ip, &to.packed()).unwrap();
         prop_assert_eq!(frame.meta, meta, "it is still to be done");
         prop_assert_eq!(judge(&on_wire(&frame)[0]), (to, payload));
     }
@@ -192,7 +192,7 @@ proptest! {
         let segments = u16::try_from(len.div_ceil(1000)).unwrap();
         let mut frame = partial(&from, &payload, Some(Gso { kind, size: 1000, segments }));
         let ip = ip_of(&frame);
-        translate(&mut frame, &ip, &to).unwrap();
+        translate(&mut frame, &ip, &to.packed()).unwrap();
         prop_assert_eq!(frame.packets(), u64::from(segments));
         let mut together = Vec::new();
         for packet in on_wire(&frame) {
@@ -210,7 +210,7 @@ proptest! {
         let at = ip.transport_offset + 20 + at % 20;
         bytes[at] ^= 1 << bit;
         let mut frame = frame_of(&bytes);
-        translate(&mut frame, &ip, &to).unwrap();
+        translate(&mut frame, &ip, &to.packed()).unwrap();
         frame.data_mut()[at] ^= 1 << bit;
         prop_assert_eq!(judge(frame.data()).0, to, "nothing else was wrong");
     }
@@ -303,7 +303,7 @@ fn a_udp_checksum_of_none_stays_none() {
     bytes[40..42].fill(0);
     let mut frame = frame_of(&bytes);
     let ip = ip_of(&frame);
-    translate(&mut frame, &ip, &v4([10, 0, 0, 3], [10, 0, 0, 4])).unwrap();
+    translate(&mut frame, &ip, &v4([10, 0, 0, 3], [10, 0, 0, 4]).packed()).unwrap();
     assert_eq!(frame.data()[40..42], [0, 0]);
 }
 
@@ -321,7 +321,7 @@ fn fragments_make_the_translated_packet() {
     let mut together = Vec::new();
     for fragment in std::iter::once(&mut first).chain(&mut later) {
         let ip = ip_of(fragment);
-        translate(fragment, &ip, &to).unwrap();
+        translate(fragment, &ip, &to.packed()).unwrap();
         let header = &fragment.data()[14..34];
         assert_eq!(checksum::internet(header), 0);
         together.extend_from_slice(&fragment.data()[34..]);
@@ -343,10 +343,10 @@ fn a_fragment_of_an_sctp_packet_keeps_its_ports_or_is_refused() {
     assert_eq!(ip.fragment, Fragment::First);
     let before = frame.data().to_vec();
     let other_port = Tuple { destination: ([10, 244, 2, 9].into(), 54), ..from };
-    assert_eq!(translate(&mut frame, &ip, &other_port), Err(Reason::FragmentUnknown));
+    assert_eq!(translate(&mut frame, &ip, &other_port.packed()), Err(Reason::FragmentUnknown));
     assert_eq!(frame.data(), before);
     let same_port = Tuple { destination: ([10, 244, 2, 9].into(), 53), ..from };
-    assert_eq!(translate(&mut frame, &ip, &same_port), Ok(()));
+    assert_eq!(translate(&mut frame, &ip, &same_port.packed()), Ok(()));
     assert_eq!(ip_of(&frame).destination, IpAddr::from([10, 244, 2, 9]));
 }
 

@@ -34,12 +34,14 @@ impl Sum {
 
     /// Adds one 16-bit number.
     #[must_use]
+    #[inline]
     pub fn add_u16(self, value: u16) -> Self {
         Self(self.0 + u64::from(value.to_be()))
     }
 
     /// Adds one 32-bit number.
     #[must_use]
+    #[inline]
     pub fn add_u32(self, value: u32) -> Self {
         Self(self.0 + u64::from(value.to_be()))
     }
@@ -54,6 +56,7 @@ impl Sum {
     }
 
     /// The checksum: the complement of the sum.
+    #[inline]
     pub fn checksum(self) -> u16 {
         !self.fold()
     }
@@ -99,6 +102,7 @@ pub fn is_right(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8
 /// The checksum after one 16-bit word that it covers changed from `before` to `after`
 /// (RFC 1624 §3, equation 3).
 #[must_use]
+#[inline]
 pub fn update(checksum: u16, before: u16, after: u16) -> u16 {
     !Sum::default().add_u16(!checksum).add_u16(!before).add_u16(after).fold()
 }
@@ -109,40 +113,44 @@ pub fn update_u32(checksum: u16, before: u32, after: u32) -> u16 {
     !Sum::default().add_u16(!checksum).add_u32(!before).add_u32(after).fold()
 }
 
-/// Bytes that changed under a checksum: what they summed up to before, and after.
+/// Bytes that changed under a checksum: the complement of what they summed up to before, and what they do after.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Change {
-    before: Sum,
-    after: Sum,
-}
+pub struct Change(Sum);
 
 impl Change {
-    /// Notes that `before` became `after`. Both begin at an even place of what is summed.
+    /// Notes that `before` became `after`, of which both begin at an even place of what is summed. `N` is a multiple of
+    /// four.
     #[must_use]
-    pub fn of(self, before: &[u8], after: &[u8]) -> Self {
-        Self { before: self.before.add_bytes(before), after: self.after.add_bytes(after) }
+    #[inline]
+    pub fn of<const N: usize>(self, before: &[u8; N], after: &[u8; N]) -> Self {
+        const { assert!(N.is_multiple_of(4), "whole words") };
+        let (before, _) = before.as_chunks::<4>();
+        let (after, _) = after.as_chunks::<4>();
+        let words = before.iter().zip(after);
+        let sum = words.fold(self.0.0, |sum, (before, after)| {
+            sum + u64::from(!u32::from_ne_bytes(*before)) + u64::from(u32::from_ne_bytes(*after))
+        });
+        Self(Sum(sum))
     }
 
     /// Adds what summed up to `before` and sums up to `after` now.
     #[must_use]
     pub fn between(self, before: Sum, after: Sum) -> Self {
-        Self { before: Self::join(self.before, before), after: Self::join(self.after, after) }
-    }
-
-    fn join(a: Sum, b: Sum) -> Sum {
-        Sum(a.0 + b.0)
+        Self(Sum(self.0.0 + after.0).add_u16(!before.fold()))
     }
 
     /// The checksum after the change (RFC 1624 §3, equation 3).
     #[must_use]
+    #[inline]
     pub fn update(self, checksum: u16) -> u16 {
         !self.update_sum(!checksum)
     }
 
     /// The folded sum after the change: what stands in place of a checksum that is yet to be filled in.
     #[must_use]
+    #[inline]
     pub fn update_sum(self, sum: u16) -> u16 {
-        Sum::default().add_u16(sum).add_u16(!self.before.fold()).add_u16(self.after.fold()).fold()
+        self.0.add_u16(sum).fold()
     }
 }
 
@@ -225,6 +233,7 @@ fn covered<'a>(frame: &'a [u8], ip: &Ip) -> Option<(usize, &'a [u8])> {
 }
 
 /// Where in its layer 4 header a protocol has its checksum.
+#[inline]
 pub fn checksum_offset(transport: Transport) -> Option<usize> {
     match transport {
         Transport::Tcp { .. } => Some(tcp::CHECKSUM_OFFSET),
