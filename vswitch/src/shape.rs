@@ -44,6 +44,9 @@ const BURST_DEFAULT: Duration = Duration::from_millis(10);
 /// Shortest burst: what a worker that is woken late must be able to catch up on, or the rate would not be reached.
 const BURST_MIN: Duration = Duration::from_millis(5);
 
+/// How much of what came late is made up for: a worker may be woken so long after the time that it asked for.
+const LATE_MAX: Duration = Duration::from_millis(50);
+
 /// Shortest wait: small packets are let through some at a time, not each after a wait of its own.
 const WAIT_MIN: Duration = Duration::from_millis(1);
 
@@ -384,6 +387,9 @@ struct Bucket {
     /// Negative while it is overdrawn.
     level: f64,
     filled: Instant,
+    /// Whether somebody was told to wait when it was last looked at. What comes in until then is his, though it be
+    /// more than a burst: the burst is for who pauses, not for who is woken late.
+    is_awaited: bool,
 }
 
 impl Bucket {
@@ -398,16 +404,22 @@ impl Bucket {
                 (bits as f64 / 8.0).clamp(min, max)
             }
         };
-        Self { bytes_per_s, burst, level: burst, filled: now }
+        Self { bytes_per_s, burst, level: burst, filled: now, is_awaited: false }
     }
 
     /// How long until something may pass; `None` when it may now.
     fn wait(&mut self, now: Instant) -> Option<Duration> {
         let since = now.saturating_duration_since(self.filled);
-        self.level = (self.level + since.as_secs_f64() * self.bytes_per_s).min(self.burst);
+        let late = if self.is_awaited { self.bytes_per_s * LATE_MAX.as_secs_f64() } else { 0.0 };
+        let level = self.level + since.as_secs_f64() * self.bytes_per_s;
+        // What was made up for is taken in several goes.
+        let is_pause = !self.is_awaited && since >= BURST_MIN;
+        let kept = if is_pause { self.level.min(self.burst) } else { self.level };
+        self.level = level.min(self.burst.max(late)).max(kept);
         self.filled = self.filled.max(now);
+        self.is_awaited = self.level < 0.0;
         let missing = || Duration::from_secs_f64(-self.level / self.bytes_per_s);
-        (self.level < 0.0).then(|| missing().max(WAIT_MIN))
+        self.is_awaited.then(|| missing().max(WAIT_MIN))
     }
 
     #[allow(clippy::cast_precision_loss)] // A batch is far below 2^52 bytes.
@@ -449,6 +461,29 @@ mod tests {
             let expected = 100_000_000 + 100_000;
             assert!(passed.abs_diff(expected) <= len + 10_000, "{len}: {passed}");
         }
+    }
+
+    #[test]
+    fn who_waits_loses_nothing_to_a_late_wake_up_and_who_pauses_gets_a_burst() {
+        let start = Instant::now();
+        // A burst of 5 ms, and wake-ups that are 20 ms late.
+        let mut bucket = bucket(80_000_000, 8, start);
+        let (mut now, mut passed) = (start, 0_u64);
+        while now < start + Duration::from_secs(10) {
+            match bucket.wait(now) {
+                Some(wait) => now += wait + Duration::from_millis(20),
+                None => {
+                    bucket.take(10_000);
+                    passed += 10_000;
+                }
+            }
+        }
+        assert!(passed.abs_diff(100_000_000) <= 500_000, "{passed}");
+
+        assert_eq!(bucket.wait(now), None);
+        now += Duration::from_secs(1);
+        assert_eq!(bucket.wait(now), None);
+        assert!((bucket.level - 50_000.0).abs() < 1.0, "a burst: {}", bucket.level);
     }
 
     #[test]
