@@ -106,6 +106,7 @@ fn workloads() -> Vec<Workload> {
         support::tables::workloads(),
         tunnel::workloads(),
         support::service::workloads(),
+        support::policy::workloads(),
         support::scale::workloads(),
     ];
     groups.into_iter().flatten().collect()

@@ -9,6 +9,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 fn pipeline(criterion: &mut Criterion) {
     timing::run(criterion, &support::pipeline::workloads());
     timing::run(criterion, &support::service::workloads());
+    timing::run(criterion, &support::policy::workloads());
 }
 
 criterion_group!(benches, pipeline);

@@ -8,6 +8,7 @@
 //! | [`checksum`] | summing |
 //! | [`tables`] | finding a route |
 //! | [`service`] | `Switch::forward` with Services |
+//! | [`policy`] | `Switch::forward` with policies |
 //! | [`scale`] | `Switch::forward` as nodes, pods and flows grow |
 
 #![allow(dead_code, unreachable_pub, reason = "each benchmark uses a part")]
@@ -18,6 +19,7 @@ pub mod node;
 pub mod offload;
 pub mod packet;
 pub mod pipeline;
+pub mod policy;
 pub mod scale;
 pub mod service;
 pub mod tables;

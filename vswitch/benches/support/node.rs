@@ -33,7 +33,7 @@ impl Family {
     }
 
     /// The address of pod `pod` (from 0) on the node that holds lease `lease`.
-    fn pod(self, lease: u16, pod: u16) -> IpAddr {
+    pub fn pod(self, lease: u16, pod: u16) -> IpAddr {
         let [high, low] = lease.to_be_bytes();
         match self {
             Self::V4 => IpAddr::from([10, high, low, u8::try_from(pod + 2).unwrap()]),

@@ -61,7 +61,7 @@ fn forward(templates: Vec<Template>, source_ports: u16, flows_max: u32) -> Forwa
     forward
 }
 
-fn add_services(builder: &mut TablesBuilder) {
+pub fn add_services(builder: &mut TablesBuilder) {
     let mut table = ServiceTableBuilder::new(vec![
         "10.96.0.0/16".parse().unwrap(),
         "fd00:10:96::/112".parse().unwrap(),
@@ -113,7 +113,7 @@ fn server(family: Family) -> Ends {
     node::to_node(family, 0, NodeIx(0))
 }
 
-fn request(family: Family) -> Template {
+pub fn request(family: Family) -> Template {
     let pod = server(family);
     let to_service = Ends {
         addresses: (pod.addresses.0, cluster_ip(family, SERVICES / 2)),
