@@ -9,7 +9,7 @@
 //! ```
 //!
 //! One line of JSON says what follows, and each line after it is an object as it is in force: what was refused is
-//! judged anew by the list that comes. Bytes that are not exactly what [`encode`] made are no snapshot. Secrets
+//! judged anew by the list that comes. Bytes that are not exactly what [`Snapshot::encode`] made are no snapshot. Secrets
 //! cannot be in it: they have no form to be written in.
 
 use std::collections::BTreeMap;
