@@ -19,7 +19,7 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
 /// The same, with other permissions than the usual ones. They hold before anything is in the file.
 ///
 /// # Errors
-/// As of [`write`].
+/// As of [`write()`].
 pub fn write_with_mode(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
     replace(path, content, mode).map_err(|cause| Error::WriteState { path: path.to_owned(), cause })
 }
