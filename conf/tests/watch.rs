@@ -87,7 +87,7 @@ fn files_are_written_moved_broken_and_removed() {
 
     fs::write(root.join("b.yaml"), service("b", 3) + "kind: [\n---\n" + &service("c", 0))
         .expect("a file");
-    watched.expect(&[("a", 1), ("b", 3)]);
+    watched.expect(&[("a", 1), ("b", 3), ("c", 1)]);
     assert_eq!(
         watched.refused(),
         [
@@ -103,11 +103,11 @@ fn files_are_written_moved_broken_and_removed() {
         "spec": {"ports": [{"port": 4}]}}"#,
     )
     .expect("a file");
-    watched.expect(&[("a", 1), ("b", 3), ("d", 4)]);
+    watched.expect(&[("a", 1), ("b", 3), ("c", 1), ("d", 4)]);
 
     fs::remove_file(root.join("a.yaml")).expect("removed");
     fs::remove_dir_all(root.join("more")).expect("removed");
-    watched.expect(&[("b", 3)]);
+    watched.expect(&[("b", 3), ("c", 1)]);
 }
 
 #[test]
