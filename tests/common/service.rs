@@ -160,12 +160,10 @@ pub(crate) fn slice(
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
          metadata: {{name: {service}-{}, labels: {{kubernetes.io/service-name: {service}}}}}\n\
          addressType: {kind}\n\
-         ports: [{{name: http, port: {port}}}, {{name: dns, port: {port}, protocol: UDP}}]\nendpoints:\n",
+         ports: [{{name: http, port: {port}}}, {{name: dns, port: {port}, protocol: UDP}}]\nendpoints:",
         kind.to_lowercase()
     );
-    if endpoints.is_empty() {
-        text.push_str("[]\n");
-    }
+    text.push_str(if endpoints.is_empty() { " []\n" } else { "\n" });
     for (pod, more) in endpoints {
         let (node, state) = lab.state().pod(pod).unwrap();
         let address = address(&state.addresses, kind == "IPv4");
