@@ -4,6 +4,7 @@
 //! worker borrows them for the length of one batch. Nothing in here is ever changed in place.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -320,14 +321,20 @@ impl TablesBuilder {
     /// Starts with a node and the cluster ranges; every address in them that nobody claims later leads
     /// to [`Route::Nobody`].
     pub fn new(generation: u64, node: Node, ranges: &[IpNetwork]) -> Self {
+        Self::with_seed(generation, node, ranges, RandomState::default().hash_one(0_u8))
+    }
+
+    /// The same, with routes that are hashed by `seed` and not by chance: for who compares what two builds take. Where
+    /// others name addresses, nobody may know the seed.
+    pub fn with_seed(generation: u64, node: Node, ranges: &[IpNetwork], seed: u64) -> Self {
         let tables = Tables {
             generation,
             node,
             ports: Vec::new(),
             peers: Vec::new(),
             by_underlay: HashMap::default(),
-            routes_v4: PrefixMap::new(),
-            routes_v6: PrefixMap::new(),
+            routes_v4: PrefixMap::new(seed),
+            routes_v6: PrefixMap::new(seed),
             services: Arc::new(ServiceTable::empty()),
             masquerade: Masquerade::default(),
             service_filter: AddressFilter::empty(),

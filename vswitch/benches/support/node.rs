@@ -58,7 +58,7 @@ pub fn tables_with(nodes: u16, pods: u16, add: impl FnOnce(&mut TablesBuilder)) 
         vxlan_port: 4789,
         gossip_port: 7946,
     };
-    let mut builder = TablesBuilder::new(1, node, &ranges);
+    let mut builder = TablesBuilder::with_seed(1, node, &ranges, 7);
     let mut host = vec![underlay(0).ip()];
     host.extend([Ipv4Addr::new(10, 0, 0, 1).into(), "fd00:10:244::1".parse::<IpAddr>().unwrap()]);
     let mtu = u16::try_from(MTU).unwrap();

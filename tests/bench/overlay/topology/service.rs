@@ -95,15 +95,15 @@ impl<'s> Service<'s> {
         let elements = elements.join(", ");
         let rules = format!(
             "table ip kube-proxy {{\n\
-             chain mark-for-masquerade {{ meta mark set meta mark or 0x4000 }}\n\
+             chain mark-for-masquerade {{ meta mark set meta mark or 0x4000; }}\n\
              {chains}\
              map service-ips {{\n\
              type ipv4_addr . inet_proto . inet_service : verdict\n\
              elements = {{ {elements} }}\n\
              }}\n\
              map no-endpoint-services {{ type ipv4_addr . inet_proto . inet_service : verdict; }}\n\
-             chain services {{ ip daddr . meta l4proto . th dport vmap @service-ips }}\n\
-             chain service-endpoints-check {{ ip daddr . meta l4proto . th dport vmap @no-endpoint-services }}\n\
+             chain services {{ ip daddr . meta l4proto . th dport vmap @service-ips; }}\n\
+             chain service-endpoints-check {{ ip daddr . meta l4proto . th dport vmap @no-endpoint-services; }}\n\
              chain filter-forward {{\n\
              type filter hook forward priority -110;\n\
              ct state new jump service-endpoints-check\n\
