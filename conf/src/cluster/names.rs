@@ -38,7 +38,8 @@ pub fn dns1035_label(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Labels with dots in between: most objects.
+/// Labels with dots in between: most objects. As the API server does, it limits the whole and not the parts: many a
+/// pod's name is one part of more than 63 characters.
 ///
 /// # Errors
 /// What is wrong.
@@ -50,6 +51,18 @@ pub fn dns1123_subdomain(text: &str) -> Result<(), String> {
             .into());
     }
     Ok(())
+}
+
+/// A name that can be asked for in the DNS (RFC 1035 §2.3.4).
+///
+/// # Errors
+/// What is wrong.
+pub fn dns_name(text: &str) -> Result<(), String> {
+    dns1123_subdomain(text)?;
+    match text.split('.').any(|label| label.len() > LABEL_MAX) {
+        true => Err("is no DNS name: a part of it is longer than 63 characters".into()),
+        false => Ok(()),
+    }
 }
 
 /// A label's key: a name of up to 63 characters, with a DNS name and `/` before it if so wanted.
@@ -139,10 +152,7 @@ pub fn reachable_address(text: &str) -> Result<IpAddr, String> {
 /// Whether `text` is made of what labels of the DNS are made of. Empty is.
 fn is_label(text: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    text.len() <= LABEL_MAX
-        && text.bytes().all(good)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
+    text.bytes().all(good) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 /// Whether `text` is made of what labels' values are made of. Empty is.
@@ -177,12 +187,14 @@ mod tests {
             ("a..b", false, false, false),
             (".a", false, false, false),
             (&long, true, true, true),
-            (&too_long, false, false, false),
+            (&too_long, false, false, true),
         ] {
             assert_eq!(dns1123_label(text).is_ok(), rfc1123, "{text}");
             assert_eq!(dns1035_label(text).is_ok(), rfc1035, "{text}");
             assert_eq!(dns1123_subdomain(text).is_ok(), subdomain, "{text}");
         }
+        assert!(dns_name(&long).is_ok());
+        assert!(dns_name(&format!("a.{too_long}")).is_err());
         let name = [long.as_str(); 4].join(".");
         assert!(dns1123_subdomain(&name[..253]).is_ok());
         assert!(dns1123_subdomain(&name[..254]).is_err());

@@ -323,7 +323,7 @@ fn external_name(spec: &mut Fields<'_>, kind: ServiceType) -> Option<Arc<str>> {
     }
     spec.need("externalName")?.checked(|text| {
         let name = text.strip_suffix('.').unwrap_or(text);
-        names::dns1123_subdomain(name)?;
+        names::dns_name(name)?;
         Ok(Arc::from(name))
     })
 }
