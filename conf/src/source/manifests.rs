@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::parse::{Accepted, FieldProblem, Manifests, Title};
 use crate::cluster::{Change, ClusterState, ObjectKey, ObjectKind, ObjectName, ServiceView};
+use crate::suggest::nearest;
 
 /// The files of a directory, and the objects that they define.
 #[derive(Debug, Default)]
@@ -99,16 +100,24 @@ impl Directory {
         changes
     }
 
-    /// The definition of an object that counts.
+    /// The definition of an object that counts, with its file and its place in there: the first that is not merely
+    /// kept.
+    fn counting(&self, key: &ObjectKey) -> Option<(&str, usize, &Accepted)> {
+        let places = self.definitions.get(key)?.iter();
+        let found = places.filter_map(|(file, ix)| {
+            let found = self.files.get(file)?.manifests.accepted.get(*ix)?;
+            Some((file.as_str(), *ix, found))
+        });
+        found.min_by_key(|(file, ix, found)| (found.is_kept, *file, *ix))
+    }
+
     fn in_force(&self, key: &ObjectKey) -> Option<&Accepted> {
-        let (file, ix) = self.definitions.get(key)?.first()?;
-        self.files.get(file)?.manifests.accepted.get(*ix)
+        self.counting(key).map(|(.., found)| found)
     }
 
     /// Where an object that is in force is defined: file and line.
     pub fn place_of(&self, key: &ObjectKey) -> Option<(&str, usize)> {
-        let (file, _) = self.definitions.get(key)?.first()?;
-        Some((file, self.in_force(key)?.line))
+        self.counting(key).map(|(file, _, found)| (file, found.line))
     }
 
     /// What cannot be honoured.
@@ -152,11 +161,13 @@ impl Directory {
         for (ix, found) in file.manifests.accepted.iter().enumerate() {
             let key = found.object.key();
             let title = title(&key);
-            let first = self.definitions.get(&key).and_then(BTreeSet::first);
-            if let Some((other, other_ix)) = first
-                && (other.as_str(), *other_ix) != (name, ix)
+            if let Some((other, other_ix, counts)) = self.counting(&key)
+                && (other, other_ix) != (name, ix)
             {
-                let at = self.in_force(&key).map_or(0, |found| found.line);
+                if found.is_kept {
+                    continue;
+                }
+                let at = counts.line;
                 let reason = format!("is defined already, at {other}:{at}: remove one of them");
                 let problem =
                     FieldProblem { line: found.line, field: "metadata.name".into(), reason };
@@ -208,12 +219,19 @@ impl Directory {
 /// What stays in force of what a file held: the objects whose new definition is refused, and, where it is
 /// unknown which object is meant, every one that is not there any more.
 fn kept(before: &Manifests, now: &Manifests) -> Vec<Accepted> {
-    let is_unknown = now.refused.iter().any(|refused| refused.title.name.is_empty());
+    let is_unknown = now.refused.iter().any(|refused| {
+        let names = ["kind", "metadata", "metadata.name", "metadata.namespace"];
+        refused.title.kind.is_empty()
+            || refused.title.name.is_empty()
+            || refused.problems.iter().any(|problem| names.contains(&problem.field.as_str()))
+    });
     let refused: BTreeSet<_> = now.refused.iter().map(|refused| &refused.title).collect();
     let defined: BTreeSet<_> = now.accepted.iter().map(|found| found.object.key()).collect();
     let kept = before.accepted.iter().filter(|found| {
         let key = found.object.key();
-        !defined.contains(&key) && (is_unknown || refused.contains(&title(&key)))
+        let title = title(&key);
+        let is_misspelt = || now.ignored.iter().any(|ignored| is_slip(&ignored.title, &title));
+        !defined.contains(&key) && (is_unknown || refused.contains(&title) || is_misspelt())
     });
     let reason = "is as it was before this file was changed: its new definition is refused";
     kept.map(|found| {
@@ -221,17 +239,21 @@ fn kept(before: &Manifests, now: &Manifests) -> Vec<Accepted> {
             FieldProblem { line: found.line, field: String::new(), reason: reason.to_owned() };
         let mut found = found.clone();
         found.notes = vec![problem];
+        found.is_kept = true;
         found
     })
     .collect()
 }
 
+/// Whether a document that does not concern Weft was meant for this object: its group or its kind is written wrongly.
+fn is_slip(ignored: &Title, object: &Title) -> bool {
+    ignored.name == object.name
+        && (ignored.namespace.is_empty() || ignored.namespace == object.namespace)
+        && nearest(&ignored.kind, [object.kind.as_str()]).is_some()
+}
+
 fn title(key: &ObjectKey) -> Title {
-    Title {
-        kind: key.kind.as_str().to_owned(),
-        namespace: key.id.namespace.to_string(),
-        name: key.id.name.to_string(),
-    }
+    Title::new(key.kind.as_str(), &key.id.namespace, &key.id.name)
 }
 
 /// What of an object is not honoured, in a line.
@@ -496,6 +518,67 @@ mod tests {
         assert_eq!(cluster.refused()[0], "x.yaml: Permission denied");
         cluster.set("x.yaml", &a);
         assert!(cluster.refused().is_empty());
+    }
+
+    #[test]
+    fn a_slip_in_what_names_an_object_takes_nothing_out_of_force() {
+        let policy = |name: &str| {
+            format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: {name}\nspec: {{podSelector: {{}}}}\n"
+            )
+        };
+        let long = "long-".repeat(16) + "name";
+        for (name, right, wrong) in [
+            ("p", "kind: NetworkPolicy\n", ""),
+            ("p", "kind: NetworkPolicy", "kind: []"),
+            ("p", "kind: NetworkPolicy", "kind: NetworkPolcy"),
+            ("p", "networking.k8s.io", "networking.k8s.oi"),
+            ("p", "networking.k8s.io/v1", "networking.k8s.io/v2"),
+            ("p", "apiVersion: networking.k8s.io/v1\n", ""),
+            ("p", "name: p", "name: P"),
+            ("p", "name: p", "name: p\n  namespace: Default"),
+            ("p", "name: p", "nmae: p"),
+            ("p", "metadata:\n  name: p", "metadata: p"),
+            (&long, "podSelector", "podSelektor"),
+        ] {
+            let mut cluster = Cluster::new();
+            assert_eq!(cluster.set("x.yaml", &policy(name)), 1);
+            for _ in 0..2 {
+                assert_eq!(
+                    cluster.set("x.yaml", &policy(name).replace(right, wrong)),
+                    0,
+                    "{wrong}"
+                );
+                assert_eq!(cluster.accepted().len(), 1, "{wrong}");
+            }
+            assert_eq!(cluster.set("x.yaml", &policy("other")), 2, "{wrong}");
+        }
+        // Another kind is meant as it is written.
+        let mut cluster = Cluster::new();
+        cluster.set("x.yaml", &policy("p"));
+        assert_eq!(cluster.set("x.yaml", &policy("p").replace("NetworkPolicy", "Ingress")), 1);
+    }
+
+    #[test]
+    fn what_is_kept_makes_way_for_what_is_defined() {
+        let mut cluster = Cluster::new();
+        let address = |cluster: &Cluster| {
+            cluster.state.service("default", "web").unwrap().cluster_ips[0].to_string()
+        };
+        let first = service("web", ", clusterIP: 10.96.1.1");
+        cluster.set("a.yaml", &first);
+        cluster.set("a.yaml", &first.replace("port: 80", "prot: 80"));
+        assert_eq!(cluster.set("b.yaml", &service("web", ", clusterIP: 10.96.1.2")), 1);
+        assert_eq!(address(&cluster), "10.96.1.2");
+        assert_eq!(cluster.accepted(), ["b.yaml:1 web"]);
+        assert_eq!(
+            cluster.refused().len(),
+            2,
+            "only what is wrong with it: {:?}",
+            cluster.refused()
+        );
+        assert_eq!(cluster.remove("b.yaml"), 1);
+        assert_eq!(address(&cluster), "10.96.1.1");
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub struct Accepted {
     pub line: usize,
     /// What of it is not honoured, though it does no harm.
     pub notes: Vec<FieldProblem>,
+    /// Whether it is what a file held before, in place of what is refused.
+    pub is_kept: bool,
     /// Lines of the fields that may be found wrong only when all objects are known.
     places: Box<[(String, usize)]>,
 }
@@ -105,6 +107,13 @@ pub struct Title {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
+}
+
+impl Title {
+    /// The title of an object, shortened for a message.
+    pub(crate) fn new(kind: &str, namespace: &str, name: &str) -> Self {
+        Self { kind: shorten(kind), namespace: shorten(namespace), name: shorten(name) }
+    }
 }
 
 impl fmt::Display for Title {
@@ -313,7 +322,7 @@ fn judge(kind: ObjectKind, node: &Node, origin: Origin) -> Result<Accepted, Vec<
     match object(kind, node, origin) {
         (Some(object), Findings { problems, notes, places }) if problems.is_empty() => {
             let places = places.into_boxed_slice();
-            Ok(Accepted { object, line: node.line, notes, places })
+            Ok(Accepted { object, line: node.line, notes, is_kept: false, places })
         }
         (_, Findings { mut problems, .. }) => {
             if problems.is_empty() {
@@ -370,11 +379,7 @@ fn title_of(node: &Node, kind: &str) -> Title {
         (None, Some(known)) if known.is_namespaced() => meta::DEFAULT_NAMESPACE,
         (None, _) => "",
     };
-    Title {
-        kind: shorten(kind),
-        namespace: shorten(namespace),
-        name: shorten(meta("name").unwrap_or_default()),
-    }
+    Title::new(kind, namespace, meta("name").unwrap_or_default())
 }
 
 /// What becomes of a kind that is not read.
