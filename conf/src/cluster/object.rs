@@ -86,6 +86,17 @@ impl ObjectKind {
         }
     }
 
+    /// Whether it is a policy, without which pods are open.
+    pub fn is_policy(self) -> bool {
+        matches!(
+            self,
+            Self::NetworkPolicy
+                | Self::ClusterNetworkPolicy
+                | Self::AdminNetworkPolicy
+                | Self::BaselineAdminNetworkPolicy
+        )
+    }
+
     /// Whether objects of this kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
         match self {

@@ -64,15 +64,18 @@ impl SharedObjects {
         changes
     }
 
+    /// Forgets a pod of which nothing is known but what is remembered. Returns what changes by it.
+    pub fn forget_remembered_pod(&self, id: &ObjectName) -> Option<Change> {
+        let ix = WATCHED.iter().position(|resource| resource.kind == ObjectKind::Pod)?;
+        self.lock(ix).forget_remembered(id)
+    }
+
     /// All objects that are in force, kind by kind.
     pub fn in_force(&self) -> Vec<Object> {
         let mut objects = Vec::new();
         for reflector in self.reflectors.iter().map(lock) {
             let fates = reflector.store().iter().map(|(_, fate)| fate);
-            objects.extend(fates.filter_map(|fate| match fate {
-                Fate::InForce { object, .. } => Some(object.clone()),
-                Fate::Refused(_) => None,
-            }));
+            objects.extend(fates.filter_map(Fate::in_force).cloned());
         }
         objects
     }
@@ -138,7 +141,7 @@ impl SharedObjects {
                 continue;
             }
             let is_refused = |id: &ObjectName, fate: &Fate| {
-                matches!(fate, Fate::Refused(_))
+                matches!(fate, Fate::Refused { .. })
                     || state.service(&id.namespace, &id.name).is_some_and(|it| it.refused.is_some())
             };
             for (id, fate) in store.iter().filter(|(id, fate)| is_refused(id, fate)) {
@@ -188,7 +191,7 @@ fn list(key: &ObjectKey, fate: &Fate, state: &ClusterState, listing: &mut Listin
         listing.refused.push(RefusedObject::new("", &title, &problem));
     };
     let notes = match fate {
-        Fate::Refused(problems) => {
+        Fate::Refused { problems, .. } => {
             problems.iter().for_each(|problem| refuse(&problem.field, &problem.reason));
             return;
         }

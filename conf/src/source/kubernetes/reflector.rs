@@ -199,6 +199,11 @@ impl Reflector {
         self.store.restore(object);
     }
 
+    /// Forgets an object of which nothing is known but what is remembered. Returns what changes by it.
+    pub fn forget_remembered(&mut self, id: &ObjectName) -> Option<Change> {
+        self.store.forget_remembered(id)
+    }
+
     /// What to do next.
     pub fn step(&mut self, now: Instant) -> Step {
         if now < self.not_before {

@@ -28,6 +28,9 @@ pub const LEN_MAX: usize = 256 << 20;
 /// is rather wrong than old.
 pub const AGE_MAX_S: u64 = 24 * 3600;
 
+/// How far a clock may have been set back since, in seconds.
+const AHEAD_MAX_S: u64 = 600;
+
 /// Objects, and when they were as they are here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
@@ -105,7 +108,7 @@ impl Snapshot {
         Ok(Self { network, taken_unix_s, objects: objects.collect::<Result<_, _>>()? })
     }
 
-    /// How old it is, in seconds. One that is of a time to come, as after the clock was set back, is new.
+    /// How old it is, in seconds. One that is of a time to come, as after the clock was set back a little, is new.
     pub fn age_s(&self, now_unix_s: u64) -> u64 {
         now_unix_s.saturating_sub(self.taken_unix_s)
     }
@@ -119,6 +122,12 @@ impl Snapshot {
             return Err(format!(
                 "it is of the network {}, and this node is in {network}",
                 self.network
+            ));
+        }
+        let ahead_s = self.taken_unix_s.saturating_sub(now_unix_s);
+        if ahead_s > AHEAD_MAX_S {
+            return Err(format!(
+                "it is of a time to come, {ahead_s} s from now: nobody knows how old it is"
             ));
         }
         match self.age_s(now_unix_s) {
@@ -176,6 +185,8 @@ mod tests {
         assert!(snapshot.check("prod", taken + AGE_MAX_S).is_ok());
         assert!(snapshot.check("prod", taken - 500).is_ok(), "the clock was set back");
         assert!(snapshot.check("prod", taken + AGE_MAX_S + 1).unwrap_err().contains("24 h old"));
+        let error = snapshot.check("prod", taken - 601).unwrap_err();
+        assert!(error.contains("601 s from now"), "{error}");
         assert!(snapshot.check("test", taken).unwrap_err().contains("the network prod"));
     }
 

@@ -25,7 +25,7 @@ impl Judged {
             Ok(Accepted { object, notes, .. }) => {
                 Fate::InForce { object, notes: notes.into_boxed_slice() }
             }
-            Err(problems) => Fate::Refused(problems.into_boxed_slice()),
+            Err(problems) => Fate::Refused { problems: problems.into_boxed_slice(), kept: None },
         };
         Some(Self { name, version: number(object.version()), uid: uid_number(object.uid()), fate })
     }
@@ -67,8 +67,28 @@ pub enum Fate {
         /// What of it is not honoured.
         notes: Box<[FieldProblem]>,
     },
-    /// It cannot be honoured, for at least one reason.
-    Refused(Box<[FieldProblem]>),
+    /// It cannot be honoured.
+    Refused {
+        /// Why: at least one reason.
+        problems: Box<[FieldProblem]>,
+        /// What it was before, which stays in force: a policy that was changed. Without it, pods that it shuts would be
+        /// open.
+        kept: Option<Object>,
+    },
+}
+
+impl Fate {
+    /// What is in force of it.
+    pub fn in_force(&self) -> Option<&Object> {
+        match self {
+            Self::InForce { object, .. } => Some(object),
+            Self::Refused { kept, .. } => kept.as_ref(),
+        }
+    }
+
+    fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
 }
 
 #[derive(Debug)]
@@ -77,6 +97,8 @@ struct Entry {
     uid: Option<u128>,
     /// The list that has named it last.
     list: u32,
+    /// Whether the server has not told it yet since the start.
+    is_remembered: bool,
     fate: Fate,
 }
 
@@ -101,8 +123,14 @@ impl Store {
     /// word about it. Must be called before anything else.
     pub fn restore(&mut self, object: Object) {
         let fate = Fate::InForce { object: object.clone(), notes: Box::default() };
-        let entry = Entry { version: None, uid: None, list: self.list, fate };
+        let entry = Entry { version: None, uid: None, list: self.list, is_remembered: true, fate };
         self.entries.insert(object.key().id, entry);
+    }
+
+    /// Forgets an object of which nothing is known but what is remembered: another one has its name now.
+    pub fn forget_remembered(&mut self, name: &ObjectName) -> Option<Change> {
+        let is_remembered = self.entries.get(name).is_some_and(|entry| entry.is_remembered);
+        if is_remembered { self.remove(name) } else { None }
     }
 
     /// Begins a list. What is there stays until the list is complete.
@@ -153,27 +181,37 @@ impl Store {
     }
 
     fn set(&mut self, judged: Judged) -> Option<Change> {
-        let Judged { name, version, uid, fate } = judged;
-        let entry = Entry { version, uid, list: self.list, fate };
-        let after = in_force(&entry).cloned();
-        self.refused += usize::from(after.is_none());
-        let before = self.entries.insert(name.clone(), entry);
-        self.refused -= usize::from(before.as_ref().is_some_and(|it| in_force(it).is_none()));
-        let before = before.as_ref().and_then(in_force);
-        match (before, after) {
+        let Judged { name, version, uid, mut fate } = judged;
+        let before = self.entries.remove(&name).map(|entry| entry.fate);
+        if let Some(before) = &before {
+            self.refused -= usize::from(before.is_refused());
+        }
+        let before = before.as_ref().and_then(Fate::in_force);
+        if let Fate::Refused { kept, .. } = &mut fate
+            && self.kind.is_policy()
+        {
+            *kept = before.cloned();
+        }
+        let after = fate.in_force().cloned();
+        self.refused += usize::from(fate.is_refused());
+        let change = match (before, after) {
             (Some(before), Some(after)) if *before == after => None,
             (_, Some(after)) => Some(Change::Set(after)),
-            (Some(_), None) => Some(Change::Remove(ObjectKey { kind: self.kind, id: name })),
+            (Some(_), None) => {
+                Some(Change::Remove(ObjectKey { kind: self.kind, id: name.clone() }))
+            }
             (None, None) => None,
-        }
+        };
+        let entry = Entry { version, uid, list: self.list, is_remembered: false, fate };
+        self.entries.insert(name, entry);
+        change
     }
 
     fn remove(&mut self, name: &ObjectName) -> Option<Change> {
-        let gone = self.entries.remove(name)?;
-        let was_in_force = in_force(&gone).is_some();
-        self.refused -= usize::from(!was_in_force);
+        let gone = self.entries.remove(name)?.fate;
+        self.refused -= usize::from(gone.is_refused());
         let key = ObjectKey { kind: self.kind, id: name.clone() };
-        was_in_force.then_some(Change::Remove(key))
+        gone.in_force().is_some().then_some(Change::Remove(key))
     }
 
     fn forget_old(&mut self) {
@@ -204,13 +242,6 @@ impl Store {
     /// How many objects there are, and how many of them are refused.
     pub fn counts(&self) -> (usize, usize) {
         (self.entries.len(), self.refused)
-    }
-}
-
-fn in_force(entry: &Entry) -> Option<&Object> {
-    match &entry.fate {
-        Fate::InForce { object, .. } => Some(object),
-        Fate::Refused(_) => None,
     }
 }
 
@@ -296,6 +327,41 @@ mod tests {
         assert_eq!(store.counts(), (1, 1));
         assert!(store.set_deleted(&id("a"), Some(7)).is_none());
         assert_eq!(store.counts(), (0, 0));
+    }
+
+    #[test]
+    fn a_policy_that_becomes_wrong_stays_as_it_was() {
+        let policy = |version: u64, spec: &str| {
+            let text = format!(
+                r#"{{"metadata":{{"name":"p","namespace":"a","resourceVersion":"{version}"}},"spec":{spec}}}"#
+            );
+            Judged::new(ObjectKind::NetworkPolicy, &serde_json::from_str(&text).unwrap()).unwrap()
+        };
+        let id = ObjectName::new("a", "p");
+        let mut store = Store::new(ObjectKind::NetworkPolicy);
+        let wrong = r#"{"podSelector":{},"ingress":[{"ports":[{"port":0}]}]}"#;
+        assert!(store.set_seen(policy(1, wrong)).is_none(), "nothing was there to be kept");
+        assert!(matches!(store.set_seen(policy(5, r#"{"podSelector":{}}"#)), Some(Change::Set(_))));
+        for version in [6, 7] {
+            assert!(store.set_seen(policy(version, wrong)).is_none());
+            assert_eq!(store.counts(), (1, 1));
+            assert!(store.iter().all(|(_, fate)| fate.in_force().is_some()));
+        }
+        assert!(matches!(store.set_deleted(&id, Some(8)), Some(Change::Remove(_))));
+        assert_eq!(store.counts(), (0, 0));
+    }
+
+    #[test]
+    fn what_is_only_remembered_is_forgotten_when_asked() {
+        let mut store = Store::new(ObjectKind::Namespace);
+        for name in ["a", "b"] {
+            let Fate::InForce { object, .. } = namespace(name, 5, "x").fate else { panic!() };
+            store.restore(object);
+        }
+        store.set_listed(namespace("b", 6, "x"));
+        assert!(matches!(store.forget_remembered(&id("a")), Some(Change::Remove(_))));
+        assert!(store.forget_remembered(&id("b")).is_none(), "the server has told it");
+        assert!(matches!(store.set_listed(namespace("a", 6, "x")), Some(Change::Set(_))));
     }
 
     #[test]
