@@ -171,7 +171,11 @@ impl PolicyTables {
 
     fn take_up_pods(&mut self, state: &ClusterState, delta: &Delta, work: &mut Work) {
         for id in &delta.pods {
-            let view = state.pod(&id.namespace, &id.name).filter(|view| is_meant(state, view));
+            let view = state.pod(&id.namespace, &id.name);
+            let unknown = self.pods.set_unknown(state, id, view.map(|view| &**view));
+            work.pods_moved |= !unknown.is_empty();
+            work.addresses.extend(unknown);
+            let view = view.filter(|view| is_meant(state, view));
             let mut pod = view.map(|view| Pod::of(view));
             let before = self.pods.get(id);
             let has_moved = before.map(|pod| (&pod.addresses, &pod.ports))

@@ -17,6 +17,8 @@ pub(super) struct Pods {
     by_name: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Pod>>,
     /// How many pods have each number for a name.
     numbers: BTreeMap<(Arc<str>, Protocol), BTreeMap<u16, usize>>,
+    /// The addresses of pods that are there, though nothing is known of them that policies ask for.
+    unknown: BTreeMap<ObjectName, Box<[IpAddr]>>,
 }
 
 /// A pod, with all that its rules depend on.
@@ -31,18 +33,28 @@ pub(super) struct Pod {
     pub(super) subject: Option<Arc<Subject>>,
 }
 
-/// Whether policies can be about a pod: not if it is on its node's network, or has ended. On a Kubernetes cluster
-/// its labels are in its object alone, so before that is there it is nobody, and its port stays shut.
+/// Whether policies can be about a pod, and it is known what they ask for.
 pub(super) fn is_meant(state: &ClusterState, view: &PodView) -> bool {
-    let is_known = view.manifest.is_some() || state.config().authority == Authority::Weft;
-    is_known && !view.host_network && !view.is_finished()
+    has_addresses(view) && is_known(state, view)
+}
+
+/// Whether a pod's addresses are its own: not if it is on its node's network, or has ended.
+fn has_addresses(view: &PodView) -> bool {
+    !view.host_network && !view.is_finished()
+}
+
+/// Whether a pod's labels are known. On a Kubernetes cluster they are in its object alone, so before that is there
+/// it is nobody, and its port stays shut.
+fn is_known(state: &ClusterState, view: &PodView) -> bool {
+    view.manifest.is_some() || state.config().authority == Authority::Weft
 }
 
 /// The pod that has an address. While two claim it, the one that a node has attached, and of such the first by
-/// name: the same on every node.
+/// name: the same on every node. Nobody if that one is not known: it is not who had the address before.
 pub(super) fn owner(state: &ClusterState, address: IpAddr) -> Option<&Arc<PodView>> {
-    let meant = state.pods_at(address).filter(|view| is_meant(state, view));
-    meant.min_by_key(|view| (!view.attached, &view.id))
+    let claim = state.pods_at(address).filter(|view| has_addresses(view));
+    let owner = claim.min_by_key(|view| (!view.attached, &view.id));
+    owner.filter(|view| is_known(state, view))
 }
 
 impl Pod {
@@ -70,6 +82,26 @@ impl Pods {
 
     pub(super) fn get_mut(&mut self, id: &ObjectName) -> Option<&mut Pod> {
         self.by_name.get_mut(&id.namespace)?.get_mut(&id.name)
+    }
+
+    /// Takes up the addresses of a pod of which nothing else is known, or that it is none. Returns those for which
+    /// that is another answer.
+    pub(super) fn set_unknown(
+        &mut self,
+        state: &ClusterState,
+        id: &ObjectName,
+        view: Option<&PodView>,
+    ) -> Vec<IpAddr> {
+        let unknown = view.filter(|view| has_addresses(view) && !is_known(state, view));
+        let after = unknown.map(|view| view.addresses.clone());
+        let before = match after.clone() {
+            Some(addresses) => self.unknown.insert(id.clone(), addresses),
+            None => self.unknown.remove(id),
+        };
+        if before == after {
+            return Vec::new();
+        }
+        before.into_iter().chain(after).flatten().collect()
     }
 
     /// Takes up what a pod is now, or that there is none, and returns what it was. `names` gets the names of ports of

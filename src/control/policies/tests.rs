@@ -72,20 +72,48 @@ fn pods_with_the_same_policies_share_their_rules() {
     assert!(!Arc::ptr_eq(a.ingress.as_ref().unwrap(), b.ingress.as_ref().unwrap()));
 }
 
+/// A pod that a node has attached, whose labels others tell.
+fn attached(name: &str, address: &str) -> PodFact {
+    PodFact {
+        id: ObjectName::new("default", name),
+        node: "n1".into(),
+        addresses: [address.parse().unwrap()].into(),
+        labels: Labels::default(),
+        host_network: false,
+        since_ms: 0,
+    }
+}
+
+#[test]
+fn a_pod_that_is_not_known_yet_is_not_who_had_its_address_before() {
+    let mut node = Node::new();
+    let config = ServiceConfig { authority: Authority::Kubernetes, ..ServiceConfig::default() };
+    node.state = ClusterState::new(config);
+    node.set("policies", &policy("p", "podSelector: {matchLabels: {app: a}}"));
+    node.set("a", &pod("a", "10.0.0.1", ""));
+    let address: IpAddr = "10.0.0.1".parse().unwrap();
+    assert!(node.subject("10.0.0.1").ingress.is_some());
+    // That `a` has ended was never heard of.
+    let delta = node.state.apply([Change::SetPod(attached("b", "10.0.0.1"))]);
+    node.tables.update(&node.state, &delta);
+    assert!(node.tables.table().subject(address).is_none());
+    node.set("b", &pod("b", "10.0.0.1", ""));
+    assert!(node.subject("10.0.0.1").ingress.is_none(), "it is b's now");
+    node.remove("b");
+    assert!(node.tables.table().subject(address).is_none());
+    let delta = node
+        .state
+        .apply([Change::RemovePod { id: ObjectName::new("default", "b"), node: "n1".into() }]);
+    node.tables.update(&node.state, &delta);
+    assert!(node.subject("10.0.0.1").ingress.is_some(), "nobody else claims it");
+}
+
 #[test]
 fn on_a_kubernetes_cluster_a_pod_without_its_object_is_nobody() {
     for (authority, is_somebody) in [(Authority::Weft, true), (Authority::Kubernetes, false)] {
         let mut node = Node::new();
         node.state = ClusterState::new(ServiceConfig { authority, ..ServiceConfig::default() });
-        let attached = PodFact {
-            id: ObjectName::new("default", "a"),
-            node: "n1".into(),
-            addresses: ["10.0.0.1".parse().unwrap()].into(),
-            labels: Labels::default(),
-            host_network: false,
-            since_ms: 0,
-        };
-        let delta = node.state.apply([Change::SetPod(attached)]);
+        let delta = node.state.apply([Change::SetPod(attached("a", "10.0.0.1"))]);
         node.tables.update(&node.state, &delta);
         node.set("policies", &policy("p", "podSelector: {matchLabels: {app: a}}"));
         let subject = |node: &Node| node.tables.table().subject([10, 0, 0, 1].into()).cloned();
