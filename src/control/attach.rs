@@ -54,6 +54,9 @@ pub enum AttachError {
     /// A port of the node cannot lead to it.
     #[error(transparent)]
     HostPort(#[from] HostPortError),
+    /// Which addresses the node has cannot be told.
+    #[error(transparent)]
+    Addresses(#[from] overlay::error::Error),
     /// The switch did not take the port.
     #[error("the switch did not take the port: {0}")]
     Engine(#[from] EngineError),
@@ -162,6 +165,11 @@ impl Control {
             return Err(error.into());
         }
         // Before the port is there: from its first frame on it has its policies, or is shut.
+        if known.is_none()
+            && let Some(pod) = &allocation.record.pod
+        {
+            self.forget_remembered_pod(pod);
+        }
         self.take_up_own_pods();
         let allocation = self.plug_or_release(known.is_none(), allocation)?;
         self.limit(&allocation)?;

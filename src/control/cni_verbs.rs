@@ -267,7 +267,7 @@ fn attach_error(error: &AttachError) -> CniError {
             | ipam::Error::TwoOfAFamily(..)
             | ipam::Error::Holds { .. },
         ) => Code::INVALID_CONFIG,
-        AttachError::Ipam(_) => Code::IO_FAILURE,
+        AttachError::Ipam(_) | AttachError::Addresses(_) => Code::IO_FAILURE,
         AttachError::Told(_) => Code::INVALID_CONFIG,
         AttachError::Engine(_) => Code::INTERNAL,
         AttachError::Device(_)

@@ -63,6 +63,9 @@ pub enum HostPortError {
         /// Where it lies.
         range: IpNetwork,
     },
+    /// What is sent to another host is not this node's to take.
+    #[error("hostIP {0} is no address of this node: give one of its own, or none")]
+    Foreign(IpAddr),
     /// Address and target are not of one family.
     #[error("hostIP {address} and the pod's address {target} are not of one family")]
     Family {
@@ -74,6 +77,9 @@ pub enum HostPortError {
     /// The pod has no address of that family.
     #[error("hostIP {0} cannot lead to the pod, which has no address of that family")]
     NoFamily(IpAddr),
+    /// No port of that protocol can lead anywhere.
+    #[error("protocol {0} is none of TCP (6), UDP (17) and SCTP (132)")]
+    Protocol(u8),
     /// A port is zero.
     #[error("port 0 is no port: 1 to 65535")]
     Zero,

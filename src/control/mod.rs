@@ -303,7 +303,7 @@ impl Control {
         let engine = Engine::start(&config.switch, Arc::new(empty))?;
         let numbers = PortNumbers::new(config.switch.ports_max);
         let started = Instant::now();
-        let mut objects = Objects::new(&config, &identity.name, started);
+        let objects = Objects::new(&config, &identity.name, started);
         let dns_addresses = watch::Sender::new(objects.tables().names().to_vec());
         let seed = SysRng.try_next_u64().context("the kernel gives no random number")?;
         let (paths, findings) =

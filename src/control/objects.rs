@@ -91,12 +91,12 @@ impl Objects {
         &self.cluster
     }
 
-    pub(super) fn tables(&mut self) -> &mut ServiceTables {
-        &mut self.tables
+    pub(super) fn tables(&self) -> &ServiceTables {
+        &self.tables
     }
 
-    pub(super) fn tables_now(&self) -> &ServiceTables {
-        &self.tables
+    pub(super) fn tables_mut(&mut self) -> &mut ServiceTables {
+        &mut self.tables
     }
 
     pub(super) fn new(config: &NodeConfig, node: &str, now: Instant) -> Self {
@@ -232,6 +232,19 @@ impl Control {
             "the cluster is taken up as it was known before"
         );
         self.tell_trouble(&objects.health());
+    }
+
+    /// Forgets what is only remembered of a pod that comes now: one of the same name may have had other labels, and
+    /// its port stays shut until they are known.
+    pub(super) fn forget_remembered_pod(&mut self, pod: &ipam::Pod) {
+        if self.objects.remembered_unix_s.is_none() {
+            return;
+        }
+        if let Some(source::Objects::Kubernetes(objects)) = &self.objects.source {
+            let id = ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
+            let forgotten = objects.forget_remembered_pod(&id);
+            self.change_cluster(forgotten.into_iter().collect());
+        }
     }
 
     /// How old the objects are that are remembered, in seconds; `None` once the API server has told them all.

@@ -1,9 +1,11 @@
 //! Ports of the node that lead to its pods (`hostPort`): from what a runtime asks for to the switch's table and the
 //! host's.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipam::{Allocation, Attachment, Record, Wish};
+use overlay::interfaces::interfaces;
 use vswitch::service::Protocol;
 
 use super::host_ports::{HostPort, HostPortError, Owner};
@@ -27,7 +29,24 @@ impl Control {
         let addresses = known.map_or_else(|| self.gateways(), |known| known.addresses().collect());
         let ports = host_ports(record, &addresses)?;
         self.take_back(attachment, record, &ports)?;
-        Ok(self.objects.tables().check_host_ports(&owner(attachment, record), &ports)?)
+        self.objects.tables().check_host_ports(&owner(attachment, record), &ports)?;
+        self.check_host_addresses(&ports)
+    }
+
+    /// Whether the addresses that are asked for are this node's: who sends to another host is not to find a pod there.
+    fn check_host_addresses(&self, ports: &[HostPort]) -> Result<(), AttachError> {
+        let asked: Vec<IpAddr> = ports.iter().filter_map(HostPort::only).collect();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let all = interfaces()?;
+        // The address of the cluster's DNS is Weft's own.
+        let own = all.iter().filter(|found| found.interface != self.config.host.interface);
+        let own: BTreeSet<IpAddr> = own.map(|found| found.address).collect();
+        match asked.into_iter().find(|address| !own.contains(address)) {
+            Some(address) => Err(HostPortError::Foreign(address).into()),
+            None => Ok(()),
+        }
     }
 
     /// Takes the host ports that `ports` need from attachments whose pod is gone or is this one.
@@ -66,7 +85,7 @@ impl Control {
         let ports = host_ports(&allocation.record, &addresses)?;
         let cluster = self.cluster();
         if self.objects.tables().host_ports_of(&owner.id) != ports {
-            let table = self.objects.tables().set_host_ports(&cluster.read(), &owner, ports)?;
+            let table = self.objects.tables_mut().set_host_ports(&cluster.read(), &owner, ports)?;
             self.set_services(table);
         } else if cluster.is_synced() && self.lacking_at_host(&owner.id).is_some() {
             // Somebody has changed the host's table.
@@ -84,7 +103,7 @@ impl Control {
         let owner = Owner { name: id.clone(), id };
         let cluster = self.cluster();
         let none = Vec::new();
-        let table = self.objects.tables().take_up_host_ports(&cluster.read(), &owner, none);
+        let table = self.objects.tables_mut().take_up_host_ports(&cluster.read(), &owner, none);
         self.set_services(table);
     }
 
@@ -97,7 +116,7 @@ impl Control {
             match host_ports(&held.record, &addresses) {
                 Ok(ports) => {
                     let owner = owner(&held.attachment, &held.record);
-                    let tables = self.objects.tables();
+                    let tables = self.objects.tables_mut();
                     last = Some(tables.take_up_host_ports(&cluster.read(), &owner, ports));
                 }
                 Err(error) => tracing::warn!(attachment = %held.attachment, "{error}"),
@@ -145,15 +164,17 @@ impl Control {
             return Vec::new();
         }
         let id = allocation.attachment.to_string();
-        let unserved = self.objects.tables_now().unserved_host_ports(&id);
+        let unserved = self.objects.tables().unserved_host_ports(&id);
         let status = |port: &ipam::HostPort| {
+            // One of another protocol is refused, and told, when it is taken up.
+            let protocol = Protocol::from_number(port.protocol)?;
             let is_it = |found: &HostPort| {
                 (found.protocol, found.port, found.address)
-                    == (protocol(port.protocol), port.host_port, port.host_ip)
+                    == (protocol, port.host_port, port.host_ip)
             };
             let problem = unserved.iter().find(|(found, _)| is_it(found));
-            HostPortStatus {
-                protocol: match protocol(port.protocol) {
+            Some(HostPortStatus {
+                protocol: match protocol {
                     Protocol::Tcp => conf::cluster::Protocol::Tcp,
                     Protocol::Udp => conf::cluster::Protocol::Udp,
                     Protocol::Sctp => conf::cluster::Protocol::Sctp,
@@ -162,9 +183,9 @@ impl Control {
                 host_port: port.host_port,
                 container_port: port.container_port,
                 problem: problem.map(|(_, why)| why.clone()),
-            }
+            })
         };
-        allocation.record.extras.host_ports.iter().map(status).collect()
+        allocation.record.extras.host_ports.iter().filter_map(status).collect()
     }
 }
 
@@ -183,24 +204,17 @@ fn host_ports(record: &Record, addresses: &[IpAddr]) -> Result<Vec<HostPort>, Ho
     let mut ports = Vec::new();
     for port in &record.extras.host_ports {
         let ipam::HostPort { protocol: number, host_port, container_port, host_ip } = *port;
-        let (protocol, pair) = (protocol(number), (host_port, container_port));
+        let protocol = Protocol::from_number(number).ok_or(HostPortError::Protocol(number))?;
+        let pair = (host_port, container_port);
         ports.extend(HostPort::of_pod(host_ip, protocol, pair, addresses)?);
     }
     Ok(ports)
 }
 
-/// The protocol with this number; only these three are ever written.
-fn protocol(number: u8) -> Protocol {
-    match number {
-        17 => Protocol::Udp,
-        132 => Protocol::Sctp,
-        _ => Protocol::Tcp,
-    }
-}
-
 /// Such as `192.0.2.1:8080/TCP`.
 fn text(port: &ipam::HostPort) -> String {
-    let protocol = protocol(port.protocol);
+    let protocol = Protocol::from_number(port.protocol)
+        .map_or_else(|| format!("protocol {}", port.protocol), |protocol| protocol.to_string());
     match port.host_ip {
         Some(ip) => format!("{}/{protocol}", std::net::SocketAddr::new(ip, port.host_port)),
         None => format!("{}/{protocol}", port.host_port),

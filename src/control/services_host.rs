@@ -22,7 +22,7 @@ impl Control {
     /// Takes up into the ways what has changed. Returns what changes the host's table alike, and the addresses of
     /// load balancers that have come and gone.
     pub(super) fn follow_ways(&mut self) -> (String, [Vec<IpAddr>; 2]) {
-        let tables = self.objects.tables();
+        let tables = self.objects.tables_mut();
         let mut script = self.ways.set_nodes(tables.node_addresses());
         let exposure = tables.exposure();
         let changed = exposure.take_changed();
@@ -65,7 +65,7 @@ impl Control {
         if !self.objects.cluster().is_synced() {
             return;
         }
-        let balancers = self.objects.tables().exposure().iter().filter_map(|item| match item {
+        let balancers = self.objects.tables_mut().exposure().iter().filter_map(|item| match item {
             Exposed::Address(address) => Some(address),
             Exposed::NodePort(..) | Exposed::Port(..) => None,
         });

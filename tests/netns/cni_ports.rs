@@ -275,6 +275,8 @@ fn what_is_somebody_elses_is_refused(lab: &TestLab) {
         (json!({ "hostPort": 9, "hostIP": "127.0.0.1" }), 7, "hostIP 127.0.0.1 cannot be served"),
         (json!({ "hostPort": 9, "hostIP": "10.96.0.80" }), 7, "which is the cluster's own"),
         (json!({ "hostPort": 9, "hostIP": "10.244.0.1" }), 7, "which is the cluster's own"),
+        (json!({ "hostPort": 9, "hostIP": "192.168.77.2" }), 7, "is no address of this node"),
+        (json!({ "hostPort": 443, "hostIP": "198.51.100.1" }), 7, "is no address of this node"),
         (json!({ "hostPort": 70000 }), 7, "hostPort 70000 is no port"),
         (json!({ "hostPort": 9, "protocol": "icmp" }), 7, "none of tcp, udp, sctp"),
     ] {
@@ -291,6 +293,7 @@ fn what_is_somebody_elses_is_refused(lab: &TestLab) {
     assert_eq!(free(admin.ipam().unwrap()), before, "no address was spent on that");
 
     // What is nobody's: the same number by another protocol, at another address.
+    run(&lab.namespace(NODE).unwrap(), "ip address add 192.168.77.101/24 dev eth0");
     let ports = json!([
         { "hostPort": 30080, "containerPort": 80, "protocol": "udp" },
         { "hostPort": 8081, "containerPort": 80, "hostIP": "192.168.77.101" }
