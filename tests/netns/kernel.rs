@@ -165,9 +165,11 @@ fn what_the_kernel_drops_is_told_beside_the_conservation_law() {
     };
     assert_eq!((of("n1-p1"), of("n1-p2")), (counters(&lab, "n1").kernel_dropped.ports, 0));
 
-    // What the largest buffer holds, and more.
-    still(&lab, "n2", || flood(&here, &there, 60_000));
-    eventually("the tunnel's drops are told", || counters(&lab, "n2").kernel_dropped.tunnel > 0);
+    // What the largest buffer holds, and more, as often as it takes: on a busy machine, much of it is lost on the way.
+    eventually("the tunnel's drops are told", || {
+        still(&lab, "n2", || flood(&here, &there, 60_000));
+        counters(&lab, "n2").kernel_dropped.tunnel > 0
+    });
     assert_eq!(counters(&lab, "n2").kernel_dropped.ports, 0);
     let pod = lab.state().pod("n1-p1").unwrap().1.name.clone();
     let before = counters(&lab, "n1").kernel_dropped.ports;
