@@ -389,7 +389,7 @@ const SWITCH: Section = Section {
             name: "flows_max",
             kind: Kind::Whole { min: 1024, max: 4_194_304, unit: "flows" },
             default: Default::Fixed,
-            doc: "Most flows to Services at a time. Each takes up to 330 bytes, of which the kernel gives \
+            doc: "Most flows at a time: those to Services, and those of pods with policies. Each takes up to 330 bytes, of which the kernel gives \
                   those that are used. At the bound the oldest unanswered flow gives way, or else the new \
                   one is dropped and counted as `flows_full`.",
         },
@@ -441,8 +441,8 @@ const OBJECTS: Section = Section {
             default: Default::Fixed,
             doc: "Directory of Kubernetes manifests: all files in it and below that end with `.yaml`, `.yml` or \
                   `.json`. It is watched, and changes are in force within a second. What cannot be honoured is \
-                  refused by itself and shown by `weft objects`; the rest of its file is kept. While the \
-                  directory does not exist there are no objects. Not used with `source = \"kubernetes\"`.",
+                  refused by itself and shown by `weft objects`; the rest of its file is taken up, and a change that \
+                  is refused leaves the object as it was. While the directory does not exist there are no objects. Not used with `source = \"kubernetes\"`.",
         },
         Field {
             name: "kubeconfig",

@@ -152,7 +152,9 @@ Examples:
   sudo weft endpoints -o json | jq -r '.[] | select(.terminating) | [.address, .flows] | @tsv'")]
     Endpoints(EndpointsArgs),
 
-    /// Lists the flows that the node's switch follows, to Services and of pods with policies: who, through what, state, age, bytes
+    /// Lists the flows that the node's switch follows: who, through what, state, age, bytes
+    ///
+    /// Those are the flows to Services, and those of pods that have policies.
     #[command(after_help = "\
 Examples:
   sudo weft flows

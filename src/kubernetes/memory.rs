@@ -24,7 +24,7 @@ const MODE: u32 = 0o600;
 const PAUSE_MIN: Duration = Duration::from_secs(30);
 
 /// Most bytes that are written in the long run, in a second: in a large cluster something changes all the time.
-const RATE_BPS: u64 = 64 << 10;
+const BYTES_PER_S: u64 = 64 << 10;
 
 /// How old the file may become in a cluster in which nothing changes.
 const RENEWAL: Duration = Duration::from_secs(3600);
@@ -79,7 +79,7 @@ impl Pace {
 
     /// So many bytes were written.
     fn end(&mut self, len: usize) {
-        let seconds = (len as u64).div_ceil(RATE_BPS);
+        let seconds = (len as u64).div_ceil(BYTES_PER_S);
         self.pause = PAUSE_MIN.max(Duration::from_secs(seconds));
     }
 

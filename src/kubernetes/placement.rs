@@ -13,6 +13,7 @@ use std::{fs, io};
 use conf::cluster::{ClusterState, Node};
 use conf::{NodeConfig, PodCidrs};
 use ipnetwork::IpNetwork;
+use overlay::state_file;
 use overlay::underlay::UnderlaySelector;
 use serde::{Deserialize, Serialize};
 
@@ -136,10 +137,7 @@ impl Placement {
     /// When the file cannot be written.
     pub fn save(&self, state: &Path) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
-        let temporary = state.join(format!("{FILE}.new"));
-        fs::write(&temporary, text)?;
-        fs::File::open(&temporary)?.sync_all()?;
-        fs::rename(&temporary, state.join(FILE))
+        state_file::write(&state.join(FILE), &text).map_err(io::Error::other)
     }
 }
 

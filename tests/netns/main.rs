@@ -1,6 +1,7 @@
 //! Real daemons, devices, namespaces and kernel TCP. One program for all of it: building each file by itself
 //! would link the whole of Weft once more. What is measured by the clock is in `netns_timed`.
 
+// Shared with other programs of tests, which use more of them.
 #[allow(dead_code)]
 #[path = "../common/apiserver.rs"]
 mod apiserver;

@@ -28,6 +28,7 @@ use rustix::time::{
 use crate::frame::{Batch, Frame, Gso, GsoKind, Meta};
 use crate::port::{Context, PortIx, Sink, Source};
 use crate::verdict::Reason;
+use crate::wire::{ETHERNET_LEN, ipv4, ipv6, udp};
 
 /// Lowest rate, in bits per second. Below, a single super-frame would take minutes.
 pub const RATE_MIN_BPS: u64 = 8_000;
@@ -366,17 +367,15 @@ impl Sink for ShapedSink {
 /// super-frame count with a header each, as they were sent; a TCP super-frame with its one, so that a stream gets its
 /// rate whatever its segments are.
 fn cost(meta: &Meta, data: &[u8]) -> u64 {
-    const ETHERNET_LEN: u64 = 14;
-    // RFC 791 and RFC 8200 without options, and RFC 768.
-    let headers_len = match data.get(14).map(|byte| byte >> 4) {
-        Some(6) => 40 + 8,
-        Some(_) | None => 20 + 8,
+    let ip_len = match data.get(ETHERNET_LEN).map(|byte| byte >> 4) {
+        Some(6) => ipv6::HEADER_LEN,
+        Some(_) | None => ipv4::HEADER_LEN,
     };
     let more = match meta.gso {
         Some(Gso { kind: GsoKind::Udp, segments, .. }) => u64::from(segments.saturating_sub(1)),
         Some(Gso { kind: GsoKind::Tcp4 | GsoKind::Tcp6, .. }) | None => 0,
     };
-    (data.len() as u64).saturating_sub(ETHERNET_LEN) + more * headers_len
+    data.len().saturating_sub(ETHERNET_LEN) as u64 + more * (ip_len + udp::HEADER_LEN) as u64
 }
 
 /// A token bucket that may be overdrawn: whoever finds anything in it takes what he needs.

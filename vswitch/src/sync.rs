@@ -1,4 +1,4 @@
-//! Atomics and locks of what workers share: the standard library's, or loom's where it tries every order in which
+//! Atomics and locks of what workers share: the standard library's, or loom's where it tries the orders in which
 //! threads can meet (`RUSTFLAGS="--cfg weft_loom" cargo test -p vswitch --lib --release flows::loom`).
 
 #[cfg(not(weft_loom))]

@@ -136,7 +136,7 @@ reasons! {
     NoSuchService => "no_such_service",
     /// The endpoint of a TCP connection is gone; its client was told.
     EndpointGone => "endpoint_gone",
-    /// There is no room for one more flow to a Service.
+    /// There is no room for one more flow to a Service or of a pod with policies.
     FlowsFull => "flows_full",
     /// The switch has no address or port left to take the client's place with.
     NatPorts => "nat_ports",

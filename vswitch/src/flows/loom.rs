@@ -1,4 +1,4 @@
-//! Every order in which two workers can meet. See [`crate::sync`] for how to run this.
+//! The orders in which two workers can meet, with up to two preemptions, each for up to 30 s. See [`crate::sync`] for how to run this.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
