@@ -52,6 +52,25 @@ fn all_promises_are_kept_in_every_case() {
     );
 }
 
+/// Seeds that found something in a long run.
+#[test]
+fn what_was_broken_once_stays_mended() {
+    for (name, seed) in [
+        // A node that had lost its disk had counted as far as its record in the cluster, and did not take its lease back.
+        ("lost_disk", 1246),
+        ("lost_disk", 7250),
+        ("lost_disk", 7282),
+        // Its record was not asked for, as it had counted as far, and was overwritten.
+        ("lost_disk", 8655),
+        // Nobody can hear of nodes that share an underlay address, as long as they do.
+        ("one_address_everywhere", 4661),
+        ("one_address_everywhere", 5121),
+    ] {
+        let outcome = trial::run(cases::find(name).unwrap(), seed);
+        assert!(outcome.violation.is_none(), "{name} with seed {seed}: {:?}", outcome.violation);
+    }
+}
+
 #[test]
 fn a_seed_replays_byte_for_byte() {
     for name in ["anything", "split_grow", "slow_disks"] {

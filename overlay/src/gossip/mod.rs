@@ -172,6 +172,8 @@ pub struct Gossip {
     retained: Vec<IpNetwork>,
     /// How many addresses found no place in the own record.
     left_out: usize,
+    /// Whether the own record has said in this life that it holds a lease.
+    has_held: bool,
     seeds: Seeds,
     counters: Counters,
 
@@ -308,6 +310,7 @@ impl Gossip {
             holdings: Holdings::default(),
             retained: local.memory.retained.clone(),
             left_out: 0,
+            has_held: false,
             seeds: Seeds::default(),
             counters: Counters::default(),
             version,

@@ -75,6 +75,7 @@ impl Gossip {
             return;
         }
         self.version = record.version;
+        self.has_held |= record.leases.iter().any(|lease| lease.held);
         self.store.replace(record);
         self.dirty = true;
         self.spread(id);
@@ -179,6 +180,11 @@ impl Gossip {
         }
     }
 
+    /// Whether this node was started without a memory: it is new, or its disk was lost.
+    pub(super) fn has_forgotten(&self) -> bool {
+        self.local.memory == Memory::default()
+    }
+
     /// Somebody has sent a record with this node's own id.
     pub(super) fn meet_own_record(&mut self, item: RecordItem) {
         let RecordItem { record, .. } = item;
@@ -186,10 +192,10 @@ impl Gossip {
         let newer =
             self.store.get(self.local.id).is_none_or(|own| own.record.compare(&record).is_lt());
         if address == self.swim.identity().address {
-            // Without a memory of its own, this life may have counted as far as the former one had.
-            let forgot = self.local.memory == Memory::default();
-            let is_former = record.incarnation < self.swim.identity().incarnation;
-            if (newer || (forgot && is_former)) && record.version < COUNTER_SANE {
+            // Without a memory of its own, this life may have counted as far as the former one had, lives included.
+            let is_former = record.incarnation < self.swim.identity().incarnation
+                || (!self.has_held && record.leases.iter().any(|lease| lease.held));
+            if (newer || (self.has_forgotten() && is_former)) && record.version < COUNTER_SANE {
                 self.go_above(record.version);
                 // Equal versions with different content: one more makes the difference.
                 self.version = self.version.max(record.version + 1);

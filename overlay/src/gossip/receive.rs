@@ -151,8 +151,10 @@ impl Gossip {
             // The version that was forgotten is refused, too.
             self.version = self.version.max(version + 1);
         }
-        // The record itself is wanted: it may tell of leases that this node has forgotten.
-        if view.version.is_some_and(|version| version > self.version) {
+        // The record itself is wanted: it may tell of leases that this node has forgotten. Who has lost its memory may have
+        // counted as far as that by now.
+        let is_news = |version| version > self.version || (self.has_forgotten() && !self.has_held);
+        if view.version.is_some_and(is_news) {
             self.send(from, Message::Request { ids: vec![self.local.id] });
         }
     }
