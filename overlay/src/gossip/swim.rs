@@ -27,6 +27,9 @@ pub(super) struct Swim {
     tuned_for: usize,
     timers: BTreeMap<(Instant, u64), Timer<Identity>>,
     timers_made: u64,
+    /// Members with a suspicion that may end their lives here, and when they were heard last since it began. At most
+    /// as many as there are members.
+    suspects: BTreeMap<Identity, Option<Instant>>,
     runtime: AccumulatingRuntime<Identity>,
     outbox: VecDeque<(SocketAddr, Vec<u8>)>,
     news: Vec<News>,
@@ -62,6 +65,7 @@ impl Swim {
             tuned_for: 1,
             timers: BTreeMap::new(),
             timers_made: 0,
+            suspects: BTreeMap::new(),
             runtime: AccumulatingRuntime::new(),
             outbox: VecDeque::new(),
             news: Vec::new(),
@@ -114,6 +118,9 @@ impl Swim {
         // Once there is no more room for members, news about others stay outside.
         let full = self.foca.iter_membership_state().len() >= self.nodes_max;
         let body = if full { body.get(..header_len).unwrap_or(body) } else { body };
+        if let Some(heard) = self.suspects.get_mut(&from) {
+            *heard = Some(now);
+        }
         let result = self.foca.handle_data(body, &mut self.runtime);
         let known = self.news.len();
         self.collect(now);
@@ -191,6 +198,7 @@ impl Swim {
     pub(super) fn leave(&mut self, now: Instant) {
         let _encoded = self.foca.leave_cluster(&mut self.runtime);
         self.timers.clear();
+        self.suspects.clear();
         self.collect(now);
     }
 
@@ -221,11 +229,34 @@ impl Swim {
             && entry.key().0 <= now
         {
             let timer = entry.remove();
+            if let Some(later) = self.reprieve(&timer, now) {
+                self.schedule(later, timer);
+                continue;
+            }
             // An error tells that a late timer found another state than it was made for; foca has
             // already recovered then.
             let _recovered = self.foca.handle_timer(timer, &mut self.runtime);
             self.collect(now);
         }
+    }
+
+    /// Until when a suspicion that would end a life now has to wait: nobody dies of whom something was heard while the
+    /// suspicion lasted, before nothing has been heard for as long as a suspicion lasts. Where much is lost, the suspect's
+    /// own contradiction may be, while its other words come through.
+    fn reprieve(&mut self, timer: &Timer<Identity>, now: Instant) -> Option<Instant> {
+        let Timer::ChangeSuspectToDown { member_id, .. } = timer else { return None };
+        let until = (*self.suspects.get(member_id)?).map(|heard| heard + self.timing.suspect);
+        let state = self.state(member_id.id, member_id.address);
+        let until = until.filter(|at| *at > now && state == Some((*member_id, State::Suspect)));
+        if until.is_none() {
+            self.suspects.remove(member_id);
+        }
+        until
+    }
+
+    fn schedule(&mut self, at: Instant, timer: Timer<Identity>) {
+        self.timers_made += 1;
+        self.timers.insert((at, self.timers_made), timer);
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -245,8 +276,10 @@ impl Swim {
             self.outbox.push_back((to.address, codec::encode_swim(&body)));
         }
         while let Some((after, timer)) = self.runtime.to_schedule() {
-            self.timers_made += 1;
-            self.timers.insert((now + after, self.timers_made), timer);
+            if let Timer::ChangeSuspectToDown { member_id, .. } = &timer {
+                self.suspects.entry(*member_id).or_default();
+            }
+            self.schedule(now + after, timer);
         }
         while let Some(notification) = self.runtime.to_notify() {
             match notification {
@@ -259,5 +292,52 @@ impl Swim {
                 | OwnedNotification::Defunct => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn swim(number: u8) -> Swim {
+        let address = SocketAddr::from(([192, 0, 2, number], 7946));
+        let identity = Identity { id: NodeId([number; 16]), address, incarnation: 1 };
+        Swim::new(identity, Timing::default(), 10, number.into())
+    }
+
+    #[test]
+    fn a_suspicion_ends_no_life_of_which_something_is_heard() {
+        let mut now = Instant::now();
+        let (mut judge, mut suspect) = (swim(1), swim(2));
+        let accused = suspect.identity();
+        judge.introduce(accused, now);
+        let mut go_on = |is_heard: bool, is_over: &dyn Fn(State) -> bool| {
+            let begun = now;
+            loop {
+                now += Duration::from_millis(100);
+                judge.handle_timeout(now);
+                // Nothing gets to the suspect, so it cannot contradict.
+                while judge.poll_transmit().is_some() {}
+                if is_heard {
+                    suspect.announce(judge.identity(), now);
+                }
+                while let Some((_, datagram)) = suspect.poll_transmit() {
+                    let body = &datagram[1..];
+                    let (header, header_len) = SwimCodec::peek(body).unwrap();
+                    judge.handle(body, header_len, header.src, now).unwrap();
+                }
+                let (_, state) = judge.state(accused.id, accused.address).unwrap();
+                if is_over(state) || now > begun + Duration::from_secs(60) {
+                    return (state, now - begun);
+                }
+            }
+        };
+        assert_eq!(go_on(true, &|state| state == State::Suspect).0, State::Suspect);
+        assert_eq!(go_on(true, &|state| state == State::Down).0, State::Suspect);
+        let (state, after) = go_on(false, &|state| state == State::Down);
+        assert_eq!(state, State::Down);
+        assert!(after <= Timing::default().suspect + Duration::from_millis(200), "{after:?}");
     }
 }
