@@ -282,7 +282,7 @@ impl Watch {
                 let node = &network.nodes[*ix];
                 // Who has nothing reserved on its disk, and cannot write to it, has to be silent.
                 let speaks = node.gossip.as_ref().is_some_and(Gossip::may_speak);
-                speaks && (node.asleep.is_none() || node.is_dozing)
+                speaks && (node.asleep.is_none() || node.is_dozing) && !shares_address(network, *ix)
             })
             .collect();
         let mut direct = BTreeMap::new();
@@ -777,15 +777,10 @@ impl Watch {
         let disputed = (0..self.nodes.len()).any(|third| {
             third != other
                 && self.nodes[third].is_running
-                && (network.nodes[third].address.ip() == network.nodes[other].address.ip()
-                    || self.nodes[third].held.iter().any(|(held, _)| overlap(*held, prefix)))
+                && self.nodes[third].held.iter().any(|(held, _)| overlap(*held, prefix))
         });
-        // Of what is sent to its address, another node gets a part.
-        let own = network.nodes[ix].address.ip();
-        let is_double = (0..self.nodes.len()).any(|third| {
-            third != ix && self.nodes[third].is_running && network.nodes[third].address.ip() == own
-        });
-        if undisturbed && holds && !leaving && !disputed && !is_double {
+        let shares = shares_address(network, ix) || shares_address(network, other);
+        if undisturbed && holds && !leaving && !disputed && !shares {
             let what = format!(
                 "{} routes {prefix} to {} no more, though nothing is wrong between them",
                 network.nodes[ix].local.name, network.nodes[other].local.name
@@ -974,6 +969,17 @@ impl Watch {
 
 fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
     one.contains(other.network()) || other.contains(one.network())
+}
+
+/// Whether another process has this one's underlay address, too, and so gets a part of what is sent to it: nobody can
+/// hear of either as long as that lasts.
+fn shares_address(network: &Network, ix: usize) -> bool {
+    let own = network.nodes[ix].address.ip();
+    network
+        .nodes
+        .iter()
+        .enumerate()
+        .any(|(other, node)| other != ix && node.gossip.is_some() && node.address.ip() == own)
 }
 
 /// Whether a pod of a node may not use its address any more, because another node's has it.
