@@ -27,7 +27,8 @@ use overlay::gossip::sim::trial;
 #[derive(Debug, Parser)]
 #[command(name = "gossip_sweep")]
 struct Options {
-    /// Run only cases whose name contains this; may be given several times. Without it, all are run.
+    /// Run only the case with this name, or those whose name contains it; may be given several times. Without it, all
+    /// are run.
     #[arg(long = "case", value_name = "NAME")]
     cases: Vec<String>,
 
@@ -69,8 +70,12 @@ fn main() -> ExitCode {
     if let Some(what) = &options.replay {
         return replay(&what[0], &what[1], options.talk);
     }
+    let is_meant = |case: &Case, name: &String| match cases::find(name) {
+        Some(exact) => exact.name == case.name,
+        None => case.name.contains(name),
+    };
     let wanted = |case: &&Case| {
-        options.cases.is_empty() || options.cases.iter().any(|name| case.name.contains(name))
+        options.cases.is_empty() || options.cases.iter().any(|name| is_meant(case, name))
     };
     let cases: Vec<&Case> = CASES.iter().filter(wanted).collect();
     if cases.is_empty() {
