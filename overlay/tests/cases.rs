@@ -62,6 +62,9 @@ fn what_was_broken_once_stays_mended() {
         ("lost_disk", 7282),
         // Its record was not asked for, as it had counted as far, and was overwritten.
         ("lost_disk", 8655),
+        // Only three dials in the first five seconds, and all were lost: it went on alone.
+        ("garbage", 92),
+        ("garbage", 1695),
         // Nobody can hear of nodes that share an underlay address, as long as they do.
         ("one_address_everywhere", 4661),
         ("one_address_everywhere", 5121),

@@ -102,7 +102,7 @@ pub enum Event {
     Conflict(Conflict),
     /// It is unique again.
     ConflictResolved(Conflict),
-    /// A seed does not answer. Told at the first, and at every tenth time.
+    /// A seed does not answer. Told at the second, and at every tenth time.
     SeedUnreachable {
         /// Its address.
         address: SocketAddr,

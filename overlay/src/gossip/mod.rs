@@ -841,7 +841,7 @@ impl Gossip {
         let alone = members.is_empty();
         let due = self.seeds.due(timing, self.now, alone, |seed| members.contains(&seed));
         for (address, unanswered) in due {
-            if unanswered == 1 || (unanswered > 0 && unanswered % 10 == 0) {
+            if unanswered == 2 || (unanswered > 0 && unanswered % 10 == 0) {
                 self.event(Event::SeedUnreachable { address, unanswered });
             }
             let hello = self.hello(None);
