@@ -100,7 +100,7 @@ fn measure(nodes: usize, pods: usize) -> String {
     for change in 0..CHANGES {
         let ix = change * 7919 % nodes;
         set_pods(&mut network, ix, pods, 1 + change);
-        let name = format!("web-{ix}-{}", pods + 1 + change);
+        let name = format!("web-{ix}-{}", pods.max(1) + 1 + change);
         spread(&mut network, ix, &mut known, |network, other| {
             network.pods(other).unwrap().by_name("default", &name).next().is_some()
         });
