@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -128,6 +128,8 @@ struct Seen {
     /// The highest version of its record, and what that was when it was started last.
     version: u64,
     floor: u64,
+    /// Its life, as the failure detector counts them.
+    incarnation: u64,
     map: Option<Arc<SubnetMap>>,
     /// What it holds and uses.
     held: Vec<(IpNetwork, u64)>,
@@ -165,6 +167,7 @@ impl Seen {
             speaks: false,
             version: 0,
             floor: 0,
+            incarnation: 0,
             map: None,
             held: Vec::new(),
             claims: Vec::new(),
@@ -215,6 +218,7 @@ impl Watch {
         if let Some(gossip) = &network.nodes[ix].gossip {
             let seen = &mut self.nodes[ix];
             seen.version = seen.version.max(gossip.version);
+            seen.incarnation = gossip.swim.identity().incarnation;
         }
         self.follow_leases(network, ix)?;
         self.follow_map(network, ix)?;
@@ -734,10 +738,12 @@ impl Watch {
                 return self.broken(network, "I6", what);
             }
             // Whose last life was never heard of may still be told to have lived.
-            let was_met = self
-                .by_id
-                .get(&member.id)
-                .is_some_and(|nodes| nodes.iter().all(|ix| member.version > self.nodes[*ix].floor));
+            let address = SocketAddr::new(member.underlay, member.gossip_port);
+            let met = gossip.swim.state(member.id, address).map_or(0, |(met, _)| met.incarnation);
+            let was_met = self.by_id.get(&member.id).is_some_and(|nodes| {
+                let is_last = |seen: &Seen| member.version > seen.floor && met >= seen.incarnation;
+                nodes.iter().all(|ix| is_last(&self.nodes[*ix]))
+            });
             if !member.state.is_active() {
                 if was_met {
                     self.nodes[ix].buried.insert(member.id);
