@@ -204,6 +204,7 @@ impl Swim {
 
     /// Forgets a dead member.
     pub(super) fn forget(&mut self, member: Identity, now: Instant) {
+        self.suspects.remove(&member);
         let _nothing = self.foca.handle_timer(Timer::RemoveDown(member), &mut self.runtime);
         self.collect(now);
     }
@@ -229,7 +230,11 @@ impl Swim {
             && entry.key().0 <= now
         {
             let timer = entry.remove();
-            if let Some(later) = self.reprieve(&timer, now) {
+            let mut suspect = None;
+            if let Timer::ChangeSuspectToDown { member_id, .. } = &timer {
+                suspect = Some(*member_id);
+            }
+            if let Some(later) = suspect.and_then(|suspect| self.reprieve(suspect, now)) {
                 self.schedule(later, timer);
                 continue;
             }
@@ -237,21 +242,24 @@ impl Swim {
             // already recovered then.
             let _recovered = self.foca.handle_timer(timer, &mut self.runtime);
             self.collect(now);
+            // There may be several timers for one suspect, and of former suspicions.
+            if let Some(suspect) = suspect.filter(|suspect| !self.is_suspect(*suspect)) {
+                self.suspects.remove(&suspect);
+            }
         }
     }
 
     /// Until when a suspicion that would end a life now has to wait: nobody dies of whom something was heard while the
     /// suspicion lasted, before nothing has been heard for as long as a suspicion lasts. Where much is lost, the suspect's
     /// own contradiction may be, while its other words come through.
-    fn reprieve(&mut self, timer: &Timer<Identity>, now: Instant) -> Option<Instant> {
-        let Timer::ChangeSuspectToDown { member_id, .. } = timer else { return None };
-        let until = (*self.suspects.get(member_id)?).map(|heard| heard + self.timing.suspect);
-        let state = self.state(member_id.id, member_id.address);
-        let until = until.filter(|at| *at > now && state == Some((*member_id, State::Suspect)));
-        if until.is_none() {
-            self.suspects.remove(member_id);
-        }
-        until
+    fn reprieve(&self, suspect: Identity, now: Instant) -> Option<Instant> {
+        let heard = (*self.suspects.get(&suspect)?)?;
+        let until = heard + self.timing.suspect;
+        (until > now && self.is_suspect(suspect)).then_some(until)
+    }
+
+    fn is_suspect(&self, member: Identity) -> bool {
+        self.state(member.id, member.address) == Some((member, State::Suspect))
     }
 
     fn schedule(&mut self, at: Instant, timer: Timer<Identity>) {
@@ -307,37 +315,50 @@ mod tests {
         Swim::new(identity, Timing::default(), 10, number.into())
     }
 
-    #[test]
-    fn a_suspicion_ends_no_life_of_which_something_is_heard() {
-        let mut now = Instant::now();
-        let (mut judge, mut suspect) = (swim(1), swim(2));
-        let accused = suspect.identity();
-        judge.introduce(accused, now);
-        let mut go_on = |is_heard: bool, is_over: &dyn Fn(State) -> bool| {
-            let begun = now;
+    /// A node that judges another one, to which nothing gets, so that it cannot contradict.
+    struct Pair {
+        now: Instant,
+        judge: Swim,
+        suspect: Swim,
+        is_heard: bool,
+    }
+
+    impl Pair {
+        /// Goes on until the judge comes to this conclusion, for a minute at most. Returns what it was, and after how long.
+        fn until(&mut self, wanted: State) -> (State, Duration) {
+            let begun = self.now;
             loop {
-                now += Duration::from_millis(100);
-                judge.handle_timeout(now);
-                // Nothing gets to the suspect, so it cannot contradict.
-                while judge.poll_transmit().is_some() {}
-                if is_heard {
-                    suspect.announce(judge.identity(), now);
-                }
-                while let Some((_, datagram)) = suspect.poll_transmit() {
+                self.now += Duration::from_millis(100);
+                self.judge.handle_timeout(self.now);
+                while self.judge.poll_transmit().is_some() {}
+                self.suspect.announce(self.judge.identity(), self.now);
+                while let Some((_, datagram)) = self.suspect.poll_transmit() {
                     let body = &datagram[1..];
                     let (header, header_len) = SwimCodec::peek(body).unwrap();
-                    judge.handle(body, header_len, header.src, now).unwrap();
+                    if self.is_heard {
+                        self.judge.handle(body, header_len, header.src, self.now).unwrap();
+                    }
                 }
-                let (_, state) = judge.state(accused.id, accused.address).unwrap();
-                if is_over(state) || now > begun + Duration::from_secs(60) {
-                    return (state, now - begun);
+                let Identity { id, address, .. } = self.suspect.identity();
+                let (_, state) = self.judge.state(id, address).unwrap();
+                if state == wanted || self.now > begun + Duration::from_secs(60) {
+                    return (state, self.now - begun);
                 }
             }
-        };
-        assert_eq!(go_on(true, &|state| state == State::Suspect).0, State::Suspect);
-        assert_eq!(go_on(true, &|state| state == State::Down).0, State::Suspect);
-        let (state, after) = go_on(false, &|state| state == State::Down);
+        }
+    }
+
+    #[test]
+    fn a_suspicion_ends_no_life_of_which_something_is_heard() {
+        let (now, mut judge, suspect) = (Instant::now(), swim(1), swim(2));
+        judge.introduce(suspect.identity(), now);
+        let mut pair = Pair { now, judge, suspect, is_heard: true };
+        assert_eq!(pair.until(State::Suspect).0, State::Suspect, "it is asked in vain");
+        assert_eq!(pair.until(State::Down).0, State::Suspect);
+        pair.is_heard = false;
+        let (state, after) = pair.until(State::Down);
         assert_eq!(state, State::Down);
         assert!(after <= Timing::default().suspect + Duration::from_millis(200), "{after:?}");
+        assert!(pair.judge.suspects.is_empty());
     }
 }
