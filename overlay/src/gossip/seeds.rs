@@ -9,8 +9,8 @@ use super::timing::Timing;
 /// Most seed addresses; further ones are not dialled.
 pub const SEEDS_MAX: usize = 64;
 
-/// How often a seed is dialled before that slows down, twice as fast as later: a node that nobody answers goes on alone
-/// soon, and where much is lost that should not be by chance.
+/// How many dials of a seed come half of `seed_retry` apart, before the pauses grow: a node that nobody answers goes on
+/// alone soon, and where much is lost that should not be by chance.
 const FIRST_DIALS: u32 = 8;
 
 #[derive(Debug, Default)]
