@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use overlay::config::overlaps;
 use overlay::underlay::UnderlaySelector;
 
 use crate::document::Findings;
@@ -77,7 +78,7 @@ fn ranges(config: &NodeConfig, findings: &mut Findings) {
         );
     }
     for (ix, range) in ranges.iter().enumerate() {
-        if let Some(earlier) = ranges[..ix].iter().find(|earlier| overlap(**earlier, *range)) {
+        if let Some(earlier) = ranges[..ix].iter().find(|earlier| overlaps(**earlier, *range)) {
             findings.contradiction(
                 &[&entry("lease.ranges", ix)],
                 format!("lease.ranges[{ix}] = {range} overlaps with {earlier}"),
@@ -130,8 +131,8 @@ fn services(config: &NodeConfig, findings: &mut Findings) {
         .chain(pool)
         .collect();
     for (ix, (path, range)) in own.iter().enumerate() {
-        let pods = config.lease.ranges.iter().find(|pods| overlap(**pods, **range));
-        let other = own[..ix].iter().find(|(_, other)| overlap(**other, **range));
+        let pods = config.lease.ranges.iter().find(|pods| overlaps(**pods, **range));
+        let other = own[..ix].iter().find(|(_, other)| overlaps(**other, **range));
         if let Some(pods) = pods {
             findings.contradiction(
                 &[path, "lease.ranges"],
@@ -244,11 +245,6 @@ fn paths(config: &NodeConfig, findings: &mut Findings) {
 
 fn entry(path: &str, ix: usize) -> String {
     format!("{path}[{ix}]")
-}
-
-/// Whether any address is in both. Of two ranges that share an address, one contains the other.
-fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
-    one.contains(other.network()) || other.contains(one.network())
 }
 
 #[cfg(test)]

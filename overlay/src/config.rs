@@ -288,14 +288,14 @@ pub(crate) fn is_range(range: IpNetwork) -> bool {
 }
 
 /// Whether `range` contains all of `prefix`.
-pub(crate) fn covers(range: IpNetwork, prefix: IpNetwork) -> bool {
+pub fn covers(range: IpNetwork, prefix: IpNetwork) -> bool {
     range.is_ipv6() == prefix.is_ipv6()
         && range.prefix() <= prefix.prefix()
         && range.contains(prefix.network())
 }
 
 /// Whether any address is in both.
-pub(crate) fn overlaps(one: IpNetwork, other: IpNetwork) -> bool {
+pub fn overlaps(one: IpNetwork, other: IpNetwork) -> bool {
     covers(one, other) || covers(other, one)
 }
 

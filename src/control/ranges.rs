@@ -3,6 +3,7 @@
 use conf::NodeConfig;
 use conf::cluster::ClusterState;
 use ipnetwork::IpNetwork;
+use overlay::config::{covers, overlaps};
 
 /// The ranges of cluster IPs, and what is wrong with those that are declared, in words.
 ///
@@ -11,10 +12,10 @@ use ipnetwork::IpNetwork;
 pub fn of_services(config: &NodeConfig, state: &ClusterState) -> (Vec<IpNetwork>, Option<String>) {
     let (mut ranges, mut wrong): (Vec<IpNetwork>, Vec<String>) = (Vec::new(), Vec::new());
     for declared in state.service_cidrs() {
-        if let Some(pods) = config.lease.ranges.iter().find(|pods| overlap(**pods, declared)) {
+        if let Some(pods) = config.lease.ranges.iter().find(|pods| overlaps(**pods, declared)) {
             wrong.push(format!("{declared} overlaps with the pods' range {pods}"));
-        } else if !ranges.iter().any(|known| contains(*known, declared)) {
-            ranges.retain(|known| !contains(declared, *known));
+        } else if !ranges.iter().any(|known| covers(*known, declared)) {
+            ranges.retain(|known| !covers(declared, *known));
             ranges.push(declared);
         }
     }
@@ -29,14 +30,6 @@ pub fn of_services(config: &NodeConfig, state: &ClusterState) -> (Vec<IpNetwork>
         )
     });
     (ranges, problem)
-}
-
-fn contains(outer: IpNetwork, inner: IpNetwork) -> bool {
-    outer.prefix() <= inner.prefix() && outer.contains(inner.network())
-}
-
-fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
-    contains(one, other) || contains(other, one)
 }
 
 #[cfg(test)]

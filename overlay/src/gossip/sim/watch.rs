@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 
 use super::Network;
+use crate::config::overlaps;
 use crate::gossip::{Event, Gossip, Holdings, LeaseState};
 use crate::node_id::NodeId;
 use crate::pods::{LocalPod, Pod, PodMap};
@@ -411,7 +412,7 @@ impl Watch {
         let better = self.grants.iter().any(|(granted, holder, theirs)| {
             let standing = |epoch, id| Standing { fixed: false, claim: Claim::Held, epoch, id };
             let is_better = rank(standing(*theirs, *holder), standing(epoch, own)).is_gt();
-            overlap(*granted, prefix) && *holder == winner && is_better
+            overlaps(*granted, prefix) && *holder == winner && is_better
         });
         if !better {
             let what = format!(
@@ -450,7 +451,7 @@ impl Watch {
         entitled.push((prefix, epoch));
         let Some(claimed_at) = claimed_at else { return Ok(()) };
         for other in (0..self.nodes.len()).filter(|other| *other != ix) {
-            let theirs = self.nodes[other].held.iter().find(|(held, _)| overlap(*held, prefix));
+            let theirs = self.nodes[other].held.iter().find(|(held, _)| overlaps(*held, prefix));
             let Some((held, their_epoch)) = theirs.filter(|_| self.nodes[other].is_running) else {
                 continue;
             };
@@ -618,7 +619,7 @@ impl Watch {
         // Subnets overlap only with what follows them in this order, up to the first that does not.
         for (at, (prefix, one)) in leases.iter().enumerate() {
             for (other_prefix, other) in
-                leases[at + 1..].iter().take_while(|(next, _)| overlap(*next, *prefix))
+                leases[at + 1..].iter().take_while(|(next, _)| overlaps(*next, *prefix))
             {
                 if one != other {
                     let subnet =
@@ -664,7 +665,7 @@ impl Watch {
         let Some(((what, one, other), _)) = due else { return Ok(()) };
         let name = |ix: usize| network.nodes[ix].local.name.as_str();
         let epoch = |ix: usize, prefix: IpNetwork| {
-            let held = self.nodes[ix].held.iter().find(|(held, _)| overlap(*held, prefix));
+            let held = self.nodes[ix].held.iter().find(|(held, _)| overlaps(*held, prefix));
             held.map_or(0, |(_, epoch)| *epoch)
         };
         let (one, other) = (*one, *other);
@@ -783,10 +784,9 @@ impl Watch {
         let disputed = (0..self.nodes.len()).any(|third| {
             third != other
                 && self.nodes[third].is_running
-                && self.nodes[third].held.iter().any(|(held, _)| overlap(*held, prefix))
+                && self.nodes[third].held.iter().any(|(held, _)| overlaps(*held, prefix))
         });
-        let shares = shares_address(network, ix) || shares_address(network, other);
-        if undisturbed && holds && !leaving && !disputed && !shares {
+        if undisturbed && holds && !leaving && !disputed {
             let what = format!(
                 "{} routes {prefix} to {} no more, though nothing is wrong between them",
                 network.nodes[ix].local.name, network.nodes[other].local.name
@@ -971,10 +971,6 @@ impl Watch {
     ) -> Result<T, Violation> {
         Err(Violation { at: network.elapsed(), invariant, what })
     }
-}
-
-fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
-    one.contains(other.network()) || other.contains(one.network())
 }
 
 /// Whether another process has this one's underlay address, too, and so gets a part of what is sent to it: nobody can
